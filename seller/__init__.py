@@ -1,0 +1,1 @@
+"""Earn: price book, verification, reservations, settlement, ASGI middleware and proxy."""
