@@ -1,0 +1,57 @@
+"""What every command shares: one JSON document or a human text on stdout, errors and progress on stderr, exit codes.
+
+`NO_COLOR` and a stdout that is no terminal turn colour off (rich does both).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+
+from contracts.errors import FareboxError
+
+__all__ = ["error_document", "exit_on_error", "out", "print_document", "progress"]
+
+out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_document(document: Any, *, as_json: bool, human: Callable[[], None]) -> None:
+    """Print `document` as the run's one JSON document, or call `human` to print for a person."""
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+        sys.stdout.flush()
+    else:
+        human()
+
+
+def error_document(error: FareboxError) -> dict[str, Any]:
+    """Return what `--json` prints for a failure."""
+    return {"ok": False, "error": {"code": error.code, "message": error.message, "remedy": error.advice}}
+
+
+@contextmanager
+def exit_on_error(*, as_json: bool) -> Iterator[None]:
+    """Turn a `FareboxError` into one readable line (or one JSON document) and its exit code; anything else is a bug."""
+    try:
+        yield
+    except FareboxError as error:
+        if as_json:
+            print_document(error_document(error), as_json=True, human=lambda: None)
+        else:
+            _err.print(f"[bold red]{escape(error.code)}[/]: {escape(error.message)}")
+            _err.print(f"[dim]{escape(error.advice)}[/]")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is happening now, so that stdout stays one document."""
+    _err.print(f"[dim]{escape(text)}[/]")

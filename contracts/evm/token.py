@@ -1,0 +1,153 @@
+"""Reads of an EIP-3009 token and of its payers, batched into one round trip where they belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.address import Address, address_text
+from contracts.errors import ChainUnavailable
+from contracts.evm.rpc import Rpc, RpcRefused
+from contracts.keccak import keccak
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, AUTHORIZATION_USED_TOPIC
+from contracts.typed_data import word_of_address
+
+__all__ = ["Head", "PayerFacts", "Token", "TokenFacts", "call_object", "read_head"]
+
+_BALANCE_OF = keccak(b"balanceOf(address)")[:4]
+_AUTHORIZATION_STATE = keccak(b"authorizationState(address,bytes32)")[:4]
+_DOMAIN_SEPARATOR = keccak(b"DOMAIN_SEPARATOR()")[:4]
+_DECIMALS = keccak(b"decimals()")[:4]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The latest block: its number, and its timestamp, which is the time the chain judges validity by."""
+
+    number: int
+    timestamp_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayerFacts:
+    """What the chain says of a payer: spendable balance, and whether it is a contract (EIP-7702 included)."""
+
+    balance_atomic: int
+    has_code: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """What the chain says of a token. `domain_separator` and `decimals` are None when the token does not tell them."""
+
+    chain_id: int
+    has_code: bool
+    domain_separator: bytes | None
+    decimals: int | None
+
+
+def call_object(to: Address, data: bytes) -> dict[str, str]:
+    """Return the first parameter of `eth_call`."""
+    return {"to": address_text(to), "data": "0x" + data.hex()}
+
+
+async def read_head(rpc: Rpc) -> Head:
+    """Return number and timestamp of the latest block. Raises `ChainUnavailable`."""
+    block = await rpc.call("eth_getBlockByNumber", "latest", False)
+    try:
+        return Head(int(block["number"], 16), int(block["timestamp"], 16))
+    except (TypeError, KeyError, ValueError):
+        raise ChainUnavailable("eth_getBlockByNumber: the answer is not a block") from None
+
+
+class Token:
+    """An EIP-3009 token on the chain behind `rpc`. Every method raises `ChainUnavailable` when no endpoint answers."""
+
+    def __init__(self, rpc: Rpc, address: Address) -> None:
+        self._rpc = rpc
+        self.address = address
+
+    async def facts(self) -> TokenFacts:
+        """Return what must be true before anything is signed for this token."""
+        chain_id, code, separator, decimals = await self._rpc.batch(
+            [
+                ("eth_chainId", []),
+                ("eth_getCode", [address_text(self.address), "latest"]),
+                ("eth_call", [call_object(self.address, _DOMAIN_SEPARATOR), "latest"]),
+                ("eth_call", [call_object(self.address, _DECIMALS), "latest"]),
+            ]
+        )
+        return TokenFacts(
+            chain_id=_integer(chain_id, "eth_chainId"),
+            has_code=_bytes(code, "eth_getCode") != b"",
+            domain_separator=_word(separator),
+            decimals=None if (word := _word(decimals)) is None else int.from_bytes(word, "big"),
+        )
+
+    async def payer_facts(self, payer: Address) -> PayerFacts:
+        """Return balance and code presence of `payer` in one round trip."""
+        balance, code = await self._rpc.batch(
+            [
+                ("eth_call", [call_object(self.address, _BALANCE_OF + word_of_address(payer)), "latest"]),
+                ("eth_getCode", [address_text(payer), "latest"]),
+            ]
+        )
+        return PayerFacts(_integer(balance, "balanceOf"), _bytes(code, "eth_getCode") != b"")
+
+    async def balance_of(self, owner: Address) -> int:
+        """Return the atomic balance of `owner`."""
+        data = _BALANCE_OF + word_of_address(owner)
+        return _integer(await self._rpc.call("eth_call", call_object(self.address, data), "latest"), "balanceOf")
+
+    async def used_nonces(self, payer: Address, nonces: list[bytes]) -> list[bool]:
+        """Return, for each 32-byte nonce, whether the token holds it used or revoked (`authorizationState`)."""
+        head = _AUTHORIZATION_STATE + word_of_address(payer)
+        states = await self._rpc.batch(
+            [("eth_call", [call_object(self.address, head + nonce), "latest"]) for nonce in nonces]
+        )
+        return [_integer(state, "authorizationState") != 0 for state in states]
+
+    async def nonce_events(self, payer: Address, nonce: bytes, from_block: int = 0) -> list[dict[str, Any]]:
+        """Return the AuthorizationUsed and AuthorizationCanceled logs of one nonce, oldest first."""
+        logs = await self._rpc.call(
+            "eth_getLogs",
+            {
+                "address": address_text(self.address),
+                "fromBlock": hex(from_block),
+                "toBlock": "latest",
+                "topics": [
+                    [AUTHORIZATION_USED_TOPIC, AUTHORIZATION_CANCELED_TOPIC],
+                    "0x" + word_of_address(payer).hex(),
+                    "0x" + nonce.hex(),
+                ],
+            },
+        )
+        if not isinstance(logs, list):
+            raise ChainUnavailable("eth_getLogs: the answer is not a list")
+        return logs
+
+
+def _bytes(value: Any, what: str) -> bytes:
+    if isinstance(value, RpcRefused):
+        raise ChainUnavailable(f"{what}: {value.message}")
+    try:
+        return bytes.fromhex(value.removeprefix("0x"))
+    except (AttributeError, ValueError):
+        raise ChainUnavailable(f"{what}: the answer is not hex") from None
+
+
+def _integer(value: Any, what: str) -> int:
+    if isinstance(value, RpcRefused):
+        raise ChainUnavailable(f"{what}: {value.message}")
+    try:
+        return int(value, 16)
+    except (TypeError, ValueError):
+        raise ChainUnavailable(f"{what}: the answer is not a number") from None
+
+
+def _word(value: Any) -> bytes | None:
+    """Return a 32-byte answer, or None where the contract has no such function."""
+    if isinstance(value, RpcRefused):
+        return None
+    data = _bytes(value, "eth_call")
+    return data if len(data) == 32 else None

@@ -1,0 +1,33 @@
+"""Every limit the agreements set, in one place: name, unit, reason."""
+
+from __future__ import annotations
+
+# A real payment header is about 1.2 kB; extensions multiply it. Intermediaries drop more than 16 kB anyway.
+HEADER_BYTES_MAX = 16 * 1024
+# A 402 body holds a handful of offers; anything larger is an attack on the reader's memory.
+BODY_402_BYTES_MAX = 64 * 1024
+# Offers one 402 may list before a reader stops looking.
+OFFERS_MAX = 32
+# Decimal digits of a uint256.
+UINT_DIGITS_MAX = 78
+# An ERC-6492 wrapped signature carries a factory call; more than this is not a signature.
+SIGNATURE_BYTES_MAX = 4096
+# Verifiers want an authorization to outlive the request by this much (official SDK: 6 s).
+EXPIRY_MARGIN_S = 6
+# A validity window longer than this is refused by buyers: it would outlive every budget.
+VALIDITY_S_MAX = 90 * 86_400
+
+# One RPC request, from connect to last byte.
+RPC_TIMEOUT_S = 10.0
+RPC_CONNECT_TIMEOUT_S = 3.0
+# Largest RPC answer that is read; a batch of receipts stays far below.
+RPC_ANSWER_BYTES_MAX = 16 * 1024 * 1024
+# Requests put into one JSON-RPC batch; public endpoints refuse more.
+RPC_BATCH_MAX = 100
+
+# How long a writer waits for another process's transaction before it gives up.
+STORE_BUSY_TIMEOUT_S = 5.0
+# Writes waiting for the next group commit.
+STORE_QUEUE_MAX = 4096
+# Writes joined into one commit; bounds the latency of the first.
+STORE_GROUP_MAX = 256

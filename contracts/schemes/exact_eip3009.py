@@ -1,0 +1,203 @@
+"""EIP-3009 `exact`: the payer signs one transfer, to one payee, for one amount.
+
+Nothing in the signed message names a request or a URL; the (token, payer, nonce) of an authorization is burnt by the
+token when anybody submits it, and the money can reach only `payee`. Sources: EIP-3009, EIP-712, x402 scheme `exact`
+(EVM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from contracts.address import ZERO, Address, address_text
+from contracts.errors import (
+    AmountMismatch,
+    InvalidSignature,
+    PaymentExpired,
+    PaymentNotYetValid,
+    RecipientMismatch,
+)
+from contracts.fields import wire_address, wire_bytes32, wire_uint256
+from contracts.keccak import keccak
+from contracts.offers import Offer
+from contracts.signature import parse_signature, recover, vrs
+from contracts.typed_data import Domain, domain_separator, signing_digest, word_of_address, word_of_uint
+from contracts.wire import decode_json
+
+__all__ = [
+    "AUTHORIZATION_CANCELED_TOPIC",
+    "AUTHORIZATION_USED_TOPIC",
+    "TRANSFER_TOPIC",
+    "Authorization",
+    "cancel_call",
+    "cancel_digest",
+    "check",
+    "decode_payload",
+    "digest",
+    "encode_payload",
+    "settle_call",
+    "was_paid",
+]
+
+_TYPE_HASH = keccak(
+    b"TransferWithAuthorization(address from,address to,uint256 value,"
+    b"uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+)
+_CANCEL_TYPE_HASH = keccak(b"CancelAuthorization(address authorizer,bytes32 nonce)")
+_SETTLE_SELECTOR = keccak(
+    b"transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)"
+)[:4]
+_CANCEL_SELECTOR = keccak(b"cancelAuthorization(address,bytes32,uint8,bytes32,bytes32)")[:4]
+
+TRANSFER_TOPIC = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
+AUTHORIZATION_USED_TOPIC = "0x" + keccak(b"AuthorizationUsed(address,bytes32)").hex()
+AUTHORIZATION_CANCELED_TOPIC = "0x" + keccak(b"AuthorizationCanceled(address,bytes32)").hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """What the payer signs. Times are unix seconds; the chain wants validAfter < now < validBefore, strictly."""
+
+    payer: Address
+    payee: Address
+    value_atomic: int
+    valid_after_s: int
+    valid_before_s: int
+    nonce: bytes
+
+
+class _WireAuthorization(msgspec.Struct, rename="camel"):
+    from_: str = msgspec.field(name="from")
+    to: str
+    value: str
+    valid_after: str
+    valid_before: str
+    nonce: str
+
+
+class _WirePayload(msgspec.Struct):
+    signature: str
+    authorization: _WireAuthorization
+
+
+def decode_payload(payload: bytes | msgspec.Raw) -> tuple[Authorization, bytes]:
+    """Return the authorization and signature bytes in a payment's `payload` JSON. Raises `MalformedMessage`."""
+    wire = decode_json(bytes(payload), _WirePayload, "payload")
+    stated = wire.authorization
+    authorization = Authorization(
+        payer=wire_address(stated.from_, "payload.authorization.from"),
+        payee=wire_address(stated.to, "payload.authorization.to"),
+        value_atomic=wire_uint256(stated.value, "payload.authorization.value"),
+        valid_after_s=wire_uint256(stated.valid_after, "payload.authorization.validAfter"),
+        valid_before_s=wire_uint256(stated.valid_before, "payload.authorization.validBefore"),
+        nonce=wire_bytes32(stated.nonce, "payload.authorization.nonce"),
+    )
+    return authorization, parse_signature(wire.signature)
+
+
+def encode_payload(authorization: Authorization, signature: bytes) -> dict[str, Any]:
+    """Return the `payload` member of a payment: numbers as decimal strings, bytes as 0x hex."""
+    return {
+        "signature": "0x" + signature.hex(),
+        "authorization": {
+            "from": address_text(authorization.payer),
+            "to": address_text(authorization.payee),
+            "value": str(authorization.value_atomic),
+            "validAfter": str(authorization.valid_after_s),
+            "validBefore": str(authorization.valid_before_s),
+            "nonce": "0x" + authorization.nonce.hex(),
+        },
+    }
+
+
+def digest(authorization: Authorization, domain: Domain) -> bytes:
+    """Return the 32-byte EIP-712 digest the payer signed."""
+    struct_hash = keccak(
+        b"".join(
+            (
+                _TYPE_HASH,
+                word_of_address(authorization.payer),
+                word_of_address(authorization.payee),
+                word_of_uint(authorization.value_atomic),
+                word_of_uint(authorization.valid_after_s),
+                word_of_uint(authorization.valid_before_s),
+                authorization.nonce,
+            )
+        )
+    )
+    return signing_digest(domain_separator(domain), struct_hash)
+
+
+def cancel_digest(payer: Address, nonce: bytes, domain: Domain) -> bytes:
+    """Return the digest with which the payer revokes an unused authorization; anybody may submit it."""
+    return signing_digest(domain_separator(domain), keccak(_CANCEL_TYPE_HASH + word_of_address(payer) + nonce))
+
+
+def check(authorization: Authorization, signature: bytes, offer: Offer, now_s: int, margin_s: int) -> None:
+    """Raise the first `PaymentRefused` leaf that applies; cheap checks first, no I/O, no clock.
+
+    `margin_s` is how long the authorization must stay valid after `now_s`. The payer is taken to be an account
+    without code; a payer with code is for the chain to judge.
+    """
+    if authorization.payee != offer.pay_to:
+        raise RecipientMismatch(f"payload.authorization.to: pays {address_text(authorization.payee)}, not our payTo")
+    if authorization.value_atomic != offer.amount_atomic:
+        raise AmountMismatch(
+            f"payload.authorization.value: the price is {offer.amount_atomic}, got {authorization.value_atomic}"
+        )
+    if authorization.valid_before_s < now_s + margin_s:
+        raise PaymentExpired(f"payload.authorization.validBefore: must be at least {margin_s} s ahead")
+    if authorization.valid_after_s > now_s:
+        raise PaymentNotYetValid("payload.authorization.validAfter: lies in the future")
+    if authorization.payer == ZERO:
+        raise InvalidSignature("payload.authorization.from: the zero address signs nothing")
+    if recover(digest(authorization, offer.domain), signature) != authorization.payer:
+        raise InvalidSignature("payload.signature: not made by `from` over these terms in the token's domain")
+
+
+def settle_call(authorization: Authorization, signature: bytes) -> bytes:
+    """Return calldata of the token's `transferWithAuthorization` in its (v, r, s) form, for a payer without code."""
+    v, r, s = vrs(signature)
+    return b"".join(
+        (
+            _SETTLE_SELECTOR,
+            word_of_address(authorization.payer),
+            word_of_address(authorization.payee),
+            word_of_uint(authorization.value_atomic),
+            word_of_uint(authorization.valid_after_s),
+            word_of_uint(authorization.valid_before_s),
+            authorization.nonce,
+            word_of_uint(v),
+            r,
+            s,
+        )
+    )
+
+
+def cancel_call(payer: Address, nonce: bytes, signature: bytes) -> bytes:
+    """Return calldata of `cancelAuthorization` with a signature over `cancel_digest`."""
+    v, r, s = vrs(signature)
+    return b"".join((_CANCEL_SELECTOR, word_of_address(payer), nonce, word_of_uint(v), r, s))
+
+
+def was_paid(logs: Iterable[dict[str, Any]], authorization: Authorization, token: Address) -> bool:
+    """Tell whether one transaction's `logs` (JSON-RPC objects) burnt the nonce *and* moved exactly the value.
+
+    Both events are needed: a token may burn the nonce of a failed transfer, and a plain transfer of the same value
+    proves nothing about this authorization.
+    """
+    payer, payee = ("0x" + word_of_address(party).hex() for party in (authorization.payer, authorization.payee))
+    used = moved = False
+    for log in logs:
+        if str(log["address"]).lower() != "0x" + token.hex():
+            continue
+        topics = [str(topic).lower() for topic in log["topics"]]
+        if topics == [AUTHORIZATION_USED_TOPIC, payer, "0x" + authorization.nonce.hex()]:
+            used = True
+        elif topics == [TRANSFER_TOPIC, payer, payee] and int(str(log["data"]), 16) == authorization.value_atomic:
+            moved = True
+    return used and moved

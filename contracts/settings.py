@@ -1,0 +1,124 @@
+"""Strict YAML settings: unknown keys are refused, with their line and the nearest known key.
+
+The model is a pydantic class; this module only adds what a person editing a file needs: where, what, and what instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from contracts.errors import ConfigInvalid
+
+__all__ = ["StrictModel", "load_settings"]
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+# A settings file is read by people; a larger one is a mistake or an attack.
+_FILE_BYTES_MAX = 1024 * 1024
+
+
+class StrictModel(pydantic.BaseModel):
+    """A settings section: unknown keys refused, no silent conversion between types, immutable once read."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def load_settings(path: Path, model: type[M]) -> M:
+    """Return the settings in a YAML file. Raises `ConfigInvalid` naming file, line, key, and what was expected."""
+    try:
+        if path.stat().st_size > _FILE_BYTES_MAX:
+            raise ConfigInvalid(f"{path}: larger than {_FILE_BYTES_MAX} bytes")
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    return parse_settings(text, model, str(path))
+
+
+def parse_settings(text: str, model: type[M], origin: str) -> M:
+    """Return the settings in YAML `text`; `origin` names it in errors."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicate_keys(node, origin)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        raise ConfigInvalid(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigInvalid(f"{origin}: expected `key: value` lines")
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        problems = [_problem(detail, node, model, origin) for detail in error.errors(include_url=False)]
+        raise ConfigInvalid("\n".join(problems)) from None
+
+
+def _problem(detail: Any, node: yaml.Node | None, model: type[pydantic.BaseModel], origin: str) -> str:
+    location = tuple(detail["loc"])
+    line = _line_of(node, location)
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _known_keys(model), n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
+        return f"{origin}:{line}: `{key}` is not a setting{hint}"
+    if detail["type"] == "missing":
+        return f"{origin}:{line}: `{key}` is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{origin}:{line}: `{key}`: {message}"
+
+
+def _known_keys(model: type[pydantic.BaseModel]) -> list[str]:
+    """Return every key of the model and of the models inside it."""
+    names: list[str] = []
+    stack: list[type[pydantic.BaseModel]] = [model]
+    seen: set[type[pydantic.BaseModel]] = set()
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        for name, info in current.model_fields.items():
+            names.append(info.alias or name)
+            stack += _models_in(info.annotation)
+    return names
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _line_of(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
+    """Return the line of the deepest node on the way to `location`."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                continue
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _refuse_duplicate_keys(node: yaml.Node | None, origin: str) -> None:
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in current.value:
+                if key.value in seen:
+                    raise ConfigInvalid(f"{origin}:{key.start_mark.line + 1}: `{key.value}` is set twice")
+                seen.add(key.value)
+                stack.append(value)
+        elif isinstance(current, yaml.SequenceNode):
+            stack += current.value

@@ -1,0 +1,86 @@
+"""secp256k1 signatures: make them from a key, recover the signer, refuse every malleable form.
+
+libsecp256k1 (through coincurve) is a hard requirement, without fallback: a pure-Python curve is 200 times slower.
+Sources: EIP-2 (low s), EIP-3009 reference token (v 27/28), SEC 2 (curve order).
+"""
+
+from __future__ import annotations
+
+import re
+
+from coincurve import PrivateKey, PublicKey
+
+from contracts.address import Address
+from contracts.errors import InvalidSignature, MalformedMessage, SignerFailed
+from contracts.keccak import keccak
+from contracts.limits import SIGNATURE_BYTES_MAX
+
+__all__ = ["SigningKey", "parse_signature", "recover", "vrs"]
+
+_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_LOW_S_MAX = (_ORDER // 2).to_bytes(32, "big")
+_ZERO_WORD = bytes(32)
+_HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
+_RECOVERY_ID = {0: b"\x00", 1: b"\x01", 27: b"\x00", 28: b"\x01"}
+
+
+class SigningKey:
+    """A private key in memory. Only signers and settlers hold one; the gateway never does."""
+
+    __slots__ = ("_key", "address")
+
+    def __init__(self, secret: bytes) -> None:
+        """Take the 32 secret bytes. Raises `SignerFailed` for zero or a value past the curve order."""
+        try:
+            self._key = PrivateKey(secret)
+        except ValueError:
+            raise SignerFailed("the key is not a valid secp256k1 secret of 32 bytes") from None
+        self.address = _address_of(self._key.public_key)
+
+    def sign(self, digest: bytes) -> bytes:
+        """Return r ‖ s ‖ v (65 bytes, low s, v 27 or 28) over a 32-byte digest. Deterministic (RFC 6979)."""
+        signed = self._key.sign_recoverable(digest, hasher=None)
+        return signed[:64] + bytes((27 + signed[64],))
+
+    def __repr__(self) -> str:
+        return f"SigningKey(0x{self.address.hex()})"
+
+
+def parse_signature(text: object, field: str = "payload.signature") -> bytes:
+    """Return the bytes of a hex signature of any length up to the cap. Raises `MalformedMessage`."""
+    if not isinstance(text, str) or len(text) > 2 + 2 * SIGNATURE_BYTES_MAX or not _HEX.fullmatch(text):
+        raise MalformedMessage(f"{field}: expected 0x and an even number of hex digits")
+    return bytes.fromhex(text[2:])
+
+
+def recover(digest: bytes, signature: bytes) -> Address:
+    """Return the address whose key signed the 32-byte `digest`.
+
+    Accepts 65 bytes with v in {0, 1, 27, 28}. Raises `InvalidSignature` for any other length or v, for r or s zero,
+    and for high s, which the token would refuse on chain.
+    """
+    if len(signature) != 65:
+        raise InvalidSignature(f"signature: expected 65 bytes, got {len(signature)}")
+    recovery_id = _RECOVERY_ID.get(signature[64])
+    if recovery_id is None:
+        raise InvalidSignature(f"signature: v must be 27 or 28, got {signature[64]}")
+    s = signature[32:64]
+    if s > _LOW_S_MAX:
+        raise InvalidSignature("signature: s lies in the upper half of the curve order, which tokens refuse")
+    if s == _ZERO_WORD or signature[:32] == _ZERO_WORD:
+        raise InvalidSignature("signature: r and s must not be zero")
+    try:
+        public_key = PublicKey.from_signature_and_message(signature[:64] + recovery_id, digest, hasher=None)
+    except Exception:  # noqa: BLE001 - coincurve raises bare Exception when no point fits
+        raise InvalidSignature("signature: no public key fits it") from None
+    return _address_of(public_key)
+
+
+def vrs(signature: bytes) -> tuple[int, bytes, bytes]:
+    """Split 65 checked bytes into (v 27/28, r, s), the form `transferWithAuthorization` takes."""
+    v = signature[64]
+    return (v if v >= 27 else v + 27), signature[:32], signature[32:64]
+
+
+def _address_of(public_key: PublicKey) -> Address:
+    return Address(keccak(public_key.format(compressed=False)[1:])[12:])
