@@ -68,8 +68,8 @@ class DevAccount:
 class Devnet:
     """A running local chain. Use as a context manager, or call `start` and `stop`.
 
-    `block_time_s` mines on that interval; without it every transaction is mined at once. `state_file` keeps the
-    chain from one run to the next. `log_file` keeps anvil's log, which otherwise goes with the chain.
+    `port` 0 takes a free one. `block_time_s` mines on that interval (our own minting and deploying never waits for it);
+    without it every transaction is mined at once. `state_file` keeps the chain from one run to the next. `log_file` keeps anvil's log, which otherwise goes with the chain.
     Starting raises `ToolMissing` or `DevnetFailed`.
     """
 
@@ -77,6 +77,7 @@ class Devnet:
         self,
         *,
         chain_id: int = 31337,
+        port: int = 0,
         block_time_s: float | None = None,
         state_file: Path | None = None,
         log_file: Path | None = None,
@@ -86,6 +87,7 @@ class Devnet:
         self.token = address_text(_TOKEN)
         self.accounts: list[DevAccount] = []
         self.rpc_url = ""
+        self._port = port
         self._block_time_s = block_time_s
         self._state_file = state_file
         self._log_file = log_file
@@ -187,10 +189,11 @@ class Devnet:
 
     def deploy(self, artifact_name: str, *constructor_args: object) -> str:
         """Deploy a committed artifact and return its checksummed address. Raises `UsageError` or `DeployFailed`."""
-        return deploy(self.rpc_url, address_text(_OWNER), artifact_name, *constructor_args)
+        owner = address_text(_OWNER)
+        return deploy(self.rpc_url, owner, artifact_name, *constructor_args, after_sending=self._mine_if_slow)
 
     def _options(self) -> list[str]:
-        options = ["--host", "127.0.0.1", "--port", "0", "--hardfork", "prague"]
+        options = ["--host", "127.0.0.1", "--port", str(self._port), "--hardfork", "prague"]
         options += ["--chain-id", str(self.chain_id), "--accounts", str(_ACCOUNTS), "--mnemonic", _PHRASE]
         if self._block_time_s is not None:
             options += ["--block-time", str(self._block_time_s)]
@@ -216,8 +219,7 @@ class Devnet:
     def _as_owner(self, signature: bytes, arguments: bytes = b"") -> None:
         data = "0x" + (keccak(signature)[:4] + arguments).hex()
         transaction = self.rpc("eth_sendTransaction", {"from": address_text(_OWNER), "to": self.token, "data": data})
-        if self._block_time_s is not None:
-            self.mine()
+        self._mine_if_slow()
         deadline = time.monotonic() + _RECEIPT_TIMEOUT_S
         while (receipt := self.rpc("eth_getTransactionReceipt", transaction)) is None:
             if time.monotonic() > deadline:
@@ -225,6 +227,10 @@ class Devnet:
             time.sleep(_POLL_S)
         if receipt["status"] != "0x1":
             raise DevnetFailed(f"{signature.decode()}: reverted")
+
+    def _mine_if_slow(self) -> None:
+        if self._block_time_s is not None:
+            self.mine()
 
 
 def _word(address: str) -> bytes:

@@ -1,0 +1,78 @@
+"""`farebox devnet`: a local chain to practise on, with funded keys in files."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contracts.console import exit_on_error, out, print_document
+from contracts.errors import UsageError
+
+__all__ = ["devnet"]
+
+# What the practice wallet starts with: 100 test dollars.
+_BUYER_ATOMIC = 100_000_000
+
+
+def devnet(
+    port: Annotated[int, typer.Option(help="Port of the chain's RPC on 127.0.0.1.")] = 8545,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the key files are written.")] = Path("devnet"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Start a local chain to practise on, and stay until interrupted.
+
+    Anvil with a USDC-shaped test dollar, Multicall3 and Permit2 in place. Writes buyer.key (a wallet with 100 test
+    dollars) and settler.key (an account with gas) into --dir. Everybody knows these keys: never use them elsewhere.
+    """
+    with exit_on_error(as_json=as_json):
+        from contracts.evm.devnet import Devnet
+
+        with Devnet(port=port) as chain:
+            buyer, settler, payee = chain.accounts[:3]
+            chain.mint(buyer.address, _BUYER_ATOMIC)
+            keys = {"buyer.key": buyer.key, "settler.key": settler.key}
+            for name, key in keys.items():
+                _write_key(folder / name, key)
+            document = {
+                "ok": True,
+                "rpc": chain.rpc_url,
+                "network": chain.network,
+                "token": chain.token,
+                "buyer": {"address": buyer.address, "key_file": str(folder / "buyer.key")},
+                "settler": {"address": settler.address, "key_file": str(folder / "settler.key")},
+                "pay_to": payee.address,
+            }
+            print_document(document, as_json=as_json, human=lambda: _tell(document))
+            _wait_for_interrupt()
+
+
+def _tell(document: dict[str, object]) -> None:
+    out.print("[bold]A local chain is running.[/] Ctrl-C ends it and forgets everything on it.")
+    for label in ("rpc", "network", "token", "pay_to"):
+        out.print(f"  {label:8} {document[label]}")
+    for role in ("buyer", "settler"):
+        account = document[role]
+        assert isinstance(account, dict)
+        out.print(f"  {role:8} {account['address']}  key in {account['key_file']}")
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    """Write a practice key with mode 0600, but never over a file that holds anything else."""
+    text = "0x" + key.hex() + "\n"
+    if path.exists() and path.read_text() != text:
+        raise UsageError(f"{path} holds another key; it is left alone", remedy="choose another --dir")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(text)
+
+
+def _wait_for_interrupt() -> None:
+    ended = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: ended.set())
+    ended.wait()
