@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from contracts.errors import LocalError
 from contracts.evm.artifact import load_artifact
 
@@ -18,11 +20,18 @@ class DeployFailed(LocalError):
     remedy = "check the constructor arguments against the contract's abi"
 
 
-def deploy(rpc_url: str, sender: str, artifact_name: str, *constructor_args: object) -> str:
+def deploy(
+    rpc_url: str,
+    sender: str,
+    artifact_name: str,
+    *constructor_args: object,
+    after_sending: Callable[[], None] = lambda: None,
+) -> str:
     """Deploy one artifact from `sender`, an account that the node signs for; return its checksummed address.
 
-    Raises `UsageError` for an unknown artifact and `DeployFailed` when the arguments do not fit, the constructor
-    reverts or no receipt comes in time.
+    `after_sending` is called before the wait for the receipt; a chain that mines on demand mines there. Raises
+    `UsageError` for an unknown artifact and `DeployFailed` when the arguments do not fit, the constructor reverts or
+    no receipt comes in time.
     """
     from web3 import HTTPProvider, Web3
     from web3.exceptions import Web3Exception
@@ -32,6 +41,7 @@ def deploy(rpc_url: str, sender: str, artifact_name: str, *constructor_args: obj
     contract = web3.eth.contract(abi=artifact.abi, bytecode=artifact.bytecode)
     try:
         transaction = contract.constructor(*constructor_args).transact({"from": Web3.to_checksum_address(sender)})
+        after_sending()
         receipt = web3.eth.wait_for_transaction_receipt(transaction, _RECEIPT_TIMEOUT_S, _RECEIPT_POLL_S)
     except (Web3Exception, TypeError) as error:
         raise DeployFailed(f"{artifact_name}: {error}") from error

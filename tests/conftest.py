@@ -1,0 +1,24 @@
+"""Fixtures every room shares: the local chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from contracts.evm.devnet import Devnet
+
+
+@pytest.fixture(scope="session")
+def devnet() -> Iterator[Devnet]:
+    """One anvil for the whole run. Take `chain` instead where a test changes anything on it."""
+    with Devnet() as running:
+        yield running
+
+
+@pytest.fixture
+def chain(devnet: Devnet) -> Iterator[Devnet]:
+    """The shared local chain, put back to where it was when the test ends."""
+    before = devnet.snapshot()
+    yield devnet
+    devnet.revert(before)
