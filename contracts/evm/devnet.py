@@ -70,8 +70,7 @@ class Devnet:
 
     `port` 0 takes a free one. `block_time_s` mines on that interval (our own minting and deploying never waits for it);
     without it every transaction is mined at once. `state_file` keeps the chain from one run to the next. `log_file`
-    keeps anvil's log, which otherwise goes with the chain.
-    Starting raises `ToolMissing` or `DevnetFailed`.
+    keeps anvil's log, which otherwise goes with the chain. Starting raises `ToolMissing` or `DevnetFailed`.
     """
 
     def __init__(
