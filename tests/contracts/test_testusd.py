@@ -332,9 +332,9 @@ def test_a_blocked_side_stops_the_payment_until_it_is_unblocked(
     assert settles(chain, TRANSFER_BYTES, *payment.arguments(), signature)
 
 
-def test_a_blocked_spender_cannot_move_an_allowance(chain: Devnet, payer: DevAccount) -> None:
+def test_a_blocked_spender_cannot_move_even_an_unlimited_allowance(chain: Devnet, payer: DevAccount) -> None:
     spender = chain.accounts[3].address
-    assert settles(chain, "approve(address,uint256)", spender, 50, sender=payer.address)
+    assert settles(chain, "approve(address,uint256)", spender, 2**256 - 1, sender=payer.address)
     chain.set_blocked(spender, True)
     move = ("transferFrom(address,address,uint256)", payer.address, chain.accounts[4].address, 50)
     assert refusal(chain, *move, sender=spender) == "AccountBlacklisted"
