@@ -111,7 +111,8 @@ class MiniLM:
         scores = query @ key.transpose(0, 2, 1) / np.float32(head**0.5)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
-        return (scores @ value).transpose(1, 0, 2).reshape(tokens, width)
+        attended: Array = (scores @ value).transpose(1, 0, 2).reshape(tokens, width)
+        return attended
 
     def _dense(self, state: Array, name: str) -> Array:
         product: Array = state @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
