@@ -14,12 +14,20 @@ import yaml
 
 from contracts.errors import ConfigInvalid
 
-__all__ = ["StrictModel", "load_settings"]
+__all__ = ["SettingInvalid", "StrictModel", "load_settings", "parse_settings"]
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
 # A settings file is read by people; a larger one is a mistake or an attack.
 _FILE_BYTES_MAX = 1024 * 1024
+
+
+class SettingInvalid(ValueError):
+    """Raised by a model's own validator for a setting deeper inside it: `location` leads to the key, as ("routes", 0)."""
+
+    def __init__(self, location: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class StrictModel(pydantic.BaseModel):
@@ -59,7 +67,8 @@ def parse_settings(text: str, model: type[M], origin: str) -> M:
 
 
 def _problem(detail: Any, node: yaml.Node | None, model: type[pydantic.BaseModel], origin: str) -> str:
-    location = tuple(detail["loc"])
+    cause = detail.get("ctx", {}).get("error")
+    location = (*detail["loc"], *(cause.location if isinstance(cause, SettingInvalid) else ()))
     line = _line_of(node, location)
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
