@@ -30,9 +30,10 @@ class SigningKey:
     __slots__ = ("_key", "address")
 
     def __init__(self, secret: bytes) -> None:
-        """Take the 32 secret bytes. Raises `SignerFailed` for zero or a value past the curve order."""
+        """Take the 32 secret bytes. Raises `SignerFailed` for another length, zero, or a value past the curve order."""
+        # coincurve would pad a truncated secret to another, valid key.
         try:
-            self._key = PrivateKey(secret)
+            self._key = PrivateKey(secret if len(secret) == 32 else b"")
         except ValueError:
             raise SignerFailed("the key is not a valid secp256k1 secret of 32 bytes") from None
         self.address = _address_of(self._key.public_key)

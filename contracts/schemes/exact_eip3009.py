@@ -191,6 +191,7 @@ def was_paid(logs: Iterable[dict[str, Any]], authorization: Authorization, token
     proves nothing about this authorization.
     """
     payer, payee = ("0x" + word_of_address(party).hex() for party in (authorization.payer, authorization.payee))
+    value = "0x" + word_of_uint(authorization.value_atomic).hex()
     used = moved = False
     for log in logs:
         if str(log["address"]).lower() != "0x" + token.hex():
@@ -198,6 +199,6 @@ def was_paid(logs: Iterable[dict[str, Any]], authorization: Authorization, token
         topics = [str(topic).lower() for topic in log["topics"]]
         if topics == [AUTHORIZATION_USED_TOPIC, payer, "0x" + authorization.nonce.hex()]:
             used = True
-        elif topics == [TRANSFER_TOPIC, payer, payee] and int(str(log["data"]), 16) == authorization.value_atomic:
+        elif topics == [TRANSFER_TOPIC, payer, payee] and str(log["data"]).lower() == value:
             moved = True
     return used and moved
