@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -326,7 +327,12 @@ def test_only_the_burnt_nonce_and_the_exact_transfer_together_count_as_paid(
 
 def send(chain: Devnet, data: bytes) -> dict[str, Any]:
     transaction = {"from": chain.accounts[9].address, "to": chain.token, "data": "0x" + data.hex()}
-    receipt: dict[str, Any] = chain.rpc("eth_getTransactionReceipt", chain.rpc("eth_sendTransaction", transaction))
+    sent = chain.rpc("eth_sendTransaction", transaction)
+    deadline = time.monotonic() + 30
+    receipt: dict[str, Any] | None = None
+    while receipt is None:
+        assert time.monotonic() < deadline, "the transaction was not mined"
+        receipt = chain.rpc("eth_getTransactionReceipt", sent)
     return receipt
 
 
