@@ -23,7 +23,7 @@ _FILE_BYTES_MAX = 1024 * 1024
 
 
 class SettingInvalid(ValueError):
-    """Raised by a model's own validator for a setting deeper inside it: `location` leads to the key, as ("routes", 0)."""
+    """For a model's own validator: a setting inside it is wrong; `location` leads to its key, as ("routes", 0)."""
 
     def __init__(self, location: tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
