@@ -79,7 +79,7 @@ test: setup setup-litellm setup-weights
 check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	@$(BIN)/mypy $(ROOMS) tests $(wildcard bench)
 	@$(BIN)/lint-imports
 
 bench: setup

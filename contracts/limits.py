@@ -31,3 +31,16 @@ STORE_BUSY_TIMEOUT_S = 5.0
 STORE_QUEUE_MAX = 4096
 # Writes joined into one commit; bounds the latency of the first.
 STORE_GROUP_MAX = 256
+
+# Anvil answers within half a second; a machine that compiles beside it may need far longer.
+DEVNET_START_TIMEOUT_S = 60.0
+# After a polite request to end, time enough to write a state file.
+DEVNET_STOP_TIMEOUT_S = 5.0
+DEVNET_RPC_TIMEOUT_S = 30.0
+DEVNET_RECEIPT_TIMEOUT_S = 30.0
+# How often a starting chain's log, or an open transaction, is looked at.
+DEVNET_POLL_S = 0.02
+# The end of anvil's log that an error shows.
+DEVNET_LOG_TAIL_CHARS = 2000
+# The compiler needs some seconds; a loaded machine gets its grace.
+COMPILE_TIMEOUT_S = 120.0

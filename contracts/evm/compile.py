@@ -17,13 +17,12 @@ from contracts.errors import LocalError
 from contracts.evm.artifact import ARTIFACTS, SOLIDITY
 from contracts.evm.toolchain import npm_modules, npm_package
 from contracts.keccak import keccak
+from contracts.limits import COMPILE_TIMEOUT_S
 
 __all__ = ["CompileFailed", "compile_all", "main", "source_hash"]
 
 _DRIVER = Path(__file__).parent / "solc.cjs"
 _LIBRARY = "@openzeppelin/contracts"
-# The wasm compiler needs about 5 s of processor time; a busy machine gets a minute's grace.
-_COMPILE_TIMEOUT_S = 120.0
 SETTINGS: dict[str, Any] = {
     "evmVersion": "prague",
     "metadata": {"appendCBOR": False, "bytecodeHash": "none"},
@@ -103,13 +102,13 @@ def _run_compiler(standard_json: dict[str, Any]) -> dict[str, Any]:
             command,
             input=json.dumps(standard_json).encode(),
             capture_output=True,
-            timeout=_COMPILE_TIMEOUT_S,
+            timeout=COMPILE_TIMEOUT_S,
             check=True,
         )
     except FileNotFoundError:
         raise CompileFailed("node is not on the PATH") from None
     except subprocess.TimeoutExpired:
-        raise CompileFailed(f"the compiler did not finish in {_COMPILE_TIMEOUT_S:.0f} s") from None
+        raise CompileFailed(f"the compiler did not finish in {COMPILE_TIMEOUT_S:.0f} s") from None
     except subprocess.CalledProcessError as error:
         raise CompileFailed(error.stderr.decode(errors="replace").strip()) from None
     output: dict[str, Any] = json.loads(done.stdout)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 from contracts.errors import LocalError
 from contracts.evm.artifact import load_artifact
+from contracts.limits import DEVNET_POLL_S, DEVNET_RECEIPT_TIMEOUT_S
 
 __all__ = ["DeployFailed", "deploy"]
-
-_RECEIPT_TIMEOUT_S = 30.0
-_RECEIPT_POLL_S = 0.02
 
 
 class DeployFailed(LocalError):
@@ -42,7 +40,7 @@ def deploy(
     try:
         transaction = contract.constructor(*constructor_args).transact({"from": Web3.to_checksum_address(sender)})
         after_sending()
-        receipt = web3.eth.wait_for_transaction_receipt(transaction, _RECEIPT_TIMEOUT_S, _RECEIPT_POLL_S)
+        receipt = web3.eth.wait_for_transaction_receipt(transaction, DEVNET_RECEIPT_TIMEOUT_S, DEVNET_POLL_S)
     except (Web3Exception, TypeError) as error:
         raise DeployFailed(f"{artifact_name}: {error}") from error
     address = receipt["contractAddress"]

@@ -28,6 +28,14 @@ from contracts.evm.preinstalls import MULTICALL3, PERMIT2, multicall3_code, perm
 from contracts.evm.rpc import RpcRefused
 from contracts.evm.toolchain import anvil_binary
 from contracts.keccak import keccak
+from contracts.limits import (
+    DEVNET_LOG_TAIL_CHARS,
+    DEVNET_POLL_S,
+    DEVNET_RECEIPT_TIMEOUT_S,
+    DEVNET_RPC_TIMEOUT_S,
+    DEVNET_START_TIMEOUT_S,
+    DEVNET_STOP_TIMEOUT_S,
+)
 from contracts.typed_data import word_of_address, word_of_uint
 
 __all__ = ["DevAccount", "Devnet", "DevnetFailed"]
@@ -40,14 +48,6 @@ _OWNER = Address(keccak(b"farebox devnet owner")[12:])
 _TOKEN = Address(keccak(b"\xd6\x94" + _OWNER + b"\x80")[12:])
 _TOKEN_ARGUMENTS = ("USDC", "USDC", "2")
 _OWNER_WEI = 10**24
-
-# Anvil answers within half a second; a machine that compiles beside it may need far longer.
-_START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 5.0
-_RPC_TIMEOUT_S = 30.0
-_RECEIPT_TIMEOUT_S = 30.0
-_POLL_S = 0.02
-_LOG_TAIL_BYTES = 2000
 
 
 class DevnetFailed(LocalError):
@@ -119,7 +119,7 @@ class Devnet:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._client = httpx.Client(timeout=_RPC_TIMEOUT_S, trust_env=False)
+        self._client = httpx.Client(timeout=DEVNET_RPC_TIMEOUT_S, trust_env=False)
         self._close = weakref.finalize(self, _end, process, folder, self._client)
         try:
             self.rpc_url = f"http://127.0.0.1:{_listening_port(process, log_file)}"
@@ -220,11 +220,11 @@ class Devnet:
         data = "0x" + (keccak(signature)[:4] + arguments).hex()
         transaction = self.rpc("eth_sendTransaction", {"from": address_text(_OWNER), "to": self.token, "data": data})
         self._mine_if_slow()
-        deadline = time.monotonic() + _RECEIPT_TIMEOUT_S
+        deadline = time.monotonic() + DEVNET_RECEIPT_TIMEOUT_S
         while (receipt := self.rpc("eth_getTransactionReceipt", transaction)) is None:
             if time.monotonic() > deadline:
-                raise DevnetFailed(f"{signature.decode()}: not mined in {_RECEIPT_TIMEOUT_S:.0f} s")
-            time.sleep(_POLL_S)
+                raise DevnetFailed(f"{signature.decode()}: not mined in {DEVNET_RECEIPT_TIMEOUT_S:.0f} s")
+            time.sleep(DEVNET_POLL_S)
         if receipt["status"] != "0x1":
             raise DevnetFailed(f"{signature.decode()}: reverted")
 
@@ -248,17 +248,19 @@ def _derive_accounts() -> list[DevAccount]:
 
 def _listening_port(process: subprocess.Popen[bytes], log_file: Path) -> int:
     """Wait until anvil names its port; a port we picked ourselves could be taken before anvil binds it."""
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + DEVNET_START_TIMEOUT_S
     while True:
         ended = process.poll() is not None
         log = log_file.read_text(errors="replace")
         if found := re.search(r"^Listening on 127\.0\.0\.1:(\d+)", log, re.MULTILINE):
             return int(found[1])
         if ended:
-            raise DevnetFailed(f"anvil ended with code {process.returncode}: {log[-_LOG_TAIL_BYTES:].strip()}")
+            raise DevnetFailed(f"anvil ended with code {process.returncode}: {log[-DEVNET_LOG_TAIL_CHARS:].strip()}")
         if time.monotonic() > deadline:
-            raise DevnetFailed(f"anvil did not listen in {_START_TIMEOUT_S:.0f} s: {log[-_LOG_TAIL_BYTES:].strip()}")
-        time.sleep(_POLL_S)
+            raise DevnetFailed(
+                f"anvil did not listen in {DEVNET_START_TIMEOUT_S:.0f} s: {log[-DEVNET_LOG_TAIL_CHARS:].strip()}"
+            )
+        time.sleep(DEVNET_POLL_S)
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path, client: httpx.Client) -> None:
@@ -266,7 +268,7 @@ def _end(process: subprocess.Popen[bytes], folder: Path, client: httpx.Client) -
     # Terminating lets anvil write its state file; what does not end in time is killed with all it started.
     process.terminate()
     try:
-        process.wait(_STOP_TIMEOUT_S)
+        process.wait(DEVNET_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
