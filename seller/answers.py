@@ -1,0 +1,151 @@
+"""What the seller says in its own name: 402 with offers, refusals, and failures.
+
+A 402 speaks to three readers at once: x402 v2 clients read the `PAYMENT-REQUIRED` header, v1 clients the body's
+`x402Version` and `accepts`, and OpenAI (or Anthropic) clients show `error.message` to a person. The answer to an
+unpaid request never changes, so its bytes are made once per price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from contracts.errors import FareboxError, MalformedMessage, NameUnknown, PaymentRefused
+from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE, encode_header
+from contracts.money import format_amount
+from contracts.offers import requirements, requirements_v1
+from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
+from seller.pricebook import PriceBook, Quote
+
+__all__ = ["Answer", "Answers", "receipt_headers"]
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_MIME = "application/json"
+_DESCRIPTION = "one call"
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    402: "billing_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_OPENAI_TYPES = {402: "payment_required", 429: "rate_limit_error"}
+# Ours to fix, whatever the error's own status: a client that pays again would pay for our failure.
+_OUR_FAILURE_STATUS = 503
+_OUR_FAILURE_RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete HTTP answer. `headers` are lower-case ASGI pairs."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+
+    async def send(self, send: Any, *, head: bool = False) -> None:
+        """Send it over ASGI; without the body to a HEAD request."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": b"" if head else self.body})
+
+
+class Answers:
+    """Makes the answers of one seller."""
+
+    def __init__(self, book: PriceBook, base_url: str) -> None:
+        self._base_url = base_url
+        self._unpaid = {
+            (quote.route, quote.model): self._payment_answer(
+                quote, _price_line(quote, base_url), "payment_required", "Payment required", []
+            )
+            for route in book.routes
+            for quote in route.quotes
+        }
+
+    def unpaid(self, quote: Quote) -> Answer:
+        """Return the 402 for a request that carries no payment."""
+        return self._unpaid[quote.route, quote.model]
+
+    def refused(
+        self, error: FareboxError, path: str, quote: Quote | None, *, extra: RawHeaders | None = None
+    ) -> Answer:
+        """Return the answer to `error`: 402 with fresh offers for a refused payment, else its own status.
+
+        A failure of ours is 503 with `Retry-After`, never 402.
+        """
+        if isinstance(error, PaymentRefused) and error.http_status == 402 and quote is not None:
+            return self._payment_answer(quote, _sentence(error), error.code, error.x402_reason, extra or [])
+        status, retry_after_s = error.http_status, error.retry_after_s
+        if not isinstance(error, (PaymentRefused, MalformedMessage, NameUnknown)) and (status >= 500 or status == 402):
+            own_upstream = status == 502
+            status = status if own_upstream else _OUR_FAILURE_STATUS
+            retry_after_s = retry_after_s or (None if own_upstream else _OUR_FAILURE_RETRY_AFTER_S)
+        headers = list(extra or [])
+        if retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % retry_after_s))
+        document = _envelope(path, status, error.code, _sentence(error))
+        return _json_answer(status, msgspec.json.encode(document), headers)
+
+    def not_listed(self, method: str, path: str, *, methods: list[str]) -> Answer:
+        """Return the 404 for what is not listed, or the 405 where another method is."""
+        if methods:
+            message = f"{path} takes {', '.join(methods)}, not {method}"
+            document = _envelope(path, 405, "method_not_allowed", message)
+            return _json_answer(405, msgspec.json.encode(document), [(b"allow", ", ".join(methods).encode())])
+        message = f"{method} {path[:120]} is not offered here"
+        return _json_answer(404, msgspec.json.encode(_envelope(path, 404, "not_found", message)), [])
+
+    def _payment_answer(self, quote: Quote, message: str, code: str, reason: str, extra: RawHeaders) -> Answer:
+        resource = ResourceInfo(url=self._base_url + quote.path, description=_DESCRIPTION, mime_type=_MIME)
+        accepts = [requirements(quote.offer)]
+        header = PaymentRequired(x402_version=2, error=reason, resource=resource, accepts=accepts)
+        document: dict[str, Any] = {"x402Version": 2, "accepts": accepts, "resource": resource}
+        legacy = requirements_v1(quote.offer, resource.url, _DESCRIPTION, _MIME)
+        if legacy is not None:
+            # v2 clients take the header first, so the body may speak to v1 clients, which read nothing else.
+            document |= {"x402Version": 1, "accepts": [legacy]}
+        document |= _envelope(quote.path, 402, code, message)
+        headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), *extra]
+        return _json_answer(402, msgspec.json.encode(document), headers)
+
+
+def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeaders:
+    """Return the receipt header in the spelling of the client's protocol version."""
+    name = PAYMENT_RESPONSE if x402_version == 2 else X_PAYMENT_RESPONSE
+    return [(name.lower().encode(), encode_header(receipt).encode())]
+
+
+def _json_answer(status: int, body: bytes, headers: RawHeaders) -> Answer:
+    fixed = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    return Answer(status, fixed + headers, body)
+
+
+def _envelope(path: str, status: int, code: str, message: str) -> dict[str, Any]:
+    if path == _ANTHROPIC_PATH:
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": message, "code": code}}
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "code": code, "param": None}}
+
+
+def _price_line(quote: Quote, base_url: str) -> str:
+    offer = quote.offer
+    price = format_amount(offer.amount_atomic, offer.asset)
+    number = format_amount(offer.amount_atomic, offer.asset, symbol=False)
+    return (
+        f"{price} on {offer.network.label} for one call. Pay with any x402 client, or sign ahead for many: "
+        f"farebox buy NAME --endpoint {base_url} --model {quote.model or 'MODEL'} --count 100 --max-price {number}"
+    )
+
+
+def _sentence(error: FareboxError) -> str:
+    return f"{error.message}. To do: {error.advice}" if error.advice else error.message

@@ -1,0 +1,147 @@
+"""Request bodies: read once within a bound, asked for their `model`, and replayed to the application unchanged.
+
+What decides the price must be what the model server will read. So a body in which two parsers could find two models
+(a key twice, a key in another letter case, a second form field) is refused rather than priced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from email.message import Message
+from typing import Any
+
+import msgspec
+
+from contracts.errors import MalformedMessage
+from seller.limits import FORM_PARTS_MAX, MODEL_NAME_CHARS_MAX, REQUEST_BODY_BYTES_MAX
+
+__all__ = ["BodyTooLarge", "ClientGone", "model_of", "read_body"]
+
+Receive = Callable[[], Awaitable[Any]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class BodyTooLarge(MalformedMessage):
+    """The request is larger than we hold in memory."""
+
+    code, http_status = "body_too_large", 413
+    remedy = f"send at most {REQUEST_BODY_BYTES_MAX} bytes"
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete; there is nobody to answer."""
+
+
+async def read_body(receive: Receive, headers: Headers) -> bytes:
+    """Return the whole request body. Raises `BodyTooLarge` before more than the cap is held, or `ClientGone`."""
+    for name, value in headers:
+        if name == b"content-length" and (not value.isdigit() or int(value[:20]) > REQUEST_BODY_BYTES_MAX):
+            raise BodyTooLarge(f"body: {value[:20].decode('latin-1')} bytes, at most {REQUEST_BODY_BYTES_MAX} are read")
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > REQUEST_BODY_BYTES_MAX:
+            raise BodyTooLarge(f"body: at most {REQUEST_BODY_BYTES_MAX} bytes are read")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks) if len(chunks) > 1 else chunk
+
+
+def model_of(headers: Headers, body: bytes) -> str | None:
+    """Return the `model` named by a JSON object or a multipart form, or None when it names none.
+
+    Raises `MalformedMessage` for a body that is neither, that is compressed, or that can be read in two ways.
+    """
+    content_type = ""
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise MalformedMessage("content-encoding: send the body uncompressed; its model decides the price")
+        if name == b"content-type":
+            if content_type:
+                raise MalformedMessage("content-type: is sent twice")
+            content_type = value.decode("latin-1")
+    if content_type.strip().lower().startswith("multipart/"):
+        model: object = _form_model(content_type, body)
+    else:
+        model = _json_model(body) if body else None
+    if model is None:
+        return None
+    if not isinstance(model, str) or not 0 < len(model) <= MODEL_NAME_CHARS_MAX:
+        raise MalformedMessage(f"model: expected a name of at most {MODEL_NAME_CHARS_MAX} characters")
+    return model
+
+
+def _json_model(body: bytes) -> object:
+    try:
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if any(key != "model" and key.casefold() == "model" for key in members):
+            raise MalformedMessage("model: is spelled in another letter case; write `model`")
+        if body.count(b'"model"') > 1 or b"\\u00" in body:
+            _refuse_second_model(body)
+        return None if (raw := members.get("model")) is None else msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise MalformedMessage("body: expected a JSON object") from None
+
+
+def _refuse_second_model(body: bytes) -> None:
+    """The quick decoder keeps the last of equal keys; others keep the first."""
+    levels: list[list[str]] = []
+
+    def remember(pairs: list[tuple[str, Any]]) -> None:
+        # Objects close from the inside out: the last list is the outermost object's.
+        levels.append([key for key, _ in pairs])
+
+    try:
+        json.loads(body, object_pairs_hook=remember)
+    except (ValueError, RecursionError):
+        raise MalformedMessage("body: expected a JSON object") from None
+    if levels[-1].count("model") > 1:
+        raise MalformedMessage("model: is set twice")
+
+
+def _form_model(content_type: str, body: bytes) -> object:
+    boundary = _parameter(content_type, "boundary")
+    if not boundary or len(boundary) > 70 or not boundary.isascii():
+        raise MalformedMessage("content-type: a multipart form needs a boundary")
+    opening = b"--" + boundary.encode()
+    if not body.startswith(opening + b"\r\n") or not body.rstrip(b"\r\n").endswith(b"\r\n" + opening + b"--"):
+        raise MalformedMessage("body: the multipart form does not begin and end with its boundary")
+    parts = body[len(opening) :].split(b"\r\n" + opening, FORM_PARTS_MAX)
+    if len(parts) > FORM_PARTS_MAX:
+        raise MalformedMessage(f"body: more than {FORM_PARTS_MAX - 1} form fields")
+    models = [content for name, content in map(_form_field, parts[:-1]) if name.casefold() == "model"]
+    if len(models) > 1:
+        raise MalformedMessage("model: is set twice")
+    try:
+        return models[0].decode("utf-8") if models else None
+    except UnicodeDecodeError:
+        raise MalformedMessage("model: is not UTF-8 text") from None
+
+
+def _form_field(part: bytes) -> tuple[str, bytes]:
+    head, found, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+    dispositions = [
+        line.partition(b":")[2].strip()
+        for line in head.split(b"\r\n")
+        if line.partition(b":")[0].strip().lower() == b"content-disposition"
+    ]
+    if not found or not part.startswith(b"\r\n") or len(dispositions) != 1:
+        raise MalformedMessage("body: a form field has no content-disposition")
+    disposition = dispositions[0].decode("latin-1")
+    name = _parameter(disposition, "name")
+    if name is None or disposition.lower().count("name=") - disposition.lower().count("filename=") != 1:
+        raise MalformedMessage("body: a form field needs exactly one plain name")
+    return name, content
+
+
+def _parameter(header: str, name: str) -> str | None:
+    message = Message()
+    message["content-type"] = header.replace("\r", " ").replace("\n", " ")
+    value = message.get_param(name)
+    return value if isinstance(value, str) else None

@@ -1,0 +1,233 @@
+"""`seller.yaml`: what is sold, for how much, to whom the money goes, and how it is settled.
+
+Every mistake in it stops the start, with file, line and what was expected: a price that does not parse must never
+become a price of nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Self
+
+import pydantic
+
+from contracts.address import ZERO, Address, parse_address
+from contracts.errors import ConfigInvalid, FareboxError
+from contracts.money import Asset, parse_amount
+from contracts.networks import Network, default_asset, parse_network
+from contracts.settings import SettingInvalid, StrictModel, load_settings
+
+__all__ = ["CONFIG_VARIABLE", "RouteSettings", "SellerConfig", "SettlerSettings", "read_config", "split_host_port"]
+
+CONFIG_VARIABLE = "FAREBOX_SELLER_CONFIG"
+
+_MATCH = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9._~/-]*)", re.ASCII)
+_HTTP_URL = re.compile(r"https?://[^/\s?#@]+(?:/[^\s?#]*)?", re.ASCII)
+_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
+_SQLITE = "sqlite:///"
+
+
+class AssetSettings(StrictModel):
+    """A token that Farebox does not know: address, EIP-712 name and version, decimals, symbol."""
+
+    address: str
+    name: str
+    version: str
+    decimals: int = pydantic.Field(ge=0, le=36)
+    symbol: str = pydantic.Field(min_length=1, max_length=12)
+
+
+class SettlerSettings(StrictModel):
+    """Who puts payments on chain: our own gas key (`chain`), or a facilitator."""
+
+    kind: Literal["chain", "facilitator"]
+    key_file: str | None = None
+    url: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _complete(self) -> Self:
+        wanted, unwanted = ("key_file", "url") if self.kind == "chain" else ("url", "key_file")
+        if getattr(self, wanted) is None:
+            raise ValueError(f"kind {self.kind} needs `{wanted}`")
+        if getattr(self, unwanted) is not None:
+            raise SettingInvalid((unwanted,), f"kind {self.kind} takes no `{unwanted}`")
+        if self.url is not None and not _HTTP_URL.fullmatch(self.url):
+            raise SettingInvalid(("url",), "expected http:// or https:// and a host")
+        return self
+
+
+class ExposureSettings(StrictModel):
+    """How much served but unsettled money is borne, per payer and in total, in the asset's units."""
+
+    per_payer: str = "1.00"
+    total: str = "100.00"
+
+
+class RouteSettings(StrictModel):
+    """One method and path. Priced by `price`, or by the request's `model`; given away only with `free: true`."""
+
+    match: str
+    price: str | None = None
+    models: dict[str, str] | None = None
+    free: bool = False
+
+    @property
+    def method(self) -> str:
+        """The HTTP method, upper case."""
+        return self.match.split(" ", 1)[0]
+
+    @property
+    def path(self) -> str:
+        """The exact path, as ASGI's `scope["path"]` has it."""
+        return self.match.split(" ", 1)[1]
+
+    @pydantic.model_validator(mode="after")
+    def _priced_or_free(self) -> Self:
+        if not _MATCH.fullmatch(self.match) or "//" in self.match or "/." in self.match:
+            raise SettingInvalid(("match",), 'expected a method and an exact path, as "POST /v1/chat/completions"')
+        if self.models is not None and not self.models:
+            raise SettingInvalid(("models",), "lists no model")
+        if self.free and (self.price is not None or self.models is not None):
+            raise SettingInvalid(("free",), "a free route has no price")
+        if not self.free and self.price is None and self.models is None:
+            raise ValueError("needs a `price`, `models` with prices, or `free: true`")
+        return self
+
+
+class SellerConfig(StrictModel):
+    """All settings of a seller, checked against each other. `read_config` reads it from a file."""
+
+    upstream: str | None = None
+    listen: str = "127.0.0.1:8402"
+    public_url: str | None = None
+    network: str
+    rpc: list[str] = pydantic.Field(default_factory=list)
+    asset: AssetSettings | None = None
+    pay_to: str
+    settle: Literal["auto", "before", "after", "async"] = "auto"
+    settler: SettlerSettings
+    exposure: ExposureSettings = ExposureSettings()
+    store: str = "sqlite:///seller.db"
+    routes: list[RouteSettings] = pydantic.Field(min_length=1)
+    default: Literal["deny"] = "deny"
+
+    @property
+    def chain(self) -> Network:
+        """The network money moves on."""
+        return parse_network(self.network)
+
+    @property
+    def token(self) -> Asset:
+        """The asset prices are in: the one given, else the network's default."""
+        if self.asset is not None:
+            given = self.asset
+            address = parse_address(given.address, "asset.address")
+            return Asset(address, given.name, given.version, given.decimals, given.symbol)
+        known = default_asset(self.chain)
+        if known is None:
+            raise ConfigInvalid(f"asset: none is known on {self.network}; name one")
+        return known
+
+    @property
+    def payee(self) -> Address:
+        """The address that earns."""
+        return parse_address(self.pay_to, "pay_to")
+
+    @property
+    def base_url(self) -> str:
+        """What buyers see as our address, without a trailing slash."""
+        return (self.public_url or f"http://{self.listen}").rstrip("/")
+
+    @property
+    def exposure_atomic(self) -> tuple[int, int]:
+        """The caps on unsettled money: (per payer, total)."""
+        asset = self.token
+        return (
+            parse_amount(self.exposure.per_payer, asset, zero_allowed=True),
+            parse_amount(self.exposure.total, asset, zero_allowed=True),
+        )
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._check_addresses()
+        self._check_urls()
+        asset = self.token
+        for name in ("per_payer", "total"):
+            _check_amount(getattr(self.exposure, name), asset, ("exposure", name), zero_allowed=True)
+        seen: set[str] = set()
+        for index, route in enumerate(self.routes):
+            if route.match in seen:
+                raise SettingInvalid(("routes", index, "match"), f"{route.match} is listed twice")
+            seen.add(route.match)
+            if route.price is not None:
+                _check_amount(route.price, asset, ("routes", index, "price"))
+            for model, price in (route.models or {}).items():
+                _check_amount(price, asset, ("routes", index, "models", model))
+        return self
+
+    def _check_addresses(self) -> None:
+        _checked(("network",), lambda: self.chain)
+        _checked(("pay_to",), lambda: self.payee)
+        _checked(("asset",) if self.asset is None else ("asset", "address"), lambda: self.token)
+        if self.payee == ZERO:
+            raise SettingInvalid(("pay_to",), "the zero address earns nothing")
+        if self.payee == self.token.address:
+            raise SettingInvalid(("pay_to",), "is the token itself; money sent there is lost")
+
+    def _check_urls(self) -> None:
+        for name in ("upstream", "public_url"):
+            url = getattr(self, name)
+            if url is not None and not _HTTP_URL.fullmatch(url):
+                raise SettingInvalid((name,), "expected http(s):// and a host, without user, query or fragment")
+        _checked(("listen",), lambda: split_host_port(self.listen, "listen"))
+        for index, url in enumerate(self.rpc):
+            if not url.startswith(("http://", "https://")):
+                raise SettingInvalid(("rpc", index), "expected http:// or https:// and a host")
+        if not self.rpc and (self.settler.kind == "chain" or self.settle in ("auto", "async")):
+            raise SettingInvalid(("rpc",), f"settle: {self.settle} with a {self.settler.kind} settler reads the chain")
+        if not self.store.startswith(_SQLITE) or self.store == _SQLITE:
+            raise SettingInvalid(("store",), "expected sqlite:///file.db")
+
+
+def read_config(config: SellerConfig | Path | str | None = None) -> SellerConfig:
+    """Return the settings given, or those in the file given, or in the file `FAREBOX_SELLER_CONFIG` names.
+
+    In a file, a relative `store` and `settler.key_file` are relative to the file's folder. Raises `ConfigInvalid`.
+    """
+    if isinstance(config, SellerConfig):
+        return config
+    if config is None:
+        config = os.environ.get(CONFIG_VARIABLE)
+        if not config:
+            raise ConfigInvalid(f"no seller configuration: pass config=…, or set {CONFIG_VARIABLE} to a seller.yaml")
+    path = Path(config).expanduser()
+    settings = load_settings(path, SellerConfig)
+    folder = path.resolve().parent
+    settler = settings.settler
+    if settler.key_file is not None:
+        settler = settler.model_copy(update={"key_file": str(folder / Path(settler.key_file).expanduser())})
+    store = _SQLITE + str(folder / Path(settings.store.removeprefix(_SQLITE)).expanduser())
+    return settings.model_copy(update={"settler": settler, "store": store})
+
+
+def split_host_port(text: str, field: str) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:8402`; port 0 lets the system choose. Raises `ConfigInvalid`."""
+    found = _HOST_PORT.fullmatch(text)
+    if found is None or int(found[2]) > 65535:
+        raise ConfigInvalid(f"{field}: expected host:port, as 127.0.0.1:8402, got {text[:60]!r}")
+    return found[1].strip("[]"), int(found[2])
+
+
+def _check_amount(text: str, asset: Asset, location: tuple[str | int, ...], *, zero_allowed: bool = False) -> None:
+    _checked(location, lambda: parse_amount(text, asset, "", zero_allowed=zero_allowed))
+
+
+def _checked(location: tuple[str | int, ...], parse: Callable[[], object]) -> None:
+    try:
+        parse()
+    except FareboxError as error:
+        message = error.message.removeprefix(".".join(str(part) for part in location)).removeprefix(": ")
+        raise SettingInvalid(location, message) from None

@@ -1,0 +1,88 @@
+"""Every limit of the seller room, in one place: name, unit, reason."""
+
+from __future__ import annotations
+
+# What an offer states as maxTimeoutSeconds: other clients sign validBefore = now + this (the SDKs' own default).
+OFFER_TIMEOUT_S = 300
+
+# A paid request's body is held in memory for its digest and its model; long contexts and audio files fit.
+REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
+# Parts of a multipart form that are looked at for `model`.
+FORM_PARTS_MAX = 64
+# An answer held back until it is settled (`after`) may not be larger.
+HELD_BODY_BYTES_MAX = 32 * 1024 * 1024
+# A model name in a request; longer ones are no names.
+MODEL_NAME_CHARS_MAX = 256
+
+# How long a request waits for its own settlement before it answers 503.
+SETTLE_WAIT_S = 30.0
+# An authorization must outlive a request that is settled while the client waits: settling, plus the wire margin.
+URGENT_LIFE_S = int(SETTLE_WAIT_S) + 6
+# ... and one that is settled from the queue must outlive a restart of the worker and several attempts.
+QUEUED_LIFE_S = 120
+# First and longest pause between two looks at the store while a request waits for its settlement.
+SETTLE_POLL_S = 0.02
+SETTLE_POLL_MAX_S = 0.5
+
+# How old a payer's balance and code may be when they are relied on.
+PAYER_FACTS_TTL_S = 10.0
+# Payers remembered; an entry is some hundred bytes.
+PAYER_FACTS_MAX = 10_000
+# Chain reads of one request, all together.
+FACTS_TIMEOUT_S = 5.0
+
+# How often the work of one payment may be started: an honest client repeats a failed call a few times.
+RUNS_MAX = 16
+# Payments waiting for settlement before new ones are refused with 503.
+QUEUE_MAX = 50_000
+
+# Transfers in one transaction: 98 % of the gas saving is there at 50, and a failure costs little.
+BATCH_MAX = 50
+# How long the first payment of a batch waits for company when nobody waits for it.
+FLUSH_WINDOW_S = 1.0
+# Transactions of one account on their way at once; a stuck one delays no more than these.
+IN_FLIGHT_MAX = 4
+# Gas of one transfer inside a batch. USDC behind its proxy stays below; an estimate would be wrong, because a batch
+# that tolerates failures "succeeds" with too little gas.
+GAS_PER_TRANSFER = 120_000
+GAS_PER_BATCH = 60_000
+# Room above the estimate for a single transfer, as a ratio.
+GAS_MARGIN_NUMERATOR, GAS_MARGIN_DENOMINATOR = 5, 4
+# First and longest pause between two looks for a receipt.
+RECEIPT_POLL_S = 0.02
+RECEIPT_POLL_MAX_S = 1.0
+# A transaction without receipt for this long is sent again; after the second figure also with a higher fee.
+RESEND_AFTER_S = 5.0
+FEE_BUMP_AFTER_S = 30.0
+# Nodes replace a transaction for at least 10 % more; the ceiling is this many raises.
+FEE_BUMP_NUMERATOR, FEE_BUMP_DENOMINATOR = 5, 4
+FEE_BUMPS_MAX = 8
+# On-chain failures of one payment before it is given up.
+ATTEMPTS_MAX = 5
+# First and longest pause before a refused payment is tried again.
+RETRY_S = 2.0
+RETRY_MAX_S = 300.0
+
+# How long a settlement worker holds its account without renewing; another one may then take over.
+LEASE_S = 15.0
+LEASE_RENEW_S = 5.0
+# Pause of a worker with nothing to do; another process's work is seen after at most this long.
+IDLE_POLL_S = 0.2
+# Pause after a failure of chain, facilitator or store.
+FAILURE_PAUSE_S = 1.0
+
+# One facilitator request; a settlement takes a block or more.
+FACILITATOR_TIMEOUT_S = 25.0
+FACILITATOR_ANSWER_BYTES_MAX = 64 * 1024
+FACILITATOR_AT_ONCE_MAX = 16
+
+# The upstream of the reverse proxy: connecting, and silence between two chunks (a long prompt is thought about).
+UPSTREAM_CONNECT_TIMEOUT_S = 5.0
+UPSTREAM_IDLE_TIMEOUT_S = 300.0
+UPSTREAM_CONNECTIONS_MAX = 512
+UPSTREAM_CHUNK_BYTES = 64 * 1024
+
+# How long requests in flight may finish after SIGTERM.
+SHUTDOWN_GRACE_S = 30
+# Rows `/status` shows per list.
+STATUS_ROWS_MAX = 100

@@ -1,0 +1,83 @@
+"""When a payment is settled: before the work, at its first byte, after it, or later from the queue. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from contracts.errors import ExposureExceeded, InsufficientFunds
+from seller.limits import QUEUED_LIFE_S
+
+__all__ = ["Caps", "Mode", "Standing", "choose_mode"]
+
+
+class Mode(Enum):
+    """How one payment is settled. Values are what the store holds."""
+
+    BEFORE = "before"
+    FIRST_BYTE = "first_byte"
+    AFTER = "after"
+    ASYNC = "async"
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much served, unsettled money the seller bears: per payer and in total, in atomic units."""
+
+    per_payer_atomic: int
+    total_atomic: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a payer stands at the moment of a claim.
+
+    `exposure_atomic` and `total_exposure_atomic` are credit given and not settled; `outstanding_atomic` is all of the
+    payer's money that is claimed here and still on its account; `balance_atomic` is what the chain says it has, or
+    None when nobody asked.
+    """
+
+    settled_count: int
+    outstanding_atomic: int
+    exposure_atomic: int
+    total_exposure_atomic: int
+    balance_atomic: int | None
+
+
+def choose_mode(
+    setting: Literal["auto", "before", "after", "async"],
+    standing: Standing,
+    caps: Caps,
+    price_atomic: int,
+    life_s: int,
+) -> Mode:
+    """Return how a payment of `price_atomic`, valid for another `life_s`, is settled.
+
+    `auto` gives credit to a payer who has paid here before, inside the caps and its balance; everybody else settles at
+    the first byte. `async` never falls back: it raises `ExposureExceeded` (429) over a cap, and `InsufficientFunds`.
+    """
+    if setting == "before":
+        return Mode.BEFORE
+    if setting == "after":
+        return Mode.AFTER
+    refusal = _why_no_credit(standing, caps, price_atomic)
+    if setting == "async":
+        if refusal is not None:
+            raise refusal
+        return Mode.ASYNC
+    trusted = standing.settled_count > 0 and refusal is None and life_s >= QUEUED_LIFE_S
+    return Mode.ASYNC if trusted else Mode.FIRST_BYTE
+
+
+def _why_no_credit(standing: Standing, caps: Caps, price_atomic: int) -> InsufficientFunds | ExposureExceeded | None:
+    balance_atomic = standing.balance_atomic or 0
+    if balance_atomic < price_atomic:
+        return InsufficientFunds(f"the payer has {balance_atomic} atomic units, the price is {price_atomic}")
+    if balance_atomic < standing.outstanding_atomic + price_atomic:
+        return ExposureExceeded(f"the payer's balance is taken by {standing.outstanding_atomic} unsettled atomic units")
+    if standing.exposure_atomic + price_atomic > caps.per_payer_atomic:
+        return ExposureExceeded(f"{standing.exposure_atomic} atomic units of this payer are unsettled")
+    if standing.total_exposure_atomic + price_atomic > caps.total_atomic:
+        return ExposureExceeded("too much is unsettled with all payers together")
+    return None
