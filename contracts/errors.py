@@ -48,6 +48,46 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+__all__ = [
+    "AmountMismatch",
+    "AuthorizationsExhausted",
+    "BudgetExceeded",
+    "ChainUnavailable",
+    "ConfigInvalid",
+    "ContractPayer",
+    "ExposureExceeded",
+    "FacilitatorUnavailable",
+    "FareboxError",
+    "InsufficientBalance",
+    "InsufficientFunds",
+    "InvalidSignature",
+    "LocalError",
+    "LocalRefusal",
+    "MalformedMessage",
+    "NameUnknown",
+    "NoMatchingOffer",
+    "NotForSale",
+    "OutcomeUnknown",
+    "PayerHasCode",
+    "PaymentExpired",
+    "PaymentNotYetValid",
+    "PaymentRefused",
+    "PaymentReplayed",
+    "PriceAboveCap",
+    "RecipientMismatch",
+    "RemoteError",
+    "RequestInProgress",
+    "SellerUnreachable",
+    "SettlementFailed",
+    "SettlementUnavailable",
+    "SignerFailed",
+    "StoreUnavailable",
+    "TermsChanged",
+    "TermsNotAllowed",
+    "UpstreamFailed",
+    "UsageError",
+]
+
 
 class FareboxError(Exception):
     """Root of everything Farebox raises on purpose.

@@ -23,7 +23,7 @@ __all__ = ["CompileFailed", "compile_all", "main", "source_hash"]
 
 _DRIVER = Path(__file__).parent / "solc.cjs"
 _LIBRARY = "@openzeppelin/contracts"
-SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "evmVersion": "prague",
     "metadata": {"appendCBOR": False, "bytecodeHash": "none"},
     "optimizer": {"enabled": True, "runs": 200},
@@ -50,7 +50,7 @@ def compile_all() -> dict[str, bytes]:
         {
             "language": "Solidity",
             "sources": sources,
-            "settings": SETTINGS | {"outputSelection": {"*": {"*": wanted}}},
+            "settings": _SETTINGS | {"outputSelection": {"*": {"*": wanted}}},
         }
     )
     problems = [entry["formattedMessage"] for entry in output.get("errors", [])]
@@ -124,7 +124,7 @@ def _artifact(contract: str, built: dict[str, Any], compiler: str, library_versi
         "contractName": contract,
         "deployedBytecode": "0x" + built["evm"]["deployedBytecode"]["object"],
         "packages": {_LIBRARY: library_version},
-        "settings": SETTINGS,
+        "settings": _SETTINGS,
         "sources": {name: entry["keccak256"] for name, entry in known.items() if "/" not in name},
     }
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()

@@ -43,11 +43,11 @@ def permit2_code(chain_id: int) -> bytes:
     """Return Permit2's runtime code with the immutables of `chain_id`. Raises `ToolMissing` or `PreinstallChanged`."""
     code = bytearray(_constant("Permit2TemplateCode", _PERMIT2_TEMPLATE_SHA256))
     code[_PERMIT2_CHAIN_ID_AT : _PERMIT2_CHAIN_ID_AT + 32] = word_of_uint(chain_id)
-    code[_PERMIT2_SEPARATOR_AT : _PERMIT2_SEPARATOR_AT + 32] = permit2_domain_separator(chain_id)
+    code[_PERMIT2_SEPARATOR_AT : _PERMIT2_SEPARATOR_AT + 32] = _permit2_domain_separator(chain_id)
     return bytes(code)
 
 
-def permit2_domain_separator(chain_id: int) -> bytes:
+def _permit2_domain_separator(chain_id: int) -> bytes:
     """Return the 32-byte EIP-712 domain separator of Permit2, whose domain has no version."""
     type_hash = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
     return keccak(type_hash + keccak(b"Permit2") + word_of_uint(chain_id) + word_of_address(PERMIT2))
