@@ -38,6 +38,9 @@ model_list:
       # Display only, and per token because LiteLLM knows no price per call. `farebox receipts` is the truth.
       input_cost_per_token: {price}
       output_cost_per_token: {price}
+    model_info:
+      # LiteLLM's /health calls every model; answered by LiteLLM itself, it buys nothing.
+      health_check_params: {{mock_response: "not asked: a paid model answers for money only"}}
 {fallback_entry}
 litellm_settings:
   check_provider_endpoint: true    # /v1/models asks the gateway, instead of listing hundreds of names it cannot serve
@@ -57,7 +60,8 @@ _FALLBACK_ENTRY = """\
 """
 
 _FALLBACK_RULE = """\
-  fallbacks: [{{"paid/*": [{name}]}}]    # also when the pool of authorizations is empty (402)
+  # When a paid call fails, also when the pool of authorizations is empty (402). LiteLLM matches no pattern but "*".
+  fallbacks: [{{"*": [{name}]}}]
 """
 
 

@@ -24,8 +24,19 @@ _RENAMED_PREFIX = "llm_provider-"
 _failed: ContextVar[Mapping[str, Any] | None] = ContextVar("farebox_failed_headers", default=None)
 
 
+class _NoRetries(int):
+    """Zero that counts as set: for embeddings LiteLLM takes a plain `max_retries: 0` for "not set" and repeats twice."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class FareboxHeaders(CustomLogger):  # type: ignore[misc]
     """Re-emits payment headers of `paid/` models. LiteLLM calls both hooks by keyword, so their names are fixed."""
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
+        """Hold LiteLLM to an entry's `max_retries: 0` on every route."""
+        return {**kwargs, "max_retries": _NoRetries(0)} if kwargs.get("max_retries") == 0 else None
 
     async def async_post_call_failure_hook(
         self,
