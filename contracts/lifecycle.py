@@ -10,6 +10,7 @@ Buyer, one authorization:
       └──────abort──────┘                ├──never left──► READY
                                          └──lost──► UNKNOWN ──present again (same request)──► SENT
     READY or UNKNOWN ──chain──► SPENT | EXPIRED | CANCELLED
+    READY, CLAIMED or SENT, leased to a worker ──power loss──► UNKNOWN   (its last writes may be gone)
 
 An authorization that reached a seller never serves another request: it stays UNKNOWN until the chain shows it used,
 revoked, or unused past its time.
@@ -64,6 +65,7 @@ class AuthorizationEvent(Enum):
     CHAIN_CANCELLED = "the chain shows the revocation"
     CHAIN_UNUSED_PAST_TIME = "the chain's clock is past validBefore and the nonce is unused"
     TIME_OVER = "it never left and is too old to send"
+    POWER_LOST = "the machine went down while a worker held it, so its last state may not be on disk"
 
 
 _A, _AE = AuthorizationState, AuthorizationEvent
@@ -74,6 +76,9 @@ AUTHORIZATION_TRANSITIONS: dict[tuple[AuthorizationState, AuthorizationEvent], A
     # The pool file may have been copied: the chain has the last word on what we believe unused, too.
     (_A.READY, _AE.CHAIN_USED): _A.SPENT,
     (_A.READY, _AE.CHAIN_CANCELLED): _A.CANCELLED,
+    (_A.READY, _AE.POWER_LOST): _A.UNKNOWN,
+    (_A.CLAIMED, _AE.POWER_LOST): _A.UNKNOWN,
+    (_A.SENT, _AE.POWER_LOST): _A.UNKNOWN,
     (_A.CLAIMED, _AE.ABORT): _A.READY,
     (_A.CLAIMED, _AE.SEND): _A.SENT,
     (_A.SENT, _AE.NEVER_LEFT): _A.READY,
@@ -110,7 +115,7 @@ class MoneyEvent(Enum):
     """What can happen to the money of a payment."""
 
     OWE = "it is due: settle it"
-    WAIVE = "the work failed, so nothing is due"
+    WAIVE = "nothing was delivered, so nothing is due"
     RESERVE_AGAIN = "the same payment came back for the same request"
     SUBMIT = "a signed transaction that carries it is stored, and may be on its way"
     CHAIN_PAID = "the chain shows the transfer, whoever submitted it"
@@ -125,6 +130,8 @@ MONEY_TRANSITIONS: dict[tuple[Money, MoneyEvent], Money] = {
     (_M.RESERVED, _ME.WAIVE): _M.VOID,
     (_M.VOID, _ME.RESERVE_AGAIN): _M.RESERVED,
     (_M.QUEUED, _ME.SUBMIT): _M.SUBMITTED,
+    # The goods were withheld and nothing of it is on its way: the client was told that it did not pay.
+    (_M.QUEUED, _ME.WAIVE): _M.VOID,
     (_M.QUEUED, _ME.CHAIN_PAID): _M.SETTLED,
     (_M.QUEUED, _ME.HOPELESS): _M.LOST,
     (_M.SUBMITTED, _ME.CHAIN_PAID): _M.SETTLED,
