@@ -59,13 +59,11 @@ class Answers:
 
     def __init__(self, book: PriceBook, base_url: str) -> None:
         self._base_url = base_url
-        self._unpaid = {
-            (quote.route, quote.model): self._payment_answer(
-                quote, _price_line(quote, base_url), "payment_required", "Payment required", []
-            )
-            for route in book.routes
-            for quote in route.quotes
-        }
+        self._unpaid: dict[tuple[str, str | None], Answer] = {}
+        for quote in (quote for route in book.routes for quote in route.quotes):
+            line = _price_line(quote, base_url)
+            answer = self._payment_answer(quote, line, "payment_required", "Payment required", [])
+            self._unpaid[quote.route, quote.model] = answer
 
     def unpaid(self, quote: Quote) -> Answer:
         """Return the 402 for a request that carries no payment."""

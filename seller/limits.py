@@ -33,9 +33,6 @@ FACTS_TIMEOUT_S = 5.0
 
 # How often the work of one payment may be started: an honest client repeats a failed call a few times.
 RUNS_MAX = 16
-# Payments waiting for settlement before new ones are refused with 503.
-QUEUE_MAX = 50_000
-
 # Transfers in one transaction: 98 % of the gas saving is there at 50, and a failure costs little.
 BATCH_MAX = 50
 # How long the first payment of a batch waits for company when nobody waits for it.

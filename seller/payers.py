@@ -52,9 +52,14 @@ class Payers:
         if task is None:
             task = asyncio.ensure_future(self._ask(payer, settled_atomic))
             self._asking[payer] = task
-            task.add_done_callback(lambda _: self._asking.pop(payer, None))
+            task.add_done_callback(lambda done: self._answered(payer, done))
         # One impatient client must not cancel the question for the others.
         return await asyncio.shield(task)
+
+    def _answered(self, payer: Address, task: asyncio.Task[KnownPayer]) -> None:
+        self._asking.pop(payer, None)
+        if not task.cancelled():
+            task.exception()  # seen, also when everybody who asked has gone
 
     async def _ask(self, payer: Address, settled_atomic: int) -> KnownPayer:
         try:

@@ -1,0 +1,111 @@
+"""Moves a payment's money along its life cycle and keeps the sums over all payments equal to it.
+
+Every function runs inside a write transaction that the caller holds, so a payment and the sums never disagree.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
+from seller.policy import Mode
+
+__all__ = ["BOOKS", "enter", "move", "remove"]
+
+BOOKS = ("earned", "outstanding", "exposure", "lost")
+
+_CLAIMED = (Money.RESERVED, Money.QUEUED, Money.SUBMITTED)
+
+
+def enter(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+    """Count a payment that was just inserted."""
+    _count_claimed(connection, row, int(row["value_atomic"]))
+
+
+def remove(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+    """Delete a payment for which nothing was done and nothing was sent; its key is free again."""
+    if Money(row["money"]) in _CLAIMED:
+        _count_claimed(connection, row, -int(row["value_atomic"]))
+    connection.execute("DELETE FROM payments WHERE id = ?", (row["id"],))
+
+
+def move(
+    connection: sqlite3.Connection,
+    payment_id: int,
+    event: MoneyEvent,
+    now_ms: int,
+    *,
+    reason: str | None = None,
+    transaction_hash: str | None = None,
+) -> Money:
+    """Advance one payment's money by `event` and return its new state."""
+    row: sqlite3.Row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    before = Money(row["money"])
+    after = advance_money(before, event)
+    delivered = row["work"] == Work.DELIVERED.value
+    assert not (delivered and after is Money.VOID), "delivered work stays owed"
+    value_atomic = int(row["value_atomic"])
+    connection.execute(
+        "UPDATE payments SET money = ?, reason = ?, transaction_hash = coalesce(?, transaction_hash), updated_ms = ?"
+        " WHERE id = ?",
+        (after.value, reason, transaction_hash, now_ms, payment_id),
+    )
+    if (before in _CLAIMED) != (after in _CLAIMED):
+        _count_claimed(connection, row, value_atomic if after in _CLAIMED else -value_atomic)
+    if after is Money.SETTLED:
+        _add_to_payer(connection, row, settled_atomic=value_atomic)
+        _add_to_book(connection, row, "earned", value_atomic)
+    if delivered and Money.LOST in (before, after) and before is not after:
+        _add_to_book(connection, row, "lost", value_atomic if after is Money.LOST else -value_atomic)
+    return after
+
+
+def _count_claimed(connection: sqlite3.Connection, row: sqlite3.Row, delta_atomic: int) -> None:
+    """Money on its way is outstanding; where the goods leave first, it is also exposure."""
+    on_credit_atomic = delta_atomic if row["mode"] == Mode.ASYNC.value else 0
+    _add_to_payer(connection, row, outstanding_atomic=delta_atomic, exposure_atomic=on_credit_atomic)
+    _add_to_book(connection, row, "outstanding", delta_atomic)
+    _add_to_book(connection, row, "exposure", on_credit_atomic)
+
+
+def _add_to_payer(
+    connection: sqlite3.Connection,
+    row: sqlite3.Row,
+    *,
+    settled_atomic: int = 0,
+    outstanding_atomic: int = 0,
+    exposure_atomic: int = 0,
+) -> None:
+    key = (row["chain_id"], row["token"], row["payer"])
+    connection.execute("INSERT OR IGNORE INTO payers (chain_id, token, payer) VALUES (?, ?, ?)", key)
+    sums = connection.execute("SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", key).fetchone()
+    connection.execute(
+        "UPDATE payers SET settled_count = settled_count + ?, settled_atomic = ?, outstanding_atomic = ?,"
+        " exposure_atomic = ? WHERE chain_id = ? AND token = ? AND payer = ?",
+        (
+            1 if settled_atomic else 0,
+            str(int(sums["settled_atomic"]) + settled_atomic),
+            _never_negative(int(sums["outstanding_atomic"]) + outstanding_atomic),
+            _never_negative(int(sums["exposure_atomic"]) + exposure_atomic),
+            *key,
+        ),
+    )
+
+
+def _add_to_book(connection: sqlite3.Connection, row: sqlite3.Row, name: str, delta_atomic: int) -> None:
+    if delta_atomic == 0:
+        return
+    key = (row["chain_id"], row["token"], name)
+    connection.execute("INSERT OR IGNORE INTO books (chain_id, token, name) VALUES (?, ?, ?)", key)
+    (amount,) = connection.execute(
+        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = ?", key
+    ).fetchone()
+    connection.execute(
+        "UPDATE books SET amount_atomic = ? WHERE chain_id = ? AND token = ? AND name = ?",
+        (_never_negative(int(amount) + delta_atomic), *key),
+    )
+
+
+def _never_negative(amount_atomic: int) -> str:
+    assert amount_atomic >= 0, "the sums and the payments disagree"
+    return str(amount_atomic)
