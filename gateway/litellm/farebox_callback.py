@@ -25,7 +25,7 @@ _failed: ContextVar[Mapping[str, Any] | None] = ContextVar("farebox_failed_heade
 
 
 class _NoRetries(int):
-    """Zero that counts as set: for embeddings LiteLLM takes a plain `max_retries: 0` for "not set" and repeats twice."""
+    """A zero that counts as set: for embeddings LiteLLM reads a plain `max_retries: 0` as "not set" and repeats."""
 
     def __bool__(self) -> bool:
         return True
