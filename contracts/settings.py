@@ -57,6 +57,10 @@ def parse_settings(text: str, model: type[M], origin: str) -> M:
         mark = getattr(error, "problem_mark", None)
         where = f"{origin}:{mark.line + 1}" if mark else origin
         raise ConfigInvalid(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # PyYAML lets the date 2020-13-45 and a number of 5,000 digits through to Python
+        raise ConfigInvalid(f"{origin}: not YAML: {error}") from None
+    except RecursionError:
+        raise ConfigInvalid(f"{origin}: nested too deeply") from None
     if not isinstance(data, dict):
         raise ConfigInvalid(f"{origin}: expected `key: value` lines")
     try:
@@ -78,6 +82,9 @@ def _problem(detail: Any, node: yaml.Node | None, model: type[pydantic.BaseModel
     if detail["type"] == "missing":
         return f"{origin}:{line}: `{key}` is missing"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
+        # An address without quotes is a hexadecimal number to YAML, and a price a float.
+        message += "; write it in quotes"
     return f"{origin}:{line}: `{key}`: {message}"
 
 
@@ -120,14 +127,21 @@ def _line_of(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
 
 def _refuse_duplicate_keys(node: yaml.Node | None, origin: str) -> None:
     stack = [node]
+    # An alias is the same node again: without this, nested aliases take for ever.
+    visited: set[int] = set()
     while stack:
         current = stack.pop()
+        if id(current) in visited:
+            continue
+        visited.add(id(current))
         if isinstance(current, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in current.value:
+                stack.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
                 if key.value in seen:
                     raise ConfigInvalid(f"{origin}:{key.start_mark.line + 1}: `{key.value}` is set twice")
                 seen.add(key.value)
-                stack.append(value)
         elif isinstance(current, yaml.SequenceNode):
             stack += current.value
