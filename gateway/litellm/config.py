@@ -26,7 +26,7 @@ _TEMPLATE = """\
 model_list:
   - model_name: "paid/*"
     litellm_params:
-      model: "openai/*"
+      model: "openai/paid/*"       # the gateway sees the prefix too: one with a fallback pays for no bare name
       api_base: {api_base}
       api_key: "unused"            # the gateway asks for none; LiteLLM insists on one
       # A retry is a second request for money. LiteLLM cannot tell an unpaid failure from a paid one, so it never

@@ -33,7 +33,7 @@ def test_paid_models_go_to_the_gateway_and_are_never_retried() -> None:
     entry = paid_entry(ProxyConfig(gateway_url="http://127.0.0.1:8403"))
     assert entry["model_name"] == "paid/*"
     settings = entry["litellm_params"]
-    assert settings["model"] == "openai/*"
+    assert settings["model"] == "openai/paid/*"
     assert settings["api_base"] == "http://127.0.0.1:8403/v1"
     assert settings["num_retries"] == 0
     assert settings["max_retries"] == 0
