@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["MODEL_NAME", "MiniLM", "WeightsMissing"]
+__all__ = ["MODEL_NAME", "MiniLM", "WeightsMissing", "check_installed"]
 
 MODEL_NAME = "all-minilm-l6-v2"
 
@@ -51,12 +51,10 @@ class MiniLM:
     @classmethod
     def load(cls, folder: Path | None = None) -> MiniLM:
         """Read the model from `folder`, or from the installed package. Raises `WeightsMissing`."""
-        folder = folder or _installed_folder()
-        try:
-            from safetensors.numpy import load_file
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise WeightsMissing(f"{error.name} is not installed", remedy="run `make setup`") from None
+        folder = folder or check_installed()
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
         for file in (folder / "model.safetensors", folder / "tokenizer.json"):
             if not file.is_file():
                 raise WeightsMissing(f"{file}: no such file")
@@ -139,7 +137,11 @@ def _gelu(x: Array) -> Array:
     return result
 
 
-def _installed_folder() -> Path:
+def check_installed() -> Path:
+    """Return the folder of the installed weights. Raises `WeightsMissing` when a needed package is not there."""
+    for library in ("numpy", "safetensors", "tokenizers"):
+        if importlib.util.find_spec(library) is None:
+            raise WeightsMissing(f"the package {library} is not installed", remedy="run `make setup`")
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise WeightsMissing(f"the package {_PACKAGE.replace('_', '-')} is not installed")
