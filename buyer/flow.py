@@ -1,0 +1,306 @@
+"""The payment flow: generators that yield requests and receive answers. No socket, no clock, no key.
+
+A driver sends what is yielded and gives back an `Incoming`, or throws in what happened instead: `NeverLeft` when no
+connection was made, `Lost` when one was and the answer never came. One implementation serves the gateway, both SDK
+clients, the command line and the tests.
+
+    outgoing = next(flow)
+    while True:
+        try:
+            outgoing = flow.send(await transport(outgoing))
+        except StopIteration as stop:
+            return stop.value            # an Outcome
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from buyer.asked import PaymentAsked, read_payment_asked
+from buyer.endpoint import origin_of
+from buyer.purchase import Purchase
+from buyer.spender import Claim, Spender
+from contracts.errors import (
+    FareboxError,
+    MalformedMessage,
+    OutcomeUnknown,
+    PaymentRefused,
+    SellerUnreachable,
+    StoreUnavailable,
+    TermsChanged,
+    TermsNotAllowed,
+)
+from contracts.headers import (
+    PAYMENT_RESPONSE,
+    PAYMENT_SIGNATURE,
+    X_PAYMENT,
+    X_PAYMENT_RESPONSE,
+    decode_settlement_response,
+)
+from contracts.money import format_amount
+from contracts.offers import Offer
+from contracts.wire import SettlementResponse
+
+__all__ = [
+    "Funds",
+    "Incoming",
+    "Lost",
+    "NeverLeft",
+    "Outcome",
+    "Outgoing",
+    "Payment",
+    "PaymentFlow",
+    "pay_with_pool",
+    "pay_with_signer",
+]
+
+_PAYMENT_HEADERS = {PAYMENT_SIGNATURE.lower(), X_PAYMENT.lower()}
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A request to send. `paid` requests must not follow redirects."""
+
+    method: str
+    url: str
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    paid: bool = False
+
+
+@dataclass(slots=True)
+class Incoming:
+    """The head of an answer. `headers.get` ignores case; `body` holds answers that are not 2xx, up to a cap."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+class NeverLeft(Exception):
+    """No connection was made, so no byte of the request left."""
+
+
+class Lost(Exception):
+    """Something was sent, and no answer came."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a request.
+
+    - `free`: answered without payment; `incoming` is the answer.
+    - `served`: paid and answered 2xx; the authorization is SPENT.
+    - `refused`: `error` says why. Without `claim`, nothing was paid: our policy said no, the pool is empty, or no
+      connection was made (`SellerUnreachable`). With `claim`, the seller refused a payment it has seen.
+    - `unknown`: paid and not served; `incoming`, when there is one, may be passed on. Repeating the same request
+      presents the same authorization.
+    """
+
+    kind: Literal["free", "served", "refused", "unknown"]
+    claim: Claim | None = None
+    incoming: Incoming | None = None
+    receipt: SettlementResponse | None = None
+    error: FareboxError | None = None
+
+
+PaymentFlow = Generator[Outgoing, Incoming, Outcome]
+
+
+def pay_with_pool(
+    request: Outgoing,
+    spender: Spender,
+    purchase: Purchase,
+    request_key: str,
+    clock: Callable[[], float],
+    *,
+    fingerprint: str = "",
+    route: str = "",
+) -> PaymentFlow:
+    """Pay first: the terms are pinned, so the payment goes with the first request.
+
+    `request_key` names the logical request: a repetition presents the same authorization. Errors of the pool are
+    returned in the outcome; after the payment is on its way nothing is raised but what the driver throws in.
+    """
+    if origin_of(request.url) != purchase.origin:
+        elsewhere = f"{purchase.name}: pays only at {purchase.origin}, not at {origin_of(request.url)[:80]}"
+        return Outcome("refused", error=TermsNotAllowed(elsewhere))
+    try:
+        claim = spender.reopen(request_key, int(clock()))
+        if claim is None:
+            claim = spender.claim(purchase, request_key, int(clock()), fingerprint=fingerprint, route=route)
+        spender.sent(claim)
+    except FareboxError as error:
+        return Outcome("refused", error=error)
+    started = clock()
+    try:
+        incoming = yield _with_payment(request, claim.headers())
+    except NeverLeft as problem:
+        spender.never_left(claim)
+        return Outcome("refused", error=SellerUnreachable(f"{purchase.origin}: no connection ({problem})"))
+    except Lost as problem:
+        spender.lost(claim, status=None, reason=f"no answer: {problem}")
+        return Outcome("unknown", claim, error=OutcomeUnknown(f"{purchase.origin}: paid, but no answer ({problem})"))
+    except BaseException as problem:
+        spender.lost(claim, status=None, reason=f"given up while waiting: {type(problem).__name__}")
+        raise
+    receipt = _receipt(incoming)
+    if 200 <= incoming.status < 300:
+        # The answer is paid for, and the client shall have it even when our disk fails: unrecorded, the row stays SENT
+        # and becomes UNKNOWN, never READY.
+        with contextlib.suppress(StoreUnavailable):
+            spender.served(claim, status=incoming.status, receipt=receipt, latency_ms=round((clock() - started) * 1000))
+        return Outcome("served", claim, incoming, receipt)
+    cause = _refusal(incoming, receipt, purchase.offer) or _no_service(incoming, purchase.origin)
+    spender.lost(claim, status=incoming.status, reason=f"{cause.code}: {cause.message}")
+    return Outcome(_kind(cause), claim, incoming, receipt, cause)
+
+
+class Payment(Protocol):
+    """A payment made by `Funds`."""
+
+    def headers(self) -> dict[str, str]:
+        """Return the payment header."""
+
+    @property
+    def offer(self) -> Offer:
+        """The terms it pays."""
+
+
+class Funds(Protocol):
+    """What a signer-funded client pays with: a signer under a policy, and a memory of open payments.
+
+    `pay` chooses one of the asked offers, reserves its price and signs; it raises a `LocalRefusal` when the policy
+    allows none, `SignerFailed` when the signer does not sign. `reopen` returns an open payment of the same request.
+    """
+
+    def reopen(self, request: Outgoing, now_s: int) -> Payment | None: ...
+
+    def pay(self, request: Outgoing, asked: PaymentAsked, now_s: int) -> Payment: ...
+
+    def never_left(self, payment: Payment) -> None: ...
+
+    def served(self, payment: Payment) -> None: ...
+
+    def lost(self, payment: Payment) -> None: ...
+
+
+def pay_with_signer(request: Outgoing, funds: Funds, clock: Callable[[], float]) -> PaymentFlow:
+    """The ordinary handshake: ask, read the 402, choose and sign within the policy, ask again with the payment.
+
+    A repeated request whose payment is open presents that payment at once and signs nothing.
+    """
+    payment = funds.reopen(request, int(clock()))
+    if payment is None:
+        try:
+            incoming = yield _without_payment(request)
+        except NeverLeft as problem:
+            return Outcome("refused", error=SellerUnreachable(f"{origin_of(request.url)}: no connection ({problem})"))
+        except Lost as problem:
+            return Outcome("refused", error=SellerUnreachable(f"{origin_of(request.url)}: no answer ({problem})"))
+        if incoming.status != 402:
+            return Outcome("free", incoming=incoming)
+        try:
+            payment = funds.pay(request, read_payment_asked(incoming.headers, incoming.body), int(clock()))
+        except FareboxError as error:
+            return Outcome("refused", incoming=incoming, error=error)
+    try:
+        incoming = yield _with_payment(request, payment.headers())
+    except NeverLeft as problem:
+        funds.never_left(payment)
+        return Outcome("refused", error=SellerUnreachable(f"{origin_of(request.url)}: no connection ({problem})"))
+    except BaseException as problem:
+        funds.lost(payment)
+        if not isinstance(problem, Lost):
+            raise
+        lost = OutcomeUnknown(f"{origin_of(request.url)}: paid, but no answer ({problem})")
+        return Outcome("unknown", error=lost)
+    receipt = _receipt(incoming)
+    if 200 <= incoming.status < 300:
+        funds.served(payment)
+        return Outcome("served", incoming=incoming, receipt=receipt)
+    funds.lost(payment)
+    cause = _refusal(incoming, receipt, payment.offer) or _no_service(incoming, origin_of(request.url))
+    return Outcome(_kind(cause), incoming=incoming, receipt=receipt, error=cause)
+
+
+def _without_payment(request: Outgoing) -> Outgoing:
+    headers = [(name, value) for name, value in request.headers if name.lower() not in _PAYMENT_HEADERS]
+    return Outgoing(request.method, request.url, headers, request.body)
+
+
+def _with_payment(request: Outgoing, payment: dict[str, str]) -> Outgoing:
+    paid = _without_payment(request)
+    paid.headers += payment.items()
+    paid.paid = True
+    return paid
+
+
+def _kind(cause: FareboxError) -> Literal["refused", "unknown"]:
+    return "unknown" if isinstance(cause, OutcomeUnknown) else "refused"
+
+
+def _receipt(incoming: Incoming) -> SettlementResponse | None:
+    """Return the seller's receipt; a malformed one is no receipt, and nothing depends on it."""
+    value = incoming.headers.get(PAYMENT_RESPONSE) or incoming.headers.get(X_PAYMENT_RESPONSE)
+    if not value:
+        return None
+    try:
+        return decode_settlement_response(value)
+    except MalformedMessage:
+        return None
+
+
+def _refusal(incoming: Incoming, receipt: SettlementResponse | None, pinned: Offer) -> FareboxError | None:
+    """Return why the seller refused the payment, when its answer says so."""
+    if incoming.status not in (402, 412):
+        return None
+    if receipt is not None and not receipt.success and receipt.error_reason == "settlement_pending":
+        return OutcomeUnknown("the settlement is on its way and not confirmed")
+    try:
+        asked = read_payment_asked(incoming.headers, incoming.body)
+    except FareboxError:
+        return PaymentRefused(f"the seller refused the payment: {_reason(receipt, None)}")
+    offers = [option.terms.offer for option in asked.options if option.terms is not None]
+    changed = _difference(pinned, offers)
+    if changed is not None:
+        return TermsChanged(f"the seller no longer offers the pinned terms: {changed}")
+    return PaymentRefused(f"the seller refused the payment: {_reason(receipt, asked)}")
+
+
+def _reason(receipt: SettlementResponse | None, asked: PaymentAsked | None) -> str:
+    stated = (receipt and receipt.error_reason) or (asked and asked.error) or "it gives no reason"
+    return "".join(character if character.isprintable() else " " for character in stated)[:120]
+
+
+def _difference(pinned: Offer, offers: list[Offer]) -> str | None:
+    """Return in words how the nearest offer differs from the pinned one, or None when one is equal."""
+    same_place = [
+        offer for offer in offers if offer.network == pinned.network and offer.asset.address == pinned.asset.address
+    ]
+    if any(_same(pinned, offer) for offer in same_place):
+        return None
+    if not same_place:
+        return "neither its network nor its asset is offered now"
+    nearest = same_place[0]
+    if nearest.amount_atomic != pinned.amount_atomic:
+        was, now = (format_amount(offer.amount_atomic, offer.asset) for offer in (pinned, nearest))
+        return f"the price was {was} and is {now}"
+    return "another payee, scheme or token domain"
+
+
+def _same(one: Offer, other: Offer) -> bool:
+    return (
+        one.amount_atomic == other.amount_atomic
+        and one.pay_to == other.pay_to
+        and (one.scheme, one.method, one.domain) == (other.scheme, other.method, other.domain)
+    )
+
+
+def _no_service(incoming: Incoming, origin: str) -> OutcomeUnknown:
+    if 300 <= incoming.status < 400:
+        return OutcomeUnknown(f"{origin}: answered a paid request with a redirect, which is never followed")
+    return OutcomeUnknown(f"{origin}: paid, but answered {incoming.status}; repeating presents the same payment")

@@ -1,0 +1,176 @@
+"""The signing side of the pool: intents before signatures, caps in the same transaction as the intents.
+
+Order of a purchase on disk: intents (synced) → signer → authorizations replace their intents (synced). A crash in
+between leaves intents, which count as exposure until the chain's clock is past them; the next run signs the very same
+authorizations, so nothing is signed twice under two nonces.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from buyer.pool import exposure_atomic, payer_exposure
+from buyer.purchase import Purchase, Terms
+from buyer.rows import authorization_from_row, terms_from_row
+from contracts.errors import BudgetExceeded, InsufficientBalance
+from contracts.money import format_amount
+from contracts.offers import Offer
+from contracts.schemes.exact_eip3009 import Authorization
+
+__all__ = ["Intent", "forget_expired", "intend", "intents_of", "store_signed"]
+
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An authorization that is about to be signed, or may have been when a process died."""
+
+    purchase_id: int
+    terms_id: int
+    terms: Terms
+    authorization: Authorization
+    from_block: int
+
+
+def intend(
+    connection: sqlite3.Connection,
+    purchase: Purchase,
+    authorizations: Sequence[Authorization],
+    *,
+    balance_atomic: int,
+    from_block: int,
+    now_s: int,
+) -> list[Intent]:
+    """Reserve the money of `authorizations` under every cap and write them down as intents.
+
+    Must run in one synced transaction. Raises `InsufficientBalance` when the wallet does not cover all it has ever
+    signed and not spent plus these, `BudgetExceeded` when they would pass `max_total` or `max_per_day`.
+    """
+    offer = purchase.offer
+    value_atomic = sum(authorization.value_atomic for authorization in authorizations)
+    _check_balance(connection, purchase, value_atomic, balance_atomic)
+    _check_budget(connection, purchase, value_atomic, now_s)
+    connection.executemany(
+        "INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                authorization.nonce,
+                purchase.id,
+                purchase.terms_id,
+                offer.network.chain_id,
+                offer.asset.address,
+                authorization.payer,
+                authorization.payee,
+                str(authorization.value_atomic),
+                authorization.valid_after_s,
+                authorization.valid_before_s,
+                now_s,
+                from_block,
+            )
+            for authorization in authorizations
+        ],
+    )
+    return [Intent(purchase.id, purchase.terms_id, purchase.terms, signed, from_block) for signed in authorizations]
+
+
+def intents_of(connection: sqlite3.Connection, purchase: Purchase) -> list[Intent]:
+    """Return the unfinished signings of a purchase, under the terms they were intended for."""
+    rows = connection.execute(
+        """SELECT intents.*, terms.x402_version, terms.accepted, terms.decimals, terms.resource, terms.extensions
+           FROM intents JOIN terms ON terms.id = intents.terms_id
+           WHERE purchase_id = ? ORDER BY valid_before_s, nonce""",
+        (purchase.id,),
+    )
+    return [
+        Intent(row["purchase_id"], row["terms_id"], terms_from_row(row), authorization_from_row(row), row["from_block"])
+        for row in rows
+    ]
+
+
+def store_signed(connection: sqlite3.Connection, signed: Sequence[tuple[Intent, bytes]], now_s: int) -> None:
+    """Put signed authorizations into the pool in place of their intents. Must run in one synced transaction."""
+    for intent, signature in signed:
+        authorization, offer = intent.authorization, intent.terms.offer
+        key = (offer.network.chain_id, offer.asset.address, authorization.payer, authorization.nonce)
+        connection.execute(
+            """INSERT OR IGNORE INTO authorizations (purchase_id, terms_id, state, chain_id, token, payer, nonce, payee,
+                   value_atomic, valid_after_s, valid_before_s, signature, signed_s, from_block)
+               VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            (
+                intent.purchase_id,
+                intent.terms_id,
+                *key,
+                authorization.payee,
+                str(authorization.value_atomic),
+                authorization.valid_after_s,
+                authorization.valid_before_s,
+                signature,
+                now_s,
+                intent.from_block,
+            ),
+        )
+        connection.execute("DELETE FROM intents WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?", key)
+
+
+def forget_expired(connection: sqlite3.Connection, purchase: Purchase, chain_now_s: int) -> None:
+    """Drop intents whose time is over by the chain's clock: signed or not, nobody can use them any more."""
+    connection.execute(
+        "DELETE FROM intents WHERE purchase_id = ? AND chain_id = ? AND valid_before_s < ?",
+        (purchase.id, purchase.offer.network.chain_id, chain_now_s),
+    )
+
+
+def _check_balance(connection: sqlite3.Connection, purchase: Purchase, value_atomic: int, balance_atomic: int) -> None:
+    offer = purchase.offer
+    live_atomic = payer_exposure(connection, offer.network.chain_id, offer.asset.address, purchase.payer)
+    if live_atomic + value_atomic > balance_atomic:
+        raise InsufficientBalance(
+            f"the wallet holds {_shown(balance_atomic, offer)}; live authorizations already promise "
+            f"{_shown(live_atomic, offer)} and these would add {_shown(value_atomic, offer)}"
+        )
+
+
+def _check_budget(connection: sqlite3.Connection, purchase: Purchase, value_atomic: int, now_s: int) -> None:
+    policy, offer = purchase.refill, purchase.offer
+    if policy is None:
+        return
+    here = {"purchase": purchase.id}
+    if policy.max_total_atomic is not None:
+        spent_atomic = _sum(
+            connection,
+            "SELECT value_atomic, count(*) FROM authorizations WHERE purchase_id = :purchase "
+            "AND state = 'spent' GROUP BY value_atomic",
+            here,
+        )
+        used_atomic = spent_atomic + exposure_atomic(connection, "purchase_id = :purchase", here)
+        _check_cap("--max-total", policy.max_total_atomic, used_atomic, value_atomic, offer)
+    if policy.max_per_day_atomic is not None:
+        today = {**here, "day": now_s - now_s % _DAY_S}
+        signed_atomic = _sum(
+            connection,
+            """SELECT value_atomic, count(*) FROM authorizations
+               WHERE purchase_id = :purchase AND signed_s >= :day GROUP BY value_atomic
+               UNION ALL SELECT value_atomic, count(*) FROM intents
+               WHERE purchase_id = :purchase AND intended_s >= :day GROUP BY value_atomic""",
+            today,
+        )
+        _check_cap("--max-per-day", policy.max_per_day_atomic, signed_atomic, value_atomic, offer)
+
+
+def _check_cap(flag: str, cap_atomic: int, used_atomic: int, value_atomic: int, offer: Offer) -> None:
+    if used_atomic + value_atomic > cap_atomic:
+        raise BudgetExceeded(
+            f"{flag} {_shown(cap_atomic, offer)}: {_shown(used_atomic, offer)} are taken and "
+            f"{_shown(value_atomic, offer)} more would pass it"
+        )
+
+
+def _sum(connection: sqlite3.Connection, query: str, values: dict[str, int]) -> int:
+    return sum(int(value) * count for value, count in connection.execute(query, values))
+
+
+def _shown(amount_atomic: int, offer: Offer) -> str:
+    return format_amount(amount_atomic, offer.asset)

@@ -1,0 +1,54 @@
+"""Every limit of the buyer, in one place: name, unit, reason."""
+
+from __future__ import annotations
+
+# Authorizations one worker takes out of the pool per synced write: amortises the sync to a few microseconds a claim.
+LEASE_SIZE = 64
+# A worker takes at most this share of what is free, so that a small pool is not starved by the first worker.
+LEASE_SHARE = 4
+# An authorization must outlive the seller's own time-out by this much, or it is not handed out: clocks differ, and a
+# seller that settles after it served needs time to do so.
+CLAIM_MARGIN_S = 60
+
+# Authorizations one `buy` or refill signs at most; 10,000 take a few seconds and 10 MB.
+SIGN_COUNT_MAX = 10_000
+# Signed and stored together: bounds what is repeated after a crash, and paces the progress bar.
+SIGN_CHUNK = 50
+# Shorter pools die before they are used; longer ones than `contracts.limits.VALIDITY_S_MAX` outlive every budget.
+TTL_S_MIN = 600
+TTL_S_DEFAULT = 7 * 86_400
+
+# Longest a seller may claim to need for one answer before a buyer calls it a trick to stretch validity.
+SELLER_TIMEOUT_S_MAX = 3600
+# The payment window an SDK client signs for when its policy names none.
+VALIDITY_S_DEFAULT = 600
+
+# How long a probe waits for a connection, and for the whole answer.
+PROBE_CONNECT_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 20.0
+# A paid answer may take as long as a long generation.
+PAID_TIMEOUT_S = 600.0
+# The answer body `farebox pay` prints; more is refused rather than held in memory.
+PAY_BODY_BYTES_MAX = 64 * 1024 * 1024
+
+# One signature from a remote signer, and how many are asked for at once.
+SIGNER_TIMEOUT_S = 30.0
+SIGNER_PARALLEL = 8
+SIGNER_ANSWER_BYTES_MAX = 64 * 1024
+
+# The chain's clock must be this far past validBefore before an unused authorization counts as expired: a block that is
+# re-organised away may have been earlier.
+EXPIRY_CHAIN_MARGIN_S = 60
+# Authorizations asked about in one round trip; one call of the batch reads the head.
+RECONCILE_BATCH = 90
+# How long `remove --cancel-onchain` waits for its transactions.
+CANCEL_RECEIPT_TIMEOUT_S = 120.0
+
+# Lost payments an SDK client remembers in memory, so that a repeated request presents the same one again.
+OPEN_PAYMENTS_MAX = 1024
+
+NAME_LENGTH_MAX = 64
+MODEL_LENGTH_MAX = 256
+URL_LENGTH_MAX = 2048
+RECEIPTS_MAX = 10_000
+REASON_LENGTH_MAX = 300

@@ -1,0 +1,161 @@
+"""The pool: pre-signed authorizations on disk, one SQLite file for all processes of a buyer.
+
+A pool counts, leases and hands out; it never holds a key and cannot sign. At every instant, and after every crash,
+the authorizations of a purchase in the seven states sum to what was signed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from buyer.home import Home
+from buyer.lease import boot_id, recover
+from buyer.limits import LEASE_SIZE
+from buyer.purchase import Purchase
+from buyer.receipts import Receipt, read_receipts
+from buyer.rows import PURCHASE_QUERY, find_purchase, purchase_from_row
+from buyer.spender import Claim, Spender, usable_until_s
+from contracts.address import Address
+from contracts.storage import Database, open_database
+
+__all__ = ["Claim", "Counts", "Pool", "Spender"]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Authorizations of one purchase by state."""
+
+    ready: int = 0
+    claimed: int = 0
+    sent: int = 0
+    unknown: int = 0
+    spent: int = 0
+    expired: int = 0
+    cancelled: int = 0
+
+    @property
+    def signed(self) -> int:
+        """All that were ever signed."""
+        return self.ready + self.claimed + self.sent + self.unknown + self.spent + self.expired + self.cancelled
+
+    @property
+    def live(self) -> int:
+        """Those that may still cost money."""
+        return self.ready + self.claimed + self.sent + self.unknown
+
+    @property
+    def remaining(self) -> int:
+        """Those no request has taken yet."""
+        return self.ready
+
+
+class Pool:
+    """The books of one buyer. Open once a process; `spender` gives it the right to spend."""
+
+    def __init__(self, home: Home, database: Database, boot: str) -> None:
+        self.home = home
+        self.database = database
+        self.boot = boot
+
+    @classmethod
+    def open(cls, home: Home, *, boot: str | None = None) -> Pool:
+        """Open the pool of `home` and settle what dead workers left behind.
+
+        `boot` identifies this start of the machine; tests give another one to stand for a power loss. Raises
+        `StoreUnavailable`.
+        """
+        pool = cls(home, open_database(home.database_url, "buyer.migrations"), boot or boot_id())
+        try:
+            recover(pool.database, home, pool.boot)
+        except BaseException:
+            pool.close()
+            raise
+        return pool
+
+    def purchases(self, *, kind: str = "pool") -> list[Purchase]:
+        """Return the purchases that are not removed, by name. `kind="once"` lists one-shot payments instead."""
+        query = PURCHASE_QUERY + "WHERE state != 'removed' AND kind = ? ORDER BY name"
+        return self.database.read(
+            lambda connection: [purchase_from_row(row) for row in connection.execute(query, (kind,))]
+        )
+
+    def purchase(self, name: str) -> Purchase:
+        """Return the purchase called `name`. Raises `NameUnknown`."""
+        return self.database.read(lambda connection: find_purchase(connection, name))
+
+    def counts(self, name: str) -> Counts:
+        """Return the authorizations of the purchase called `name` by state. Raises `NameUnknown`."""
+        return self.database.read(lambda connection: count_states(connection, find_purchase(connection, name).id))
+
+    def spendable(self, purchase: Purchase, now_s: int) -> int:
+        """Return how many authorizations can be claimed now: of the current terms, and not too old."""
+        query = """SELECT count(*) FROM authorizations
+                   WHERE state = 'ready' AND purchase_id = ? AND terms_id = ? AND valid_before_s >= ?"""
+        values = (purchase.id, purchase.terms_id, usable_until_s(purchase, now_s))
+        count: int = self.database.read(lambda connection: connection.execute(query, values).fetchone()[0])
+        return count
+
+    def worst_case_loss_atomic(self, name: str) -> int:
+        """Return the atomic units that all live authorizations and unfinished signings may still cost."""
+
+        def read(connection: sqlite3.Connection) -> int:
+            purchase = find_purchase(connection, name)
+            return exposure_atomic(connection, "purchase_id = :purchase", {"purchase": purchase.id})
+
+        return self.database.read(read)
+
+    def payer_exposure_atomic(self, chain_id: int, token: Address, payer: Address) -> int:
+        """Return what all live authorizations of one wallet in one token may still cost, over the whole home."""
+        return self.database.read(lambda connection: payer_exposure(connection, chain_id, token, payer))
+
+    def receipts(self, *, name: str | None = None, limit: int = 50) -> list[Receipt]:
+        """Return the newest receipts first."""
+        return self.database.read(lambda connection: read_receipts(connection, name=name, limit=limit))
+
+    def spender(self, *, lease_size: int = LEASE_SIZE) -> Spender:
+        """Return the spending side for this process, which takes up to `lease_size` authorizations at a time."""
+        return Spender(self.database, self.home, self.boot, lease_size)
+
+    async def reconcile(self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False) -> dict[str, int]:
+        """Ask the chain what became of the UNKNOWN authorizations of a purchase.
+
+        Returns how many were found `spent`, `expired` and `cancelled`, and how many stay `unknown`. With `ready_too`,
+        those never handed out are asked about as well (a restored backup may hold used ones). Raises `NameUnknown`,
+        `ChainUnavailable`, `TermsNotAllowed` when the endpoints are of another chain.
+        """
+        from buyer.reconcile import reconcile
+
+        return await reconcile(self.database, self.purchase(name), rpc_urls, ready_too=ready_too)
+
+    def close(self) -> None:
+        """Close the store. Spenders must be closed before."""
+        self.database.close()
+
+
+def count_states(connection: sqlite3.Connection, purchase_id: int) -> Counts:
+    """Return the authorizations of one purchase by state."""
+    query = "SELECT state, count(*) FROM authorizations WHERE purchase_id = ? GROUP BY state"
+    by_state: dict[str, int] = dict(connection.execute(query, (purchase_id,)).fetchall())
+    return Counts(**by_state)
+
+
+def payer_exposure(connection: sqlite3.Connection, chain_id: int, token: Address, payer: Address) -> int:
+    """Return atomic units: everything signed by `payer` in `token` that may still be used, of all purchases."""
+    return exposure_atomic(
+        connection,
+        "chain_id = :chain AND token = :token AND payer = :payer",
+        {"chain": chain_id, "token": token, "payer": payer},
+    )
+
+
+def exposure_atomic(connection: sqlite3.Connection, where: str, values: dict[str, Any]) -> int:
+    """Return atomic units of live authorizations and of intents, which a signer may have signed already."""
+    query = f"""
+        SELECT value_atomic, count(*) FROM authorizations
+        WHERE {where} AND state IN ('ready', 'claimed', 'sent', 'unknown') GROUP BY value_atomic
+        UNION ALL SELECT value_atomic, count(*) FROM intents WHERE {where} GROUP BY value_atomic
+    """  # noqa: S608 - the conditions are constants of this room
+    return sum(int(value) * count for value, count in connection.execute(query, values))

@@ -1,0 +1,80 @@
+"""Receipts: what every authorization that left was used for."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from buyer.limits import RECEIPTS_MAX
+from buyer.spender import receipt_id
+from contracts.address import address_text
+from contracts.errors import UsageError
+
+__all__ = ["Receipt", "read_receipts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One paid request. `transaction` is the settlement's hash where the seller or the chain told it.
+
+    `state` is the authorization's: `spent` was served, `unknown` waits for the chain. `status` is the HTTP status of
+    the answer, None when none came. Times are unix seconds.
+    """
+
+    receipt_id: str
+    purchase: str
+    model: str
+    endpoint: str
+    state: str
+    price_atomic: int
+    network: str
+    asset: str
+    payer: str
+    payee: str
+    nonce: str
+    request_key: str
+    route: str | None
+    at_s: int
+    valid_before_s: int
+    status: int | None
+    latency_ms: int | None
+    transaction: str | None
+    reason: str | None
+
+
+def read_receipts(connection: sqlite3.Connection, *, name: str | None, limit: int) -> list[Receipt]:
+    """Return the newest receipts first, of one purchase name or of all. Raises `UsageError` for a silly limit."""
+    if not 0 < limit <= RECEIPTS_MAX:
+        raise UsageError(f"--limit: expected 1 to {RECEIPTS_MAX}, got {limit}")
+    rows = connection.execute(
+        """SELECT authorizations.*, purchases.name, purchases.model, purchases.endpoint
+           FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
+           WHERE request_key IS NOT NULL AND authorizations.state NOT IN ('ready', 'claimed')
+               AND (:name IS NULL OR purchases.name = :name)
+           ORDER BY claimed_s DESC, authorizations.id DESC LIMIT :limit""",
+        {"name": name, "limit": limit},
+    )
+    return [
+        Receipt(
+            receipt_id=receipt_id(row["nonce"]),
+            purchase=row["name"],
+            model=row["model"],
+            endpoint=row["endpoint"],
+            state=row["state"],
+            price_atomic=int(row["value_atomic"]),
+            network=f"eip155:{row['chain_id']}",
+            asset=address_text(row["token"]),
+            payer=address_text(row["payer"]),
+            payee=address_text(row["payee"]),
+            nonce="0x" + row["nonce"].hex(),
+            request_key=row["request_key"],
+            route=row["route"],
+            at_s=row["claimed_s"],
+            valid_before_s=row["valid_before_s"],
+            status=row["status"],
+            latency_ms=row["latency_ms"],
+            transaction=row["transaction_hash"],
+            reason=row["reason"],
+        )
+        for row in rows
+    ]

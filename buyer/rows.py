@@ -1,0 +1,145 @@
+"""Rows of the pool's tables as values, and back."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from buyer.endpoint import origin_of
+from buyer.purchase import Purchase, RefillPolicy, Terms
+from contracts.address import Address
+from contracts.errors import NameUnknown
+from contracts.offers import offer_from_wire
+from contracts.schemes.exact_eip3009 import Authorization
+from contracts.wire import Requirements, ResourceInfo
+
+__all__ = [
+    "PURCHASE_QUERY",
+    "authorization_from_row",
+    "find_purchase",
+    "insert_purchase",
+    "insert_terms",
+    "purchase_from_row",
+]
+
+PURCHASE_QUERY = """
+    SELECT purchases.*, terms.x402_version, terms.accepted, terms.decimals, terms.resource, terms.extensions
+    FROM purchases JOIN terms ON terms.id = purchases.terms_id
+"""
+
+
+def purchase_from_row(row: sqlite3.Row) -> Purchase:
+    """Return the purchase in a row of `PURCHASE_QUERY`."""
+    return Purchase(
+        id=row["id"],
+        name=row["name"],
+        kind=row["kind"],
+        state=row["state"],
+        endpoint=row["endpoint"],
+        origin=origin_of(row["endpoint"]),
+        model=row["model"],
+        payer=Address(row["payer"]),
+        price_cap_atomic=int(row["price_cap_atomic"]),
+        ttl_s=row["ttl_s"],
+        refill=None if row["refill"] is None else msgspec.json.decode(row["refill"], type=RefillPolicy),
+        rpc_urls=tuple(msgspec.json.decode(row["rpc_urls"], type=list[str])),
+        terms_id=row["terms_id"],
+        terms=terms_from_row(row),
+    )
+
+
+def terms_from_row(row: sqlite3.Row) -> Terms:
+    """Return the pinned terms in a row that has the columns of `terms`."""
+    accepted = msgspec.json.decode(row["accepted"], type=Requirements)
+    return Terms(
+        offer=offer_from_wire(accepted, decimals=row["decimals"]),
+        accepted=accepted,
+        x402_version=row["x402_version"],
+        resource=None if row["resource"] is None else msgspec.json.decode(row["resource"], type=ResourceInfo),
+        extensions=None if row["extensions"] is None else msgspec.json.decode(row["extensions"]),
+    )
+
+
+def find_purchase(connection: sqlite3.Connection, name: str) -> Purchase:
+    """Return the purchase of that name that is not removed. Raises `NameUnknown`."""
+    row = connection.execute(PURCHASE_QUERY + "WHERE name = ? AND state != 'removed'", (name,)).fetchone()
+    if row is None:
+        raise NameUnknown(f"no purchase is called {name[:80]!r}")
+    return purchase_from_row(row)
+
+
+def insert_terms(connection: sqlite3.Connection, terms: Terms, now_s: int) -> int:
+    """Store pinned terms and return their id."""
+    cursor = connection.execute(
+        """INSERT INTO terms (x402_version, accepted, decimals, resource, extensions, pinned_s)
+           VALUES (?, ?, ?, ?, ?, ?)""",
+        (
+            terms.x402_version,
+            _json(terms.accepted),
+            terms.offer.asset.decimals,
+            None if terms.resource is None else _json(terms.resource),
+            None if terms.extensions is None else _json(terms.extensions),
+            now_s,
+        ),
+    )
+    return _row_id(cursor)
+
+
+def insert_purchase(
+    connection: sqlite3.Connection,
+    *,
+    name: str,
+    kind: str,
+    endpoint: str,
+    model: str,
+    payer: Address,
+    price_cap_atomic: int,
+    ttl_s: int,
+    refill: RefillPolicy | None,
+    rpc_urls: tuple[str, ...],
+    terms: Terms,
+    now_s: int,
+) -> int:
+    """Store a new purchase with its first terms and return its id. A one-shot purchase begins draining."""
+    cursor = connection.execute(
+        """INSERT INTO purchases (name, kind, state, endpoint, model, payer, price_cap_atomic, ttl_s, refill, rpc_urls,
+                                  terms_id, created_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            name,
+            kind,
+            "active" if kind == "pool" else "draining",
+            endpoint,
+            model,
+            payer,
+            str(price_cap_atomic),
+            ttl_s,
+            None if refill is None else _json(refill),
+            _json(list(rpc_urls)),
+            insert_terms(connection, terms, now_s),
+            now_s,
+        ),
+    )
+    return _row_id(cursor)
+
+
+def authorization_from_row(row: sqlite3.Row) -> Authorization:
+    """Return what was, or is to be, signed."""
+    return Authorization(
+        payer=Address(row["payer"]),
+        payee=Address(row["payee"]),
+        value_atomic=int(row["value_atomic"]),
+        valid_after_s=row["valid_after_s"],
+        valid_before_s=row["valid_before_s"],
+        nonce=row["nonce"],
+    )
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _row_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid

@@ -1,0 +1,307 @@
+"""Claims: one authorization for one logical request, on disk before the first byte leaves.
+
+Taking a lease is a synced write and happens once for many claims; each step of a claim inside the lease is one
+unsynced write, which survives `kill -9`. What a power loss can take away is covered by the lease (see `buyer.lease`).
+Nothing here can sign: a spender holds signatures, never a key.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+import sqlite3
+import threading
+from dataclasses import dataclass
+
+import msgspec
+
+from buyer.home import Home
+from buyer.lease import RELEASE_COLUMNS, Worker, recover
+from buyer.limits import CLAIM_MARGIN_S, LEASE_SHARE, REASON_LENGTH_MAX, SELLER_TIMEOUT_S_MAX
+from buyer.moves import move_sql, moved
+from buyer.purchase import Purchase, Terms
+from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
+from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress, StoreUnavailable
+from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, encode_header
+from contracts.lifecycle import AuthorizationEvent
+from contracts.limits import HEADER_BYTES_MAX
+from contracts.schemes.exact_eip3009 import Authorization, encode_payload
+from contracts.storage import Database
+from contracts.wire import PaymentPayload, PaymentPayloadV1, SettlementResponse
+
+__all__ = ["Claim", "Spender", "payment_headers", "receipt_id", "usable_until_s"]
+
+_Slot = tuple[int, int, Authorization, bytes]
+
+_TRANSACTION_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
+
+_TAKE_OVERDUE = move_sql(
+    AuthorizationEvent.TIME_OVER,
+    "lease = NULL, reason = 'too old to send'",
+    "purchase_id = :purchase AND valid_before_s < :until AND (lease IS NULL OR lease = :lease)",
+)
+_FREE = """
+    SELECT authorizations.* FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
+    WHERE authorizations.state = 'ready' AND authorizations.purchase_id = :purchase
+        AND authorizations.terms_id = :terms AND purchases.state != 'removed' AND valid_before_s >= :until
+"""
+_CLAIM = move_sql(
+    AuthorizationEvent.CLAIM,
+    "request_key = :request_key, fingerprint = :fingerprint, route = :route, claimed_s = :now",
+    "id = :id AND lease = :lease",
+)
+_OPEN = "SELECT * FROM authorizations WHERE request_key = ? AND state IN ('claimed', 'sent', 'unknown') LIMIT 1"
+_IS_OPEN = _OPEN.replace("*", "state", 1)
+_SEND = move_sql(AuthorizationEvent.SEND, where="id = :id AND lease = :lease")
+_PRESENT_AGAIN = move_sql(AuthorizationEvent.PRESENT_AGAIN, "lease = :lease, status = NULL, reason = NULL")
+_ABORT = move_sql(AuthorizationEvent.ABORT, RELEASE_COLUMNS, "id = :id AND lease = :lease")
+_NEVER_LEFT = move_sql(AuthorizationEvent.NEVER_LEFT, RELEASE_COLUMNS, "id = :id AND lease = :lease")
+_SERVED = move_sql(
+    AuthorizationEvent.SERVED,
+    "lease = NULL, status = :status, latency_ms = :latency_ms, transaction_hash = :transaction_hash",
+    "id = :id AND lease = :lease",
+)
+_LOST = move_sql(
+    AuthorizationEvent.LOST, "lease = NULL, status = :status, reason = :reason", "id = :id AND lease = :lease"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One authorization taken for one request. `again` says that the seller may have seen it before."""
+
+    purchase: Purchase
+    authorization: Authorization
+    signature: bytes
+    request_key: str
+    receipt_id: str
+    row_id: int
+    again: bool = False
+
+    def headers(self) -> dict[str, str]:
+        """Return the payment header: `PAYMENT-SIGNATURE`, or `X-PAYMENT` for a version 1 seller."""
+        return payment_headers(self.purchase.terms, self.authorization, self.signature)
+
+
+class Spender:
+    """The spending side of one worker process; safe for its threads, worthless in a forked child."""
+
+    def __init__(self, database: Database, home: Home, boot: str, lease_size: int) -> None:
+        self._database = database
+        self._home = home
+        self._boot = boot
+        self._lease_size = lease_size
+        self._worker = Worker(database, home, boot)
+        self._slots: dict[tuple[int, int], list[_Slot]] = {}
+        self._lock = threading.Lock()
+
+    def claim(
+        self, purchase: Purchase, request_key: str, now_s: int, *, fingerprint: str = "", route: str = ""
+    ) -> Claim:
+        """Take the authorization of `purchase` that expires soonest, for the request `request_key`.
+
+        Raises `AuthorizationsExhausted`; `RequestInProgress` while the same key waits for its answer elsewhere;
+        `OutcomeUnknown` when the same key was presented before (then `reopen` it); `StoreUnavailable`.
+        """
+        self._check_process()
+        until_s = usable_until_s(purchase, now_s)
+        key = (purchase.id, purchase.terms_id)
+        with self._lock:
+            while True:
+                slots = self._slots.get(key)
+                if not slots:
+                    slots = self._slots[key] = self._lease(purchase, until_s)
+                slot = heapq.heappop(slots)
+                if slot[0] < until_s:
+                    continue
+                values: dict[str, int | str | None] = {
+                    "id": slot[1],
+                    "lease": self._worker.id,
+                    "request_key": request_key,
+                    "fingerprint": fingerprint or None,
+                    "route": route or None,
+                    "now": now_s,
+                }
+                try:
+                    won = self._database.transact(lambda connection: _claim(connection, values), durable=False)  # noqa: B023 - runs at once
+                except BaseException:
+                    heapq.heappush(slots, slot)
+                    raise
+                if won:
+                    _, row_id, authorization, signature = slot
+                    name = receipt_id(authorization.nonce)
+                    return Claim(purchase, authorization, signature, request_key, name, row_id)
+
+    def reopen(self, request_key: str, now_s: int) -> Claim | None:
+        """Return the UNKNOWN authorization of this very request, SENT again on disk, or None when there is none.
+
+        Raises `RequestInProgress` while another call waits for the answer, and `OutcomeUnknown` when the
+        authorization is too old to present again: then only the chain can tell whether it was used.
+        """
+        self._check_process()
+        row = self._open_row(request_key)
+        if row is not None and row["state"] != "unknown" and row["lease"] != self._worker.id:
+            recover(self._database, self._home, self._boot)
+            row = self._open_row(request_key)
+        if row is None:
+            return None
+        if row["state"] != "unknown":
+            raise RequestInProgress("this request is already waiting for its answer")
+        purchase = self._database.read(lambda connection: _purchase_as_signed(connection, row))
+        authorization = authorization_from_row(row)
+        if authorization.valid_before_s < usable_until_s(purchase, now_s):
+            raise OutcomeUnknown("this request was paid for, and the authorization is too old to present again")
+        values = {"id": row["id"], "lease": self._worker.id}
+        if not self._database.transact(lambda connection: moved(connection, _PRESENT_AGAIN, values), durable=False):
+            raise RequestInProgress("this request was just presented again by another call")
+        name = receipt_id(authorization.nonce)
+        return Claim(purchase, authorization, row["signature"], request_key, name, row["id"], again=True)
+
+    def unanswered(self, fingerprint: str) -> str | None:
+        """Return the key of the newest UNKNOWN request with this fingerprint, so that a repetition is recognised."""
+        self._check_process()
+        query = """SELECT request_key FROM authorizations
+                   WHERE fingerprint = ? AND state = 'unknown' ORDER BY claimed_s DESC LIMIT 1"""
+        row = self._database.read(lambda connection: connection.execute(query, (fingerprint,)).fetchone())
+        return None if row is None else row["request_key"]
+
+    def sent(self, claim: Claim) -> None:
+        """Record, before it happens, that the first byte leaves. Raises `StoreUnavailable`: then nothing may leave."""
+        if claim.again:
+            return
+        if not self._move(_SEND, claim):
+            raise StoreUnavailable("the claim is no longer held by this process")
+
+    def abort(self, claim: Claim) -> None:
+        """The request ended before anything was sent: the authorization is free again."""
+        if claim.again:
+            self._lose(claim, None, "the repetition was given up before it was sent")
+        elif self._move(_ABORT, claim):
+            self._put_back(claim)
+
+    def never_left(self, claim: Claim) -> None:
+        """No connection was made: the authorization is free again, unless an earlier attempt had reached the seller."""
+        if claim.again:
+            self._lose(claim, None, "the repetition found no connection")
+        elif self._move(_NEVER_LEFT, claim):
+            self._put_back(claim)
+
+    def served(self, claim: Claim, *, status: int, receipt: SettlementResponse | None, latency_ms: int) -> None:
+        """The seller answered 2xx. `receipt` is the seller's word; only its transaction hash is kept."""
+        stated = "" if receipt is None else receipt.transaction
+        known = stated if _TRANSACTION_HASH.fullmatch(stated) else None
+        self._move(_SERVED, claim, status=status, latency_ms=latency_ms, transaction_hash=known)
+
+    def lost(self, claim: Claim, *, status: int | None, reason: str) -> None:
+        """Any other end: the money may have moved, so only the chain may say more."""
+        self._lose(claim, status, reason)
+
+    def close(self) -> None:
+        """Give back what was not sent. What still waits for an answer becomes UNKNOWN."""
+        self._check_process()
+        with self._lock:
+            self._slots.clear()
+            self._worker.close()
+
+    def _lose(self, claim: Claim, status: int | None, reason: str) -> None:
+        self._move(_LOST, claim, status=status, reason=reason[:REASON_LENGTH_MAX])
+
+    def _move(self, sql: str, claim: Claim, **values: int | str | None) -> bool:
+        bound = {"id": claim.row_id, "lease": self._worker.id, **values}
+        return self._database.transact(lambda connection: moved(connection, sql, bound), durable=False)
+
+    def _put_back(self, claim: Claim) -> None:
+        slot = (claim.authorization.valid_before_s, claim.row_id, claim.authorization, claim.signature)
+        with self._lock:
+            heapq.heappush(self._slots.setdefault((claim.purchase.id, claim.purchase.terms_id), []), slot)
+
+    def _lease(self, purchase: Purchase, until_s: int) -> list[_Slot]:
+        """Take a share of what is free; else, from what living workers hold unclaimed. Never returns an empty list."""
+        values: dict[str, int | str] = {
+            "purchase": purchase.id,
+            "terms": purchase.terms_id,
+            "until": until_s,
+            "lease": self._worker.id,
+        }
+        slots = self._database.transact(lambda connection: self._share(connection, values, "lease IS NULL"))
+        if not slots:
+            recover(self._database, self._home, self._boot)
+            held = "(lease IS NULL OR lease != :lease)"
+            slots = self._database.transact(lambda connection: self._share(connection, values, held))
+        if not slots:
+            raise AuthorizationsExhausted(
+                f"{purchase.name}: no authorization is left to spend",
+                remedy=f"run `farebox refill {purchase.name} --count N`",
+            )
+        return slots
+
+    def _share(self, connection: sqlite3.Connection, values: dict[str, int | str], whose: str) -> list[_Slot]:
+        connection.execute(_TAKE_OVERDUE, values)
+        free = f"{_FREE} AND {whose} ORDER BY valid_before_s, authorizations.id LIMIT :limit"
+        (available,) = connection.execute(
+            f"SELECT count(*) FROM ({free})",  # noqa: S608 - constants only
+            {**values, "limit": self._lease_size * LEASE_SHARE},
+        ).fetchone()
+        share = max(1, min(self._lease_size, available // LEASE_SHARE))
+        rows = connection.execute(free, {**values, "limit": share}).fetchall()
+        connection.executemany(
+            "UPDATE authorizations SET lease = ? WHERE id = ?", [(values["lease"], row["id"]) for row in rows]
+        )
+        return [(row["valid_before_s"], row["id"], authorization_from_row(row), row["signature"]) for row in rows]
+
+    def _open_row(self, request_key: str) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._database.read(
+            lambda connection: connection.execute(_OPEN, (request_key,)).fetchone()
+        )
+        return row
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._worker.pid:
+            raise StoreUnavailable("the spender was opened before a fork", remedy="open one in each worker process")
+
+
+def usable_until_s(purchase: Purchase, now_s: int) -> int:
+    """Return the earliest validBefore, unix seconds, with which an authorization may be handed out now."""
+    return now_s + CLAIM_MARGIN_S + min(purchase.offer.max_timeout_s, SELLER_TIMEOUT_S_MAX)
+
+
+def receipt_id(nonce: bytes) -> str:
+    """Return the public name of what one authorization was used for."""
+    return "rcpt_" + nonce.hex()[:24]
+
+
+def payment_headers(terms: Terms, authorization: Authorization, signature: bytes) -> dict[str, str]:
+    """Return the header that carries the payment, in the version the seller speaks.
+
+    The echo of extensions is optional in the protocol, and left out where it would make the header too long.
+    """
+    payload = msgspec.Raw(msgspec.json.encode(encode_payload(authorization, signature)))
+    accepted = terms.accepted
+    if terms.x402_version == 1:
+        message = PaymentPayloadV1(x402_version=1, scheme=accepted.scheme, network=accepted.network, payload=payload)
+        return {X_PAYMENT: encode_header(message)}
+    payment = PaymentPayload(
+        x402_version=2, accepted=accepted, payload=payload, resource=terms.resource, extensions=terms.extensions
+    )
+    header = encode_header(payment)
+    if len(header) > HEADER_BYTES_MAX // 2 and terms.extensions is not None:
+        payment.extensions = None
+        header = encode_header(payment)
+    return {PAYMENT_SIGNATURE: header}
+
+
+def _claim(connection: sqlite3.Connection, values: dict[str, int | str | None]) -> bool:
+    open_row = connection.execute(_IS_OPEN, (values["request_key"],)).fetchone()
+    if open_row is None:
+        return moved(connection, _CLAIM, values)
+    if open_row["state"] == "unknown":
+        raise OutcomeUnknown("this request was presented before and its outcome is open")
+    raise RequestInProgress("this request is already waiting for its answer")
+
+
+def _purchase_as_signed(connection: sqlite3.Connection, row: sqlite3.Row) -> Purchase:
+    """Return the purchase of an authorization under the terms it was signed for."""
+    query = PURCHASE_QUERY.replace("purchases.terms_id", ":terms") + "WHERE purchases.id = :purchase"
+    found = connection.execute(query, {"terms": row["terms_id"], "purchase": row["purchase_id"]}).fetchone()
+    return purchase_from_row(found)
