@@ -1,0 +1,160 @@
+"""The demo's processes are ready when they answer, explain themselves when they die, and never outlive the demo."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.demo.processes import (
+    Child,
+    Crew,
+    DemoFailed,
+    demo_folder,
+    free_ports,
+    interrupt_on_termination,
+    wait_until,
+)
+
+SERVER = """
+import http.server, sys
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler)
+print("serving", flush=True)
+server.serve_forever()
+"""
+# Ignores SIGTERM, and starts a child that does the same.
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def quick_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.demo.processes._STOP_TIMEOUT_S", 0.3)
+
+
+def python(source: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", source, *arguments]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_child_is_ready_once_it_answers_and_gone_after_the_context(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with Crew(tmp_path, {}) as crew:
+        child = crew.start("server", python(SERVER, str(port)))
+        crew.wait_ready(child, f"http://127.0.0.1:{port}/")
+        crew.check_alive()
+    assert child.process.poll() is not None
+
+
+def test_a_child_that_dies_before_it_is_ready_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    with Crew(tmp_path, {}) as crew:
+        child = crew.start("server", python("print('no model found'); raise SystemExit(3)"))
+        with pytest.raises(DemoFailed, match=r"server: ended with code 3.*\n  no model found"):
+            crew.wait_ready(child, "http://127.0.0.1:9/")
+        with pytest.raises(DemoFailed, match="code 3"):
+            crew.check_alive()
+
+
+def test_a_wait_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    with Crew(tmp_path, {}) as crew:
+        child = crew.start("sleeper", python("import time; time.sleep(600)"))
+        with pytest.raises(DemoFailed, match="sleeper: it did not wake within 0 s"):
+            wait_until(lambda: False, child, "it did not wake", timeout_s=0.1)
+
+
+@pytest.mark.usefixtures("quick_stop")
+def test_a_child_that_ignores_the_request_to_stop_is_killed_with_its_own_child(tmp_path: Path) -> None:
+    with Crew(tmp_path, {}) as crew:
+        child = crew.start("stubborn", python(STUBBORN))
+        wait_until(lambda: child.log_file.read_text().endswith("\n"), child, "it said nothing")
+        grandchild = int(child.log_file.read_text())
+        assert is_running(grandchild)
+    assert child.process.poll() == -signal.SIGKILL
+    assert not is_running(grandchild)
+
+
+def test_children_end_when_the_story_fails(tmp_path: Path) -> None:
+    started: list[Child] = []
+
+    def story() -> None:
+        with Crew(tmp_path, {}) as crew:
+            started.append(crew.start("sleeper", python("import time; time.sleep(600)")))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        story()
+    assert started[0].process.poll() is not None
+
+
+def test_a_command_that_fails_is_reported_with_what_it_said(tmp_path: Path) -> None:
+    with Crew(tmp_path, {}) as crew, pytest.raises(DemoFailed, match=r"buy: exit code 4\nprice_above_cap: too dear"):
+        crew.run("buy", python("import sys; sys.exit(sys.stderr.write('price_above_cap: too dear') and 4)"))
+
+
+def test_a_command_that_hangs_is_given_up(tmp_path: Path) -> None:
+    with Crew(tmp_path, {}) as crew, pytest.raises(DemoFailed, match="buy: not done after 0 s"):
+        crew.run("buy", python("import time; time.sleep(600)"), timeout_s=0.2)
+
+
+def test_children_see_no_farebox_setting_and_no_proxy_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAREBOX_SIGNER", "keyfile:/home/me/real.key")
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("FAREBOX_ANVIL", "/opt/anvil")
+    with Crew(tmp_path, {"FAREBOX_HOME": "/here"}) as crew:
+        seen = crew.run("env", python("import os; print(sorted(os.environ.items()))"))
+    assert "real.key" not in seen
+    assert "proxy:3128" not in seen
+    assert "('FAREBOX_ANVIL', '/opt/anvil')" in seen
+    assert "('FAREBOX_HOME', '/here')" in seen
+
+
+def test_free_ports_are_different() -> None:
+    assert len(set(free_ports(20))) == 20
+
+
+def test_the_folder_is_the_users_alone_and_goes_with_the_demo() -> None:
+    with demo_folder() as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
+
+
+def test_the_folder_stays_when_the_demo_failed_because_its_logs_explain() -> None:
+    with pytest.raises(DemoFailed), demo_folder() as folder:
+        raise DemoFailed("it broke")
+    assert folder.is_dir()
+    folder.rmdir()
+
+
+def test_a_request_to_terminate_runs_the_same_clean_up_as_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupt_on_termination():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_popen_leaves_the_log_where_the_message_says(tmp_path: Path) -> None:
+    with Crew(tmp_path, {}) as crew:
+        child = crew.start("talker", python("print('one'); print('two')"))
+        child.process.wait(10)
+        assert child.last_words() == "  one\n  two"
+        assert str(child.failed("stopped").message).startswith(f"talker: stopped. The end of {child.log_file}")
+    assert subprocess.run(["cat", str(child.log_file)], capture_output=True, check=True).stdout == b"one\ntwo\n"
