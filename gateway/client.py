@@ -1,0 +1,75 @@
+"""The client's end of one exchange: is it still there, and what has it been sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Receive, Send
+
+from gateway.envelope import Headers, Problem, error_body
+
+__all__ = ["Client", "problem_answer"]
+
+
+class Client:
+    """Writes one HTTP answer. Once the client is gone, writing goes on silently: the rest is for the books."""
+
+    __slots__ = ("_receive", "_send", "_watch", "delivered", "gone", "started")
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._watch: asyncio.Task[None] | None = None
+        self.gone = False
+        self.started = False
+        self.delivered = False
+
+    def watch(self) -> None:
+        """Notice from now on when the client leaves. The request's body must have been read."""
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._wait_until_gone())
+
+    def stop_watching(self) -> None:
+        """End what `watch` began."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def _wait_until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the status line and headers."""
+        if not self.gone:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def body(self, chunk: bytes) -> None:
+        """Send a part of the body, now."""
+        if not self.gone:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self, chunk: bytes = b"") -> None:
+        """Send the last part of the body; `delivered` then tells whether somebody was there to take all of it."""
+        gone = self.gone
+        if not gone:
+            await self._send({"type": "http.response.body", "body": chunk})
+        self.delivered = not gone
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.end(body)
+
+    async def problem(self, path: str, problem: Problem) -> None:
+        """Send an error in the dialect of `path`."""
+        status, headers, body = problem_answer(path, problem)
+        await self.answer(status, headers, body)
+
+
+def problem_answer(path: str, problem: Problem) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body of an error answer."""
+    headers: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *problem.headers]
+    if problem.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % problem.retry_after_s))
+    return problem.status, headers, error_body(path, problem)

@@ -1,0 +1,114 @@
+"""`gateway.yaml`: every setting has a default, so that no file is needed."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import pydantic
+
+from contracts.errors import ConfigInvalid
+from contracts.settings import StrictModel, load_settings
+
+__all__ = ["GatewayConfig", "Listen", "load_config", "parse_listen"]
+
+_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", re.ASCII)
+_LOOPBACK = ("localhost", "::1")
+
+
+class Listen(StrictModel):
+    """A host and a port (0: any free one) to listen on."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in _LOOPBACK or self.host.startswith("127.")
+
+    @property
+    def text(self) -> str:
+        """`host:port`, with brackets round an IPv6 address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_listen(text: str) -> Listen:
+    """Return the meaning of `127.0.0.1:8403` or `[::1]:8403`. Raises `ValueError`."""
+    match = _LISTEN.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(f"expected host:port, as 127.0.0.1:8403, got {text[:60]!r}")
+    return Listen(host=match[1].strip("[]"), port=int(match[2]))
+
+
+def _listen_text(text: str) -> str:
+    parse_listen(text)
+    return text
+
+
+def _base_url(text: str) -> str:
+    """Return a base URL without a trailing slash or `/v1`."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"expected a base URL, as http://127.0.0.1:11434, got {text[:100]!r}")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _variable(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise ValueError("expected the name of an environment variable, never the key itself")
+    return text
+
+
+ListenText = Annotated[str, pydantic.AfterValidator(_listen_text)]
+BaseUrl = Annotated[str, pydantic.AfterValidator(_base_url)]
+Variable = Annotated[str, pydantic.AfterValidator(_variable)]
+
+
+class GatewayConfig(StrictModel):
+    """The settings of `farebox serve`.
+
+    `max_price` caps one call unless the client's own `x-farebox-max-price` is lower. `fallback` is the base URL of an
+    OpenAI-compatible server that answers every model not named `paid/…`; with it, a bare name never pays. The key in
+    the environment variable `fallback_key_env` is sent there in place of the client's Authorization.
+    """
+
+    listen: ListenText = "127.0.0.1:8403"
+    admin_listen: ListenText = "127.0.0.1:9403"
+    home: str | None = None
+    max_price: str | None = None
+    rpc: list[str] = pydantic.Field(default_factory=list)
+    fallback: BaseUrl | None = None
+    fallback_key_env: Variable | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _complete(self) -> GatewayConfig:
+        if self.fallback_key_env and not self.fallback:
+            raise ValueError("fallback_key_env needs fallback")
+        return self
+
+    @property
+    def home_path(self) -> Path | None:
+        """The home this file names, or None for FAREBOX_HOME and its default."""
+        return Path(self.home).expanduser() if self.home else None
+
+    def fallback_key(self) -> str | None:
+        """Return the key for the fallback. Raises `ConfigInvalid` when its variable is empty."""
+        if self.fallback_key_env is None:
+            return None
+        key = os.environ.get(self.fallback_key_env)
+        if not key:
+            raise ConfigInvalid(
+                f"fallback_key_env: the environment variable {self.fallback_key_env} is empty",
+                remedy=f"export {self.fallback_key_env}, or remove fallback_key_env",
+            )
+        return key
+
+
+def load_config(path: Path | None) -> GatewayConfig:
+    """Return the settings in `path`, or the defaults without one. Raises `ConfigInvalid`."""
+    return load_settings(path, GatewayConfig) if path else GatewayConfig()

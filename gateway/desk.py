@@ -1,0 +1,244 @@
+"""Answers one call for a model: recognise a repetition, choose a purchase, pay, pass the answer on.
+
+The order is the safety of it. Nothing is claimed before the request is known to be new, well-formed and affordable;
+the pool writes the claim before a byte leaves; and once a payment has left, the answer is read to its end whether or
+not the client waits for it, so that it is there when the client asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from buyer.flow import Outcome, Outgoing, pay_with_pool
+from buyer.pool import Pool, Spender
+from buyer.purchase import Purchase
+from contracts.errors import AuthorizationsExhausted, FareboxError, RequestInProgress, SellerUnreachable
+from gateway.attempts import Attempt, Attempts, Broken, Record
+from gateway.client import Client
+from gateway.config import GatewayConfig
+from gateway.envelope import Problem, Refused
+from gateway.fallback import fall_back
+from gateway.forward import drive
+from gateway.limits import CALL_TIMEOUT_S
+from gateway.metrics import Metrics
+from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay
+from gateway.requests import Call
+from gateway.shelf import Shelf
+from gateway.upstream import Answer, Upstream
+
+__all__ = ["Desk"]
+
+log = logging.getLogger("farebox.gateway")
+
+# A client that disconnects is noticed within a few turns of the event loop; its repetition may arrive in the same turn.
+_TURNS_TO_NOTICE = 4
+_REPLAYED = (b"x-farebox-replayed", b"true")
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What to buy, and under which name of the logical request the pool books it."""
+
+    request_key: str
+    fingerprint: str
+    candidates: list[Purchase]
+
+
+class Desk:
+    """Serves calls out of one pool. `clock` is unix seconds. `stopping` is set once no new call should be sent here."""
+
+    def __init__(
+        self, config: GatewayConfig, pool: Pool, upstream: Upstream, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.clock = clock
+        self.stopping = False
+        self.shelf = Shelf(pool)
+        self.attempts = Attempts()
+        self.metrics = Metrics(self.shelf.counts)
+        self._upstream = upstream
+        self._fallback_key = config.fallback_key()
+        self._spender: Spender = pool.spender()
+
+    def close(self) -> None:
+        """Give the unclaimed authorizations of this process back to the pool."""
+        self._spender.close()
+
+    async def serve(self, call: Call, client: Client) -> None:
+        """Answer `call`. Raises `Refused` or `FareboxError` when nothing was sent to the client yet."""
+        if self.config.fallback and not call.model.paid:
+            await self._fall_back(call, client, self.config.fallback)
+            return
+        if call.has_id and self.attempts.digest_of(call.key) not in (None, call.digest):
+            raise _id_reused()
+        if (record := self.attempts.kept(call.key)) is not None:
+            await self._replay(call, client, record)
+        elif (attempt := await self._attempt_to_join(call)) is not None:
+            await self._join(call, client, attempt)
+        else:
+            await self._buy(call, client, self._order(call))
+
+    async def _attempt_to_join(self, call: Call) -> Attempt | None:
+        """Return an attempt at the same request that lost its client. Raises `RequestInProgress` for a live one."""
+        if not self.attempts.running(call.key):
+            return None
+        for _ in range(_TURNS_TO_NOTICE):
+            await asyncio.sleep(0)
+        attempt = self.attempts.abandoned(call.key)
+        if attempt is None and call.has_id and self.attempts.running(call.key):
+            self.metrics.repeated.labels("in_progress").inc()
+            raise RequestInProgress("x-farebox-request-id: this request is being answered on another connection")
+        return attempt
+
+    async def _replay(self, call: Call, client: Client, record: Record) -> None:
+        self.metrics.repeated.labels("replayed").inc()
+        client.watch()
+        await client.start(record.status, [*record.headers, _REPLAYED])
+        for chunk in record.chunks:
+            await client.body(chunk)
+        await client.end()
+        if client.delivered and not call.has_id:
+            self.attempts.forget(call.key)
+
+    async def _join(self, call: Call, client: Client, attempt: Attempt) -> None:
+        self.metrics.repeated.labels("joined").inc()
+        client.watch()
+        attempt.client_gone = lambda: client.gone
+        try:
+            await attempt.record.started()
+            await client.start(attempt.record.status, [*attempt.record.headers, _REPLAYED])
+            async for chunk in attempt.record.follow():
+                await client.body(chunk)
+        except Broken:
+            if not client.started:
+                raise Refused(Problem(502, "answer_lost", "the answer this request waited for broke off")) from None
+            return
+        await client.end()
+        if client.delivered and not call.has_id:
+            self.attempts.forget(call.key)
+
+    def _order(self, call: Call) -> _Order:
+        """Decide what to buy for `call`. Raises `Refused` or a `FareboxError` when that is nothing."""
+        request_key = call.key if call.has_id else self._spender.unanswered(call.key)
+        if request_key is not None and (earlier := self.pool.receipt_of(request_key)) is not None:
+            if call.has_id and earlier.fingerprint != _own_id(call):
+                raise _id_reused()
+            if call.has_id and earlier.state == "spent":
+                self.metrics.repeated.labels("already_paid").inc()
+                raise _already_paid()
+            if earlier.state == "unknown":
+                # Only the seller that saw the payment may see it again.
+                self.metrics.repeated.labels("presented_again").inc()
+                return _Order(request_key, _own_id(call), [self.pool.purchase(earlier.purchase)])
+        ranked = self.shelf.find(call.model.name, call.seller)
+        caps = {"x-farebox-max-price": call.max_price, "max_price in gateway.yaml": self.config.max_price}
+        affordable = self.shelf.affordable(ranked, {name: text for name, text in caps.items() if text is not None})
+        candidates = self.shelf.open_for_business(affordable, self.clock())
+        if call.has_id:
+            return _Order(call.key, _own_id(call), candidates)
+        return _Order(f"{call.key}:{secrets.token_hex(8)}", call.key, candidates)
+
+    async def _buy(self, call: Call, client: Client, order: _Order) -> None:
+        attempt = self.attempts.begin(call.key, call.digest, lambda: client.gone)
+        client.watch()
+        served = False
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                served = await self._pay_and_pass_on(call, client, attempt, order)
+        except TimeoutError:
+            problem = Problem(
+                504, "call_timed_out", f"no whole answer in {CALL_TIMEOUT_S:.0f} s", headers=[CHARGED_UNKNOWN]
+            )
+            raise Refused(problem) from None
+        finally:
+            keep = served and (call.has_id or not client.delivered)
+            self.attempts.end(attempt, keep=keep)
+
+    async def _pay_and_pass_on(self, call: Call, client: Client, attempt: Attempt, order: _Order) -> bool:
+        relay = Relay(call, client, attempt.record)
+        purchase, outcome, answer = await self._pay(call, order)
+        if answer is None:
+            await relay.failure(outcome)
+            return False
+        try:
+            self._note_success(purchase, outcome)
+            return await relay.answer(outcome, answer)
+        finally:
+            answer.close()
+
+    async def _pay(self, call: Call, order: _Order) -> tuple[Purchase, Outcome, Answer | None]:
+        """Pay the first candidate that can be paid. Only while nothing has left the machine is the next one asked."""
+        failure: FareboxError | None = None
+        for purchase in order.candidates:
+            request = Outgoing(
+                "POST", purchase.endpoint + call.route, call.seller_headers(), call.body_for(purchase.model)
+            )
+            flow = pay_with_pool(
+                request,
+                self._spender,
+                purchase,
+                order.request_key,
+                self.clock,
+                fingerprint=order.fingerprint,
+                route=call.path,
+            )
+            started = time.perf_counter()
+            outcome, answer = await drive(flow, self._upstream)
+            self.metrics.calls.labels(purchase.name, outcome.kind).inc()
+            if outcome.claim is not None:
+                self.metrics.first_byte.labels(purchase.name).observe(time.perf_counter() - started)
+            if outcome.error is not None:
+                self._note_failure(purchase, outcome.error)
+            if outcome.claim is not None or outcome.error is None:
+                return purchase, outcome, answer
+            if not isinstance(outcome.error, (AuthorizationsExhausted, SellerUnreachable)):
+                raise outcome.error
+            if failure is None or isinstance(outcome.error, SellerUnreachable):
+                failure = outcome.error
+        assert failure is not None, "an order names at least one purchase"
+        raise Refused(Problem.of(failure, headers=[CHARGED_NO]))
+
+    def _note_success(self, purchase: Purchase, outcome: Outcome) -> None:
+        self.shelf.note_success(purchase)
+        if outcome.claim is not None:
+            self.metrics.spent.labels(purchase.name).inc(outcome.claim.authorization.value_atomic)
+        if outcome.receipt is None:
+            self.metrics.no_receipt.labels(purchase.name).inc()
+
+    def _note_failure(self, purchase: Purchase, error: FareboxError) -> None:
+        self.shelf.note_trouble(purchase, error, self.clock())
+        log.warning("purchase %s: %s: %s", purchase.name, error.code, error.message)
+
+    async def _fall_back(self, call: Call, client: Client, base_url: str) -> None:
+        outcome = "failed"
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                status = await fall_back(call, client, self._upstream, base_url, self._fallback_key)
+            outcome = f"{status // 100}xx"
+        except TimeoutError:
+            raise Refused(Problem(504, "call_timed_out", "the fallback gave no whole answer in time")) from None
+        finally:
+            self.metrics.fallback.labels(outcome).inc()
+
+
+def _own_id(call: Call) -> str:
+    """Return what the pool keeps to recognise the request by; under an id of its own, a body that must not change."""
+    return f"digest:{call.digest}" if call.has_id else call.key
+
+
+def _id_reused() -> Refused:
+    return Refused(Problem(400, "request_id_reused", "x-farebox-request-id: this id was used for another request"))
+
+
+def _already_paid() -> Refused:
+    message = (
+        "x-farebox-request-id: this request was paid and answered, and its answer is no longer kept; "
+        "send it with a new id to buy it again"
+    )
+    return Refused(Problem(409, "request_already_paid", message, headers=[(b"x-should-retry", b"false")]))

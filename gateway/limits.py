@@ -1,0 +1,44 @@
+"""Every limit of the gateway, in one place: name, unit, reason."""
+
+from __future__ import annotations
+
+# The largest prompt forwarded; images in base64 fit, a film does not.
+BODY_BYTES_MAX = 10 * 1024 * 1024
+# All header names and values of one request. Servers in front of us usually stop at a quarter of this.
+HEADERS_BYTES_MAX = 64 * 1024
+# An id a client chooses for one logical request.
+REQUEST_ID_CHARS_MAX = 256
+# A model name; the longest public ones have about 100 characters.
+MODEL_CHARS_MAX = 512
+
+# Calls in flight at once; past it a client is told to come back, with nothing claimed.
+CONCURRENT_MAX = 512
+# What those clients are told to wait.
+BUSY_RETRY_AFTER_S = 1
+
+# To make a connection to a seller, name resolution and TLS included.
+CONNECT_TIMEOUT_S = 10.0
+# Silence of a seller after which its answer counts as lost; a large model may think this long before its first byte.
+SILENCE_TIMEOUT_S = 300.0
+# One whole call. Ends endless and dripping streams.
+CALL_TIMEOUT_S = 900.0
+# Idle connections are dropped before the seller drops them (uvicorn: 5 s): a POST into a closing connection is a
+# payment whose fate is unknown.
+KEEPALIVE_S = 3.0
+# One answer, streamed or not.
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+# An error's body is shown to the client; past this it is replaced by ours.
+ERROR_BODY_BYTES_MAX = 256 * 1024
+
+# Answers kept for a client that repeats its request: each, all together, and for how long.
+KEPT_ANSWER_BYTES_MAX = 8 * 1024 * 1024
+KEPT_BYTES_MAX = 64 * 1024 * 1024
+KEPT_S = 600.0
+# How long after a change of the pool (another process bought, refilled, removed) it is noticed at the latest.
+POOL_POLL_S = 1.0
+# A seller that refused its own pinned terms is not asked again before this: each asking locks up one authorization.
+TERMS_CHANGED_PAUSE_S = 30.0
+# Between two questions to the chain about authorizations of unknown fate.
+RECONCILE_EVERY_S = 15.0
+# Calls in flight get this long to end after SIGTERM; then they are recorded as unknown.
+STOP_TIMEOUT_S = 30.0

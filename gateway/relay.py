@@ -1,0 +1,145 @@
+"""Passes one paid answer on: to the client while it listens, and to the record for whoever asks again.
+
+The status line is held until the first byte of the body is there, so that an answer that dies before it is told as an
+error and not as a broken success.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import msgspec
+
+from buyer.flow import Lost, Outcome
+from buyer.pool import Claim
+from contracts.errors import FareboxError, OutcomeUnknown
+from contracts.wire import SettlementResponse
+from gateway.attempts import Record
+from gateway.client import Client, problem_answer
+from gateway.envelope import Headers, Problem, error_body, error_event
+from gateway.requests import Call
+from gateway.upstream import Answer, passed_on
+
+__all__ = ["CHARGED_NO", "CHARGED_UNKNOWN", "Relay"]
+
+# Besides letters, digits and "-._~": what may stand in a header of ours as it is.
+_HEADER_SAFE = "/:@,;+=!*()[]"
+CHARGED_UNKNOWN = (b"x-farebox-charged", b"unknown")
+CHARGED_NO = (b"x-farebox-charged", b"false")
+
+
+class Relay:
+    """Carries the answer of one call."""
+
+    def __init__(self, call: Call, client: Client, record: Record) -> None:
+        self._call, self._client, self._record = call, client, record
+
+    async def answer(self, outcome: Outcome, answer: Answer) -> bool:
+        """Pass a paid answer on chunk by chunk, a stream with its receipt at the end. Tell whether it is whole."""
+        headers = passed_on(answer.headers) + _receipt_headers(outcome)
+        length = answer.headers.get("content-length")
+        if length is not None and not answer.is_event_stream:
+            headers.append((b"content-length", length.encode("latin-1")))
+        last = b""
+        self._record.start(answer.status, headers)
+        try:
+            async for chunk in answer.chunks():
+                self._record.add(chunk)
+                if not self._client.started:
+                    await self._client.start(answer.status, headers)
+                await self._client.body(chunk)
+                last = chunk
+        except Lost as error:
+            await self._broke_off(outcome, answer, error)
+            return False
+        if not self._client.started:
+            await self._client.start(answer.status, headers)
+        closing = _receipt_comment(outcome, last) if answer.is_event_stream else b""
+        if closing:
+            self._record.add(closing)
+        self._record.finish()
+        await self._client.end(closing)
+        return True
+
+    async def _broke_off(self, outcome: Outcome, answer: Answer, error: Lost) -> None:
+        """Tell the client that it paid and did not get everything. Only here would a repetition pay again."""
+        self._record.fail()
+        problem = Problem(
+            502,
+            "answer_broke_off",
+            f"the seller's answer broke off: {error}; it counts as paid, and asking again pays again",
+            headers=[*_receipt_headers(outcome), (b"x-should-retry", b"false"), CHARGED_UNKNOWN],
+        )
+        if not self._client.started:
+            await self._client.problem(self._call.path, problem)
+        elif answer.is_event_stream:
+            await self._client.end(error_event(self._call.path, problem))
+
+    async def failure(self, outcome: Outcome) -> None:
+        """Pass a seller's own error on as it is; tell everything about the payment in our words."""
+        path, incoming, charged = self._call.path, outcome.incoming, _charged(outcome)
+        if outcome.kind == "unknown" and incoming is not None and incoming.status >= 400 and incoming.status != 402:
+            headers = [*passed_on(incoming.headers), charged, *_purchase_headers(outcome.claim)]
+            if incoming.body:
+                await self._say(incoming.status, headers, incoming.body)
+                return
+            problem = Problem(incoming.status, "upstream_error", "the seller sent an error without a body")
+            headers = [header for header in headers if header[0] not in (b"content-type", b"content-encoding")]
+            await self._say(
+                incoming.status, [*headers, (b"content-type", b"application/json")], error_body(path, problem)
+            )
+            return
+        error: FareboxError = outcome.error or OutcomeUnknown("the seller gave no usable answer")
+        await self._say(*problem_answer(path, Problem.of(error, headers=[charged])))
+
+    async def _say(self, status: int, headers: Headers, body: bytes) -> None:
+        self._record.start(status, headers)
+        self._record.add(body)
+        self._record.finish()
+        await self._client.answer(status, headers, body)
+
+
+def _charged(outcome: Outcome) -> tuple[bytes, bytes]:
+    """Return what is known about the money of a failed call. "false" is then the seller's own word."""
+    incoming = outcome.incoming
+    return CHARGED_NO if incoming and incoming.headers.get("x-farebox-charged") == "false" else CHARGED_UNKNOWN
+
+
+def _purchase_headers(claim: Claim | None) -> Headers:
+    if claim is None:
+        return []
+    return [
+        (b"x-farebox-purchase", claim.purchase.name.encode()),
+        (b"x-farebox-model", quote(claim.purchase.model, safe=_HEADER_SAFE).encode()),
+        (b"x-farebox-price-atomic", b"%d" % claim.authorization.value_atomic),
+        (b"x-farebox-receipt", claim.receipt_id.encode()),
+    ]
+
+
+def _receipt_headers(outcome: Outcome) -> Headers:
+    headers = _purchase_headers(outcome.claim)
+    if transaction := _transaction(outcome.receipt):
+        headers.append((b"x-farebox-transaction", transaction.encode()))
+    return headers
+
+
+def _receipt_comment(outcome: Outcome, last_chunk: bytes) -> bytes:
+    """Return the receipt as a comment of the event stream, which clients that do not look for it skip."""
+    claim = outcome.claim
+    if claim is None:
+        return b""
+    told = {
+        "receipt": claim.receipt_id,
+        "purchase": claim.purchase.name,
+        "price_atomic": str(claim.authorization.value_atomic),
+    }
+    if transaction := _transaction(outcome.receipt):
+        told["transaction"] = transaction
+    separator = b"" if last_chunk.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+    return separator + b": farebox " + msgspec.json.encode(told) + b"\n\n"
+
+
+def _transaction(receipt: SettlementResponse | None) -> str | None:
+    """Return the transaction hash in a receipt, if it is one: a seller's words do not go into a header unread."""
+    text = receipt.transaction if receipt is not None else ""
+    return text if 0 < len(text) <= 128 and text.isascii() and text.isalnum() else None

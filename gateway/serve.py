@@ -1,0 +1,182 @@
+"""`farebox serve`: the gateway as a process. It opens a pool and a port; it never sees a key.
+
+Two listeners share one event loop: the one agents talk to, and the admin plane. On SIGTERM or SIGINT both stop
+accepting, calls in flight end, and what this process had leased goes back to the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from buyer.home import Home
+from buyer.pool import Pool
+from contracts.errors import ConfigInvalid, FareboxError
+from gateway.admin import admin_app
+from gateway.app import GatewayApp, HostCheck
+from gateway.config import GatewayConfig, Listen, parse_listen
+from gateway.desk import Desk
+from gateway.limits import POOL_POLL_S, RECONCILE_EVERY_S, STOP_TIMEOUT_S
+from gateway.upstream import Upstream
+
+__all__ = ["Addresses", "run", "shed_wallet_environment"]
+
+log = logging.getLogger("farebox.gateway")
+
+Addresses = tuple[Listen, Listen]
+
+# Variables with which other commands are told about wallets. FAREBOX_HOME is not one of them.
+_WALLET_VARIABLES = ("FAREBOX_KEYSTORE", "FAREBOX_SIGNER", "FAREBOX_KEY", "FAREBOX_PRIVATE", "FAREBOX_WALLET")
+_KEEPALIVE_S = 75
+_BACKLOG = 1024
+
+
+def shed_wallet_environment() -> None:
+    """Start this command again without wallet variables, if there are any.
+
+    Deleting them from `os.environ` would leave them in the memory the kernel set up for this process, where
+    /proc/PID/environ shows them.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_WALLET_VARIABLES)}
+    if len(kept) != len(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)  # noqa: S606 - our own command line
+
+
+def run(config: GatewayConfig, announce: Callable[[Addresses], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is called with the bound addresses once both listen.
+
+    Raises `ConfigInvalid` when an address cannot be bound, `StoreUnavailable` when the pool cannot be opened.
+    """
+    loop_factory = uvicorn.Config(_no_app).get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_serve(config, announce))
+
+
+async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -> None:
+    listen, admin_listen = parse_listen(config.listen), parse_listen(config.admin_listen)
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = [
+            stack.enter_context(_bound("listen", listen)),
+            stack.enter_context(_bound("admin_listen", admin_listen)),
+        ]
+        pool = Pool.open(Home.open(config.home_path))
+        stack.callback(pool.close)
+        upstream = await stack.enter_async_context(Upstream())
+        desk = Desk(config, pool, upstream)
+        stack.callback(desk.close)
+        servers = [
+            _Server(HostCheck(GatewayApp(desk), listen)),
+            _Server(HostCheck(admin_app(desk), admin_listen)),
+        ]
+        _stop_on_signals(servers, desk)
+        chores = [asyncio.create_task(_watch_pool(desk)), asyncio.create_task(_reconcile(desk))]
+        serving = [
+            asyncio.create_task(server.serve(sockets=[bound])) for server, bound in zip(servers, sockets, strict=True)
+        ]
+        announce((_address(listen, sockets[0]), _address(admin_listen, sockets[1])))
+        await asyncio.gather(*serving)
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: two of them share one process."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=_KEEPALIVE_S,
+                timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_on_signals(servers: list[_Server], desk: Desk) -> None:
+    def stop() -> None:
+        desk.stopping = True
+        for server in servers:
+            # A second signal does not wait for calls in flight.
+            server.force_exit = server.should_exit
+            server.should_exit = True
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop)
+
+
+async def _watch_pool(desk: Desk) -> None:
+    """Notice what other processes buy, refill and remove."""
+
+    async def reload() -> None:
+        desk.shelf.reload()
+
+    await _repeat(POOL_POLL_S, reload)
+
+
+async def _reconcile(desk: Desk) -> None:
+    """Ask the chain about payments of unknown fate, wherever a purchase or the configuration names an RPC endpoint."""
+
+    async def ask() -> None:
+        for purchase in desk.shelf.purchases:
+            rpc_urls = desk.config.rpc or list(purchase.rpc_urls)
+            if rpc_urls and desk.pool.counts(purchase.name).unknown:
+                await desk.pool.reconcile(purchase.name, rpc_urls)
+
+    await _repeat(RECONCILE_EVERY_S, ask)
+
+
+async def _repeat(every_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await work()
+        except FareboxError as error:
+            log.warning("%s: %s", error.code, error.message)
+
+
+def _bound(setting: str, listen: Listen) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(_BACKLOG)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{setting}: {listen.text}: {(error.strerror or str(error)).lower()}",
+            remedy="end what uses that address, or choose another one",
+        ) from None
+    return bound
+
+
+def _address(listen: Listen, bound: socket.socket) -> Listen:
+    return Listen(host=listen.host, port=bound.getsockname()[1])
+
+
+async def _no_app(*_: object) -> None:
+    """uvicorn chooses its event loop from a configuration, which wants an application."""
