@@ -132,6 +132,11 @@ def pay_with_pool(
         claim = spender.reopen(request_key, int(clock()))
         if claim is None:
             claim = spender.claim(purchase, request_key, int(clock()), fingerprint=fingerprint, route=route)
+        elif claim.purchase.id != purchase.id:
+            spender.abort(claim)
+            raise TermsNotAllowed(
+                f"{purchase.name}: this request was presented to another seller, {claim.purchase.name}"
+            )
         spender.sent(claim)
     except FareboxError as error:
         return Outcome("refused", error=error)

@@ -15,7 +15,7 @@ from buyer.home import Home
 from buyer.lease import boot_id, recover
 from buyer.limits import LEASE_SIZE
 from buyer.purchase import Purchase
-from buyer.receipts import Receipt, read_receipts
+from buyer.receipts import Receipt, find_receipt, read_receipts
 from buyer.rows import PURCHASE_QUERY, find_purchase, purchase_from_row
 from buyer.spender import Claim, Spender, usable_until_s
 from contracts.address import Address
@@ -114,6 +114,10 @@ class Pool:
     def receipts(self, *, name: str | None = None, limit: int = 50) -> list[Receipt]:
         """Return the newest receipts first."""
         return self.database.read(lambda connection: read_receipts(connection, name=name, limit=limit))
+
+    def receipt_of(self, request_key: str) -> Receipt | None:
+        """Return the newest receipt of one logical request, or None when nothing ever left for it."""
+        return self.database.read(lambda connection: find_receipt(connection, request_key))
 
     def spender(self, *, lease_size: int = LEASE_SIZE) -> Spender:
         """Return the spending side for this process, which takes up to `lease_size` authorizations at a time."""

@@ -10,7 +10,7 @@ from buyer.spender import receipt_id
 from contracts.address import address_text
 from contracts.errors import UsageError
 
-__all__ = ["Receipt", "read_receipts"]
+__all__ = ["Receipt", "find_receipt", "read_receipts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Receipt:
     payee: str
     nonce: str
     request_key: str
+    fingerprint: str | None
     route: str | None
     at_s: int
     valid_before_s: int
@@ -42,39 +43,49 @@ class Receipt:
     reason: str | None
 
 
+_LEFT = """
+    SELECT authorizations.*, purchases.name, purchases.model, purchases.endpoint
+    FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
+    WHERE authorizations.state NOT IN ('ready', 'claimed')
+"""
+_NEWEST_FIRST = "ORDER BY claimed_s DESC, authorizations.id DESC LIMIT :limit"
+
+
 def read_receipts(connection: sqlite3.Connection, *, name: str | None, limit: int) -> list[Receipt]:
     """Return the newest receipts first, of one purchase name or of all. Raises `UsageError` for a silly limit."""
     if not 0 < limit <= RECEIPTS_MAX:
         raise UsageError(f"--limit: expected 1 to {RECEIPTS_MAX}, got {limit}")
-    rows = connection.execute(
-        """SELECT authorizations.*, purchases.name, purchases.model, purchases.endpoint
-           FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
-           WHERE request_key IS NOT NULL AND authorizations.state NOT IN ('ready', 'claimed')
-               AND (:name IS NULL OR purchases.name = :name)
-           ORDER BY claimed_s DESC, authorizations.id DESC LIMIT :limit""",
-        {"name": name, "limit": limit},
+    query = f"{_LEFT} AND request_key IS NOT NULL AND (:name IS NULL OR purchases.name = :name) {_NEWEST_FIRST}"
+    return [_receipt(row) for row in connection.execute(query, {"name": name, "limit": limit})]
+
+
+def find_receipt(connection: sqlite3.Connection, request_key: str) -> Receipt | None:
+    """Return the newest receipt of one logical request, or None when nothing ever left for it."""
+    query = f"{_LEFT} AND request_key = :key {_NEWEST_FIRST}"
+    row = connection.execute(query, {"key": request_key, "limit": 1}).fetchone()
+    return None if row is None else _receipt(row)
+
+
+def _receipt(row: sqlite3.Row) -> Receipt:
+    return Receipt(
+        receipt_id=receipt_id(row["nonce"]),
+        purchase=row["name"],
+        model=row["model"],
+        endpoint=row["endpoint"],
+        state=row["state"],
+        price_atomic=int(row["value_atomic"]),
+        network=f"eip155:{row['chain_id']}",
+        asset=address_text(row["token"]),
+        payer=address_text(row["payer"]),
+        payee=address_text(row["payee"]),
+        nonce="0x" + row["nonce"].hex(),
+        request_key=row["request_key"],
+        fingerprint=row["fingerprint"],
+        route=row["route"],
+        at_s=row["claimed_s"],
+        valid_before_s=row["valid_before_s"],
+        status=row["status"],
+        latency_ms=row["latency_ms"],
+        transaction=row["transaction_hash"],
+        reason=row["reason"],
     )
-    return [
-        Receipt(
-            receipt_id=receipt_id(row["nonce"]),
-            purchase=row["name"],
-            model=row["model"],
-            endpoint=row["endpoint"],
-            state=row["state"],
-            price_atomic=int(row["value_atomic"]),
-            network=f"eip155:{row['chain_id']}",
-            asset=address_text(row["token"]),
-            payer=address_text(row["payer"]),
-            payee=address_text(row["payee"]),
-            nonce="0x" + row["nonce"].hex(),
-            request_key=row["request_key"],
-            route=row["route"],
-            at_s=row["claimed_s"],
-            valid_before_s=row["valid_before_s"],
-            status=row["status"],
-            latency_ms=row["latency_ms"],
-            transaction=row["transaction_hash"],
-            reason=row["reason"],
-        )
-        for row in rows
-    ]
