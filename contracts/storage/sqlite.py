@@ -19,6 +19,7 @@ import queue
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import resources
@@ -33,6 +34,7 @@ __all__ = ["Database", "open_database"]
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
+_BUSY_POLL_S = 0.01
 _MIGRATION_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
 
@@ -40,13 +42,14 @@ def open_database(url: str, migrations_package: str) -> Database:
     """Open `sqlite:///relative.db` or `sqlite:////absolute.db` and run the migrations of a room.
 
     The file is made with mode 0600. `migrations_package` is a package with files `0001_name.sql`, `0002_…`; each runs
-    once, in order, in its own transaction. Raises `ConfigInvalid` for another URL, `StoreUnavailable` when the file
-    cannot be opened or was written by a newer Farebox.
+    once, in order, all that are due in one transaction. Raises `ConfigInvalid` for another URL, `StoreUnavailable` when
+    the file cannot be opened or was written by a newer Farebox.
     """
     prefix = "sqlite:///"
-    if not url.startswith(prefix) or not url[len(prefix) :]:
+    name = url.removeprefix(prefix)
+    if not url.startswith(prefix) or not name or name == ":memory:":
         raise ConfigInvalid(f"store: expected sqlite:///file.db, got {url[:80]!r}")
-    database = Database(Path(url[len(prefix) :]).expanduser())
+    database = Database(Path(name).expanduser())
     try:
         _migrate(database, migrations_package)
     except BaseException:
@@ -61,20 +64,22 @@ class Database:
     `transact` runs a function inside one write transaction, on the caller's thread. `write` does the same from asyncio
     without blocking the loop, joining waiting writes into one commit. A function that raises is rolled back alone.
     `read` runs a function on a read-only connection. Everything raises `StoreUnavailable` when the disk or the lock
-    says no; then nothing was written.
+    says no; then nothing was written. A broken constraint stays `sqlite3.IntegrityError`: it is the caller's to answer.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # A later change of the working directory must not move the books.
+        self.path = path = path.absolute()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._writer = self._connect()
             self._reader = self._connect()
-            self._writer.execute("PRAGMA journal_mode = WAL")
+            _use_write_ahead_log(self._writer)
             self._reader.execute("PRAGMA query_only = ON")
         except (OSError, sqlite3.Error) as error:
             raise StoreUnavailable(f"cannot open {path}: {error}") from None
+        self._gate = threading.Lock()
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._synced: bool | None = None
@@ -97,6 +102,9 @@ class Database:
             try:
                 result = work(self._writer)
                 self._commit()
+            except sqlite3.Error as error:
+                self._roll_back()
+                raise self._told(error) from None
             except BaseException:
                 self._roll_back()
                 raise
@@ -105,11 +113,12 @@ class Database:
     async def write(self, work: Work[T], *, durable: bool = True) -> T:
         """`transact` for asyncio: waits for the next group commit. Raises `StoreUnavailable` when the queue is full."""
         pending = _Pending(work, durable, Future())
-        self._start_thread()
-        try:
-            self._pending.put_nowait(pending)
-        except queue.Full:
-            raise StoreUnavailable(f"{self.path.name}: {STORE_QUEUE_MAX} writes are waiting") from None
+        with self._gate:
+            self._start_thread()
+            try:
+                self._pending.put_nowait(pending)
+            except queue.Full:
+                raise StoreUnavailable(f"{self.path.name}: {STORE_QUEUE_MAX} writes are waiting") from None
         # A cancelled caller must not cancel the write: it may be committed already.
         result: T = await asyncio.shield(asyncio.wrap_future(pending.result))
         return result
@@ -124,9 +133,10 @@ class Database:
 
     def close(self) -> None:
         """Finish the waiting writes and close the file. Further calls raise `StoreUnavailable`."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
         if self._thread is not None:
             self._pending.put(None)
             self._thread.join()
@@ -153,6 +163,12 @@ class Database:
         if self._writer.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
+
+    def _told(self, error: BaseException) -> BaseException:
+        """Return what the caller is told: the store's own failures by our name, everything else as it is."""
+        if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+            return StoreUnavailable(f"{self.path.name}: {error}")
+        return error
 
     def _start_thread(self) -> None:
         if self._closed:
@@ -187,7 +203,7 @@ class Database:
                 self._commit()
             except BaseException as error:  # noqa: BLE001 - handed to every waiting caller
                 self._roll_back()
-                outcomes = [(None, error)] * len(group)
+                outcomes = [(None, self._told(error)) for _ in group]
         for pending, (result, failure) in zip(group, outcomes, strict=True):
             if failure is not None:
                 pending.result.set_exception(failure)
@@ -198,10 +214,12 @@ class Database:
         self._writer.execute("SAVEPOINT member")
         try:
             result = work(self._writer)
-        except BaseException as error:  # noqa: BLE001 - handed to the waiting caller
+        except BaseException as error:
+            if not self._writer.in_transaction:
+                raise  # a full disk makes SQLite give up the whole group
             self._writer.execute("ROLLBACK TO member")
             self._writer.execute("RELEASE member")
-            return None, error
+            return None, self._told(error)
         self._writer.execute("RELEASE member")
         return result, None
 
@@ -213,12 +231,29 @@ class _Pending:
         self.work, self.durable, self.result = work, durable, result
 
 
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. SQLite does not wait by itself when several processes make the same new file at once."""
+    deadline_s = time.monotonic() + STORE_BUSY_TIMEOUT_S
+    mode = None
+    while mode is None:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_BUSY_POLL_S)
+    if mode != "wal":
+        raise sqlite3.OperationalError("the file system does not support SQLite's write-ahead log")
+
+
 def _migrate(database: Database, package: str) -> None:
     scripts = sorted(
         (int(match[1]), entry.read_text("utf-8"))
         for entry in resources.files(package).iterdir()
         if (match := _MIGRATION_NAME.fullmatch(entry.name))
     )
+    numbers = [number for number, _ in scripts]
+    assert numbers == list(range(1, len(numbers) + 1)), f"{package}: migrations {numbers} skip or repeat a number"
 
     def apply(connection: sqlite3.Connection) -> None:
         done = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -240,4 +275,5 @@ def _statements(script: str) -> list[str]:
         if sqlite3.complete_statement(current):
             statements.append(current)
             current = ""
-    return statements
+    # What is left is a comment, or a last statement without its semicolon.
+    return [*statements, current] if current.strip() else statements
