@@ -29,8 +29,8 @@ model_list:
       model: "openai/paid/*"       # the gateway sees the prefix too: one with a fallback pays for no bare name
       api_base: {api_base}
       api_key: "unused"            # the gateway asks for none; LiteLLM insists on one
-      # A retry is a second request for money. LiteLLM cannot tell an unpaid failure from a paid one, so it never
-      # repeats a paid call; the gateway knows, and a client that repeats the same request is not charged twice.
+      # A retry asks a seller again. LiteLLM cannot tell an unpaid failure from a paid one, so it never repeats a paid
+      # call. Clients may: the gateway presents the payment of a failed request again, and takes no second one.
       num_retries: 0
       max_retries: 0
       # All paid models are one entry here: one unknown model name must not shut the others out for a while.

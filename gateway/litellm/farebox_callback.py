@@ -1,8 +1,9 @@
 """Gives clients of a LiteLLM proxy the payment headers under their own names.
 
-LiteLLM renames every header of the server behind it (`PAYMENT-RESPONSE` arrives as `llm_provider-payment-response`)
-and drops them on some routes. This callback puts back what a paying client reads: the receipt, the terms of a 402,
-when to retry, and Farebox's own `x-farebox-*`.
+LiteLLM renames every header of the server behind it: `PAYMENT-RESPONSE` arrives as `llm_provider-payment-response`.
+This callback puts back what a paying client reads: the receipt, the terms of a 402, when to retry, and Farebox's own
+`x-farebox-*`. Chat, streamed chat, embeddings and responses carry them; on `/v1/completions` and `/v1/messages` LiteLLM
+has dropped them before any callback, and `farebox receipts` tells.
 
 `farebox litellm config` writes this file next to the proxy's YAML, which names it under `callbacks`. It runs inside
 LiteLLM's environment, where Farebox is not installed, so it imports nothing else.
