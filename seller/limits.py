@@ -65,6 +65,10 @@ LEASE_S = 15.0
 LEASE_RENEW_S = 5.0
 # Pause of a worker with nothing to do; another process's work is seen after at most this long.
 IDLE_POLL_S = 0.2
+# How long a request waits for its settlement while the worker stands still, or none is running.
+TROUBLE_GRACE_S = 3.0
+# Pause of a worker whose account another one holds.
+STANDBY_POLL_S = 1.0
 # Pause after a failure of chain, facilitator or store.
 FAILURE_PAUSE_S = 1.0
 

@@ -31,7 +31,8 @@ CREATE TABLE signed_forms (
 CREATE INDEX signed_forms_of ON signed_forms (transaction_id);
 
 CREATE TABLE payments (
-    id INTEGER PRIMARY KEY,
+    -- Never used again, also not after a payment that left no trace.
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     chain_id INTEGER NOT NULL,
     token BLOB NOT NULL CHECK (length(token) = 20),
     payer BLOB NOT NULL CHECK (length(payer) = 20),

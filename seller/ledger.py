@@ -1,0 +1,373 @@
+"""The seller's ledger: who holds which payment, what was done for it, and what is due.
+
+A payment is known by (chain id, token, payer, nonce) as values. `reserve` is one durable transaction: it finds the key
+free, weighs the payer's exposure, and takes the key, or it refuses. Only then may work begin.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from contracts.address import Address
+from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable, StoreUnavailable
+from contracts.lifecycle import Money, MoneyEvent, Work
+from contracts.storage import Database, open_database
+from seller import books
+from seller.limits import RUNS_MAX
+from seller.owner import Owner
+from seller.policy import Caps, Mode, Standing, choose_mode
+from seller.verify import VerifiedPayment
+
+__all__ = ["AlreadyServed", "Claim", "Ledger", "PaymentState", "Sums"]
+
+T = TypeVar("T")
+
+_MIGRATIONS = "seller.migrations"
+
+
+class AlreadyServed(PaymentReplayed):
+    """The same payment for the same request, which was answered before."""
+
+    http_status = 409
+    remedy = "this request was answered; pay a new one with another authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`."""
+
+    id: int
+    payment: VerifiedPayment
+    mode: Mode
+    first: bool
+    credit: bool = False
+    transaction_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentState:
+    """What became of a payment's money."""
+
+    money: Money
+    transaction_hash: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The books of one token in atomic units, and the number of payments per state of their money."""
+
+    earned_atomic: int
+    outstanding_atomic: int
+    exposure_atomic: int
+    lost_atomic: int
+    payments: dict[str, int]
+
+
+class Ledger:
+    """One token's payments in a store that several processes may share."""
+
+    def __init__(self, store_url: str, chain_id: int, token: Address) -> None:
+        """Open the store and take up what processes that died left half done. Raises `StoreUnavailable`."""
+        self.database: Database = open_database(store_url, _MIGRATIONS)
+        self.chain_id = chain_id
+        self.token = token
+        try:
+            self.owner = Owner(self.database.path)
+            self._transact(
+                lambda connection: connection.execute("INSERT INTO owners (id) VALUES (?)", (self.owner.id,))
+            )
+            self.recover()
+        except BaseException:
+            self.database.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what never began, and close the store."""
+        self._end_owner(self.owner.id)
+        self.owner.close()
+        self.database.close()
+
+    # Claiming
+
+    async def reserve(
+        self,
+        payment: VerifiedPayment,
+        request_digest: bytes,
+        route: str,
+        *,
+        setting: Literal["auto", "before", "after", "async"],
+        caps: Caps,
+        balance_atomic: Callable[[int], int | None],
+        since_block: int,
+        now_s: int,
+    ) -> Claim:
+        """Take the payment's key for this request, durably, and decide how it will be settled.
+
+        `balance_atomic` is told what the ledger has settled of this payer and returns what the payer has. Raises
+        `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed` (402), `ExposureExceeded` (429),
+        `InsufficientFunds` (402), or a failure of ours (503).
+        """
+
+        def work(connection: sqlite3.Connection) -> Claim:
+            standing = self._standing(connection, payment, balance_atomic)
+            row = connection.execute(
+                "SELECT * FROM payments WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?",
+                (self.chain_id, self.token, payment.authorization.payer, payment.authorization.nonce),
+            ).fetchone()
+            if row is not None and (known := self._known(connection, row, payment, request_digest)) is not None:
+                return known
+            life_s = payment.authorization.valid_before_s - now_s
+            mode = choose_mode(setting, standing, caps, payment.offer.amount_atomic, life_s)
+            if row is not None:
+                return self._reserve_again(connection, row, payment, mode)
+            return self._enter(connection, payment, mode, request_digest=request_digest, route=route, block=since_block)
+
+        return await self._write(work, durable=True)
+
+    async def begin(self, claim: Claim) -> None:
+        """Note that the application is about to run for a claim. A claim on credit or `async` is begun already."""
+        await self._write(
+            lambda connection: connection.execute(
+                "UPDATE payments SET work = 'running', runs = runs + 1, updated_ms = ? WHERE id = ?",
+                (_now_ms(), claim.id),
+            )
+        )
+
+    async def owe(self, claim: Claim, *, delivered: bool) -> None:
+        """Put a claim in the settlement queue, durably; with `delivered`, its first byte is about to leave."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            if delivered:
+                _end_work(connection, claim.id, Work.DELIVERED)
+            books.move(connection, claim.id, MoneyEvent.OWE, _now_ms())
+
+        await self._write(work, durable=True)
+
+    async def delivered(self, claim: Claim) -> None:
+        """Note that the first byte of a settled claim is about to leave."""
+        await self._write(lambda connection: _end_work(connection, claim.id, Work.DELIVERED))
+
+    async def give_up(self, claim: Claim, reason: str) -> Money | None:
+        """End a claim whose goods were withheld, and return what its money is now (None: its key is free).
+
+        Not sent to the chain: it costs nothing, and the same payment may come again for the same request. On its way
+        or settled: it becomes a credit for that request.
+        """
+        return await self._write(lambda connection: _give_up(connection, claim.id, reason, _now_ms()))
+
+    # Asking
+
+    def state(self, payment_id: int) -> PaymentState | None:
+        """Return what became of a payment's money, or None when it left no trace."""
+        row = self.database.read(
+            lambda connection: connection.execute(
+                "SELECT money, transaction_hash, reason FROM payments WHERE id = ?", (payment_id,)
+            ).fetchone()
+        )
+        return row and PaymentState(Money(row["money"]), row["transaction_hash"] or "", row["reason"] or "")
+
+    def settled_atomic(self, payer: Address) -> int:
+        """Return what was settled of one payer so far."""
+        row = self.database.read(
+            lambda connection: connection.execute(
+                "SELECT settled_atomic FROM payers WHERE chain_id = ? AND token = ? AND payer = ?",
+                (self.chain_id, self.token, payer),
+            ).fetchone()
+        )
+        return int(row["settled_atomic"]) if row else 0
+
+    def sums(self) -> Sums:
+        """Return the books."""
+
+        def work(connection: sqlite3.Connection) -> Sums:
+            key = (self.chain_id, self.token)
+            amounts: dict[str, str] = dict(
+                connection.execute("SELECT name, amount_atomic FROM books WHERE chain_id = ? AND token = ?", key)
+            )
+            counts = connection.execute(
+                "SELECT money, count(*) FROM payments WHERE chain_id = ? AND token = ? GROUP BY money", key
+            )
+            earned, outstanding, exposure, lost = (int(amounts.get(name, 0)) for name in books.BOOKS)
+            return Sums(earned, outstanding, exposure, lost, {row[0]: row[1] for row in counts})
+
+        return self.database.read(work)
+
+    def transactions(self, limit: int) -> list[str]:
+        """Return the transactions that settled the latest `limit` payments, newest first."""
+        rows = self.database.read(
+            lambda connection: connection.execute(
+                "SELECT transaction_hash FROM payments WHERE chain_id = ? AND token = ? AND money = 'settled'"
+                " AND transaction_hash <> '' ORDER BY id DESC LIMIT ?",
+                (self.chain_id, self.token, limit),
+            ).fetchall()
+        )
+        return list(dict.fromkeys(row["transaction_hash"] for row in rows))
+
+    def recover(self) -> int:
+        """Take up the payments of processes that have ended; return how many such processes there were."""
+        names = self.database.read(lambda connection: connection.execute("SELECT id FROM owners").fetchall())
+        gone = [row["id"] for row in names if self.owner.is_gone(row["id"])]
+        for owner_id in gone:
+            self._end_owner(owner_id)
+            self.owner.forget(owner_id)
+        return len(gone)
+
+    def _end_owner(self, owner_id: str) -> None:
+        self._transact(lambda connection: _recover_owner(connection, owner_id, _now_ms()))
+
+    # Inside transactions
+
+    def _standing(
+        self, connection: sqlite3.Connection, payment: VerifiedPayment, balance_atomic: Callable[[int], int | None]
+    ) -> Standing:
+        row = connection.execute(
+            "SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?",
+            (self.chain_id, self.token, payment.authorization.payer),
+        ).fetchone()
+        total = connection.execute(
+            "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'exposure'",
+            (self.chain_id, self.token),
+        ).fetchone()
+        return Standing(
+            settled_count=row["settled_count"] if row else 0,
+            outstanding_atomic=int(row["outstanding_atomic"]) if row else 0,
+            exposure_atomic=int(row["exposure_atomic"]) if row else 0,
+            total_exposure_atomic=int(total["amount_atomic"]) if total else 0,
+            balance_atomic=balance_atomic(int(row["settled_atomic"]) if row else 0),
+        )
+
+    def _known(
+        self, connection: sqlite3.Connection, row: sqlite3.Row, payment: VerifiedPayment, request_digest: bytes
+    ) -> Claim | None:
+        """Judge a payment that was here before: refuse it, serve its credit, or return None to reserve it again."""
+        work, money = Work(row["work"]), Money(row["money"])
+        if row["request_digest"] != request_digest:
+            raise PaymentReplayed("this authorization was presented for another request")
+        if work is Work.DELIVERED:
+            raise AlreadyServed("this payment was used, and its request was answered")
+        if row["owner"] is not None:
+            raise RequestInProgress("this payment is in use by the same request")
+        if row["runs"] >= RUNS_MAX:
+            raise PaymentReplayed(f"this authorization was tried {RUNS_MAX} times")
+        if money is Money.VOID:
+            return None
+        if money is Money.SETTLED:
+            connection.execute(
+                "UPDATE payments SET work = 'running', runs = runs + 1, owner = ?, updated_ms = ? WHERE id = ?",
+                (self.owner.id, _now_ms(), row["id"]),
+            )
+            return Claim(row["id"], payment, Mode(row["mode"]), False, True, row["transaction_hash"] or "")
+        if money is Money.LOST:
+            raise PaymentReplayed(f"this authorization cannot be settled: {row['reason']}")
+        raise SettlementUnavailable(
+            "this payment is on its way to the chain and not confirmed yet; nothing more is charged",
+            remedy="repeat the same request with the same payment",
+        )
+
+    def _enter(
+        self,
+        connection: sqlite3.Connection,
+        payment: VerifiedPayment,
+        mode: Mode,
+        *,
+        request_digest: bytes,
+        route: str,
+        block: int,
+    ) -> Claim:
+        authorization = payment.authorization
+        begun = mode is Mode.ASYNC
+        now_ms = _now_ms()
+        row = connection.execute(
+            "INSERT INTO payments (chain_id, token, payer, nonce, payee, value_atomic, valid_after_s, valid_before_s,"
+            " signature, route, request_digest, mode, work, money, owner, runs, since_block, created_ms, updated_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved', ?, ?, ?, ?, ?) RETURNING *",
+            (
+                self.chain_id,
+                self.token,
+                authorization.payer,
+                authorization.nonce,
+                authorization.payee,
+                str(authorization.value_atomic),
+                str(authorization.valid_after_s),
+                str(authorization.valid_before_s),
+                payment.signature,
+                route,
+                request_digest,
+                mode.value,
+                (Work.RUNNING if begun else Work.WAITING).value,
+                self.owner.id,
+                int(begun),
+                block,
+                now_ms,
+                now_ms,
+            ),
+        ).fetchone()
+        books.enter(connection, row)
+        return Claim(row["id"], payment, mode, True)
+
+    def _reserve_again(
+        self, connection: sqlite3.Connection, row: sqlite3.Row, payment: VerifiedPayment, mode: Mode
+    ) -> Claim:
+        begun = mode is Mode.ASYNC
+        connection.execute(
+            "UPDATE payments SET mode = ?, work = ?, owner = ?, runs = runs + ?, attempts = 0 WHERE id = ?",
+            (
+                mode.value,
+                (Work.RUNNING if begun else Work.WAITING).value,
+                self.owner.id,
+                int(begun),
+                row["id"],
+            ),
+        )
+        books.move(connection, row["id"], MoneyEvent.RESERVE_AGAIN, _now_ms())
+        return Claim(row["id"], payment, mode, False)
+
+    # Store
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+        try:
+            return await self.database.write(work, durable=durable)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"{self.database.path.name}: {error}") from None
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self.database.transact(work)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"{self.database.path.name}: {error}") from None
+
+
+def _end_work(connection: sqlite3.Connection, payment_id: int, work: Work) -> None:
+    connection.execute(
+        "UPDATE payments SET work = ?, owner = NULL, updated_ms = ? WHERE id = ?", (work.value, _now_ms(), payment_id)
+    )
+
+
+def _give_up(connection: sqlite3.Connection, payment_id: int, reason: str, now_ms: int) -> Money | None:
+    row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    if row is None or row["work"] == Work.DELIVERED.value:
+        return None if row is None else Money(row["money"])
+    money = Money(row["money"])
+    if row["runs"] == 0 and money in (Money.RESERVED, Money.QUEUED, Money.VOID):
+        books.remove(connection, row)
+        return None
+    _end_work(connection, payment_id, Work.FAILED)
+    if money in (Money.RESERVED, Money.QUEUED):
+        return books.move(connection, payment_id, MoneyEvent.WAIVE, now_ms, reason=reason)
+    return money
+
+
+def _recover_owner(connection: sqlite3.Connection, owner_id: str, now_ms: int) -> None:
+    """End every claim of a process: no byte of them left, because what left is noted before it leaves."""
+    for row in connection.execute("SELECT id FROM payments WHERE owner = ?", (owner_id,)).fetchall():
+        _give_up(connection, row["id"], "the server stopped", now_ms)
+    connection.execute("DELETE FROM owners WHERE id = ?", (owner_id,))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,237 @@
+"""The direct settler: our own gas key puts transfers on chain, in batches through Multicall3.
+
+One transfer goes to the token itself; more go through Multicall3, where a failing one does not take the others along.
+Every call is simulated first, so a payment that cannot be settled costs no gas.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.address import Address, address_text
+from contracts.errors import ChainUnavailable, SettlementUnavailable
+from contracts.evm.rpc import Rpc, RpcRefused
+from contracts.lifecycle import MoneyEvent
+from contracts.networks import MULTICALL3
+from contracts.schemes.exact_eip3009 import settle_call
+from seller.limits import (
+    FEE_BUMP_AFTER_S,
+    FEE_BUMP_DENOMINATOR,
+    FEE_BUMP_NUMERATOR,
+    FEE_BUMPS_MAX,
+    GAS_MARGIN_DENOMINATOR,
+    GAS_MARGIN_NUMERATOR,
+    GAS_PER_BATCH,
+    GAS_PER_TRANSFER,
+    IN_FLIGHT_MAX,
+    RESEND_AFTER_S,
+)
+from seller.settlement.evidence import Evidence, paid_by, would_settle
+from seller.settlement.key import GasKey
+from seller.settlement.multicall import aggregate_call, aggregate_results
+from seller.settlement.outbox import Form, Item, Outbox, Stale, Transaction, Verdict, now_ms
+
+__all__ = ["ChainSettler"]
+
+_log = logging.getLogger("farebox.seller.settlement")
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """The gas account as the chain sees it, and what gas costs now."""
+
+    transaction_count: int
+    balance_wei: int
+    max_fee_wei: int
+    priority_fee_wei: int
+
+
+class ChainSettler:
+    """Settles with `key` on the chain behind `rpc`. Only a holder of the account's lease may call it."""
+
+    def __init__(self, outbox: Outbox, rpc: Rpc, chain_id: int, token: Address, key: GasKey) -> None:
+        self.account = key.address.hex()
+        self._outbox = outbox
+        self._rpc = rpc
+        self._chain_id = chain_id
+        self._token = token
+        self._key = key
+        self._evidence = Evidence(rpc, token)
+        self._resent_ms: dict[int, int] = {}
+
+    async def close(self) -> None:
+        """Nothing is held open here."""
+
+    def has_room(self) -> bool:
+        """Tell whether another transaction may be sent before the earlier ones are judged."""
+        return len(self._outbox.sent(self._key.address)) < IN_FLIGHT_MAX
+
+    async def submit(self, items: Sequence[Item]) -> list[int]:
+        """Simulate, store and send one transaction for `items`; return the ids of those that are judged already.
+
+        Raises `ChainUnavailable`, or `SettlementUnavailable` when the account has no ether for gas.
+        """
+        accepted, refused = await self._simulate(items)
+        verdicts = [await self._evidence.judge(item) for item in refused]
+        await self._outbox.conclude(verdicts)
+        if accepted:
+            to, data = self._call(accepted)
+            gas = await self._gas(accepted, to, data)
+            account = await self._read_account(gas)
+            try:
+                transaction = await self._outbox.store(
+                    self._key.address,
+                    accepted,
+                    account.transaction_count,
+                    (to, data, gas),
+                    lambda nonce: self._sign(nonce, (to, data, gas), account.max_fee_wei, account.priority_fee_wei),
+                )
+            except Stale:
+                return [item.id for item in refused]
+            await self._send(transaction)
+        return [item.id for item in refused]
+
+    async def resolve(self) -> tuple[list[int], bool]:
+        """Look for receipts; return the ids of the items judged, and whether any transaction is still open."""
+        transactions = self._outbox.sent(self._key.address)
+        judged: list[int] = []
+        for transaction in transactions:
+            receipt = await self._receipt(transaction)
+            if receipt is None and await self._is_superseded(transaction):
+                # The count and the receipt come from two moments: only a receipt missing after the count is missing.
+                receipt = await self._receipt(transaction) or {"logs": [], "transactionHash": ""}
+            if receipt is not None:
+                judged += await self._judge(transaction, receipt)
+        still_open = self._outbox.sent(self._key.address)
+        self._resent_ms = {tx.id: self._resent_ms[tx.id] for tx in still_open if tx.id in self._resent_ms}
+        for transaction in still_open:
+            await self._push(transaction)
+        return judged, bool(still_open)
+
+    # Sending
+
+    async def _simulate(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """Return (what the chain would settle, what it would refuse), trying each item alone after a failure."""
+        fresh = [item for item in items if item.attempts == 0]
+        accepted: list[Item] = []
+        refused: list[Item] = []
+        if len(fresh) > 1:
+            to, data = self._call(fresh)
+            answer = await self._rpc.call("eth_call", self._call_object(to, data), "latest")
+            for item, succeeded in zip(fresh, aggregate_results(answer, len(fresh)), strict=True):
+                (accepted if succeeded else refused).append(item)
+        for item in items if len(fresh) <= 1 else (item for item in items if item.attempts > 0):
+            succeeds = await would_settle(self._rpc, self._token, item.authorization, item.signature)
+            (accepted if succeeds else refused).append(item)
+        return accepted, refused
+
+    def _call(self, items: Sequence[Item]) -> tuple[Address, bytes]:
+        calls = [settle_call(item.authorization, item.signature) for item in items]
+        return (self._token, calls[0]) if len(calls) == 1 else (MULTICALL3, aggregate_call(self._token, calls))
+
+    def _call_object(self, to: Address, data: bytes) -> dict[str, str]:
+        return {"from": address_text(self._key.address), "to": address_text(to), "data": "0x" + data.hex()}
+
+    async def _gas(self, items: Sequence[Item], to: Address, data: bytes) -> int:
+        if len(items) > 1:
+            return GAS_PER_BATCH + GAS_PER_TRANSFER * len(items)
+        try:
+            estimate = int(await self._rpc.call("eth_estimateGas", self._call_object(to, data)), 16)
+        except (RpcRefused, TypeError, ValueError):
+            return GAS_PER_BATCH + GAS_PER_TRANSFER
+        return estimate * GAS_MARGIN_NUMERATOR // GAS_MARGIN_DENOMINATOR
+
+    async def _read_account(self, gas: int) -> _Account:
+        account_text = address_text(self._key.address)
+        block, priority_fee, count, balance = await self._rpc.batch(
+            [
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_maxPriorityFeePerGas", []),
+                ("eth_getTransactionCount", [account_text, "latest"]),
+                ("eth_getBalance", [account_text, "latest"]),
+            ]
+        )
+        try:
+            priority_fee_wei = 0 if isinstance(priority_fee, RpcRefused) else int(priority_fee, 16)
+            # Twice the base fee outlives six full blocks in a row.
+            max_fee_wei = 2 * int(block["baseFeePerGas"], 16) + priority_fee_wei
+            account = _Account(int(count, 16), int(balance, 16), max_fee_wei, priority_fee_wei)
+        except (TypeError, KeyError, ValueError):
+            raise ChainUnavailable("the chain's node did not tell fees, balance or transaction count") from None
+        if account.balance_wei < gas * max_fee_wei:
+            raise SettlementUnavailable(
+                f"the gas account {account_text} holds {account.balance_wei} wei, a settlement may take "
+                f"{gas * max_fee_wei}",
+                remedy=f"send ether to {account_text}",
+            )
+        return account
+
+    def _sign(self, nonce: int, call: tuple[Address, bytes, int], max_fee_wei: int, priority_fee_wei: int) -> Form:
+        to, data, gas = call
+        return self._key.sign(
+            chain_id=self._chain_id,
+            nonce=nonce,
+            to=to,
+            data=data,
+            gas=gas,
+            max_fee_wei=max_fee_wei,
+            priority_fee_wei=priority_fee_wei,
+        )
+
+    async def _send(self, transaction: Transaction) -> None:
+        """Send the newest form. A refusal decides nothing ("already known", "nonce too low"): receipts do."""
+        self._resent_ms[transaction.id] = now_ms()
+        try:
+            await self._rpc.call("eth_sendRawTransaction", "0x" + transaction.forms[-1].raw.hex())
+        except RpcRefused as error:
+            _log.info("the node answered a settlement transaction with: %s", error.message)
+
+    # Receipts
+
+    async def _receipt(self, transaction: Transaction) -> dict[str, Any] | None:
+        answers = await self._rpc.batch([("eth_getTransactionReceipt", [form.hash]) for form in transaction.forms])
+        for answer in answers:
+            if isinstance(answer, RpcRefused):
+                raise ChainUnavailable(f"eth_getTransactionReceipt: {answer.message}")
+            if answer is not None:
+                receipt: dict[str, Any] = answer
+                return receipt
+        return None
+
+    async def _is_superseded(self, transaction: Transaction) -> bool:
+        """Tell whether the account's nonce was taken by a transaction that is none of ours."""
+        if now_ms() - transaction.forms[-1].created_ms < RESEND_AFTER_S * 1000:
+            return False
+        count = await self._rpc.call("eth_getTransactionCount", address_text(self._key.address), "latest")
+        return int(count, 16) > transaction.account_nonce
+
+    async def _judge(self, transaction: Transaction, receipt: dict[str, Any]) -> list[int]:
+        items = self._outbox.carried_by(transaction)
+        verdicts = []
+        for item in items:
+            if paid_by(receipt["logs"], item.authorization, self._token):
+                verdicts.append(Verdict(item, MoneyEvent.CHAIN_PAID, str(receipt["transactionHash"])))
+            else:
+                verdicts.append(await self._evidence.judge(item, on_chain=True))
+        await self._outbox.conclude(verdicts, transaction)
+        return [item.id for item in items]
+
+    async def _push(self, transaction: Transaction) -> None:
+        """Send again what has no receipt for a while, and raise its fee when that did not help."""
+        newest, now = transaction.forms[-1], now_ms()
+        raises = len(transaction.forms) - 1
+        if now - newest.created_ms >= FEE_BUMP_AFTER_S * 1000 and raises < FEE_BUMPS_MAX:
+            form = self._sign(
+                transaction.account_nonce,
+                (transaction.call_to, transaction.call_data, transaction.gas),
+                newest.max_fee_wei * FEE_BUMP_NUMERATOR // FEE_BUMP_DENOMINATOR + 1,
+                newest.priority_fee_wei * FEE_BUMP_NUMERATOR // FEE_BUMP_DENOMINATOR + 1,
+            )
+            await self._outbox.store_form(self._key.address, transaction, form)
+            transaction.forms.append(form)
+            await self._send(transaction)
+        elif now - self._resent_ms.get(transaction.id, 0) >= RESEND_AFTER_S * 1000:
+            await self._send(transaction)

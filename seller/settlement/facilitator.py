@@ -1,0 +1,174 @@
+"""The settler for sellers without a gas key: any x402 facilitator, trusted with nothing but gas.
+
+A payment was verified here before it gets this far. A facilitator that says "paid" is believed only when the chain
+shows it (where an `rpc` is configured); one that says nothing has decided nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import msgspec
+
+from contracts.address import address_text
+from contracts.errors import FacilitatorUnavailable, MalformedMessage, PaymentExpired, SettlementFailed
+from contracts.lifecycle import MoneyEvent
+from contracts.offers import Offer, requirements
+from contracts.schemes.exact_eip3009 import encode_payload
+from contracts.wire import FacilitatorRequest, PaymentPayload, SettlementResponse, decode_json, encode_json
+from seller.limits import (
+    BATCH_MAX,
+    FACILITATOR_ANSWER_BYTES_MAX,
+    FACILITATOR_AT_ONCE_MAX,
+    FACILITATOR_TIMEOUT_S,
+    RETRY_S,
+)
+from seller.settlement.evidence import Evidence
+from seller.settlement.outbox import Item, Outbox, Stale, Verdict, now_ms
+
+__all__ = ["FacilitatorSettler"]
+
+_log = logging.getLogger("farebox.seller.settlement")
+
+# "Broadcast, but not confirmed in time": not a refusal.
+_PENDING = "settlement_pending"
+# After validBefore plus this much no honest clock lets the transfer happen.
+_EXPIRY_GRACE_S = 3600
+
+
+class FacilitatorSettler:
+    """Settles through the facilitator at `url`. `terms` is any offer of ours; amounts come from the items."""
+
+    account = "facilitator"
+
+    def __init__(self, outbox: Outbox, url: str, terms: Offer, evidence: Evidence | None) -> None:
+        self._outbox = outbox
+        self._terms = terms
+        self._evidence = evidence
+        self._posting: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._judged: list[int] = []
+        self._url = url.rstrip("/") + "/settle"
+        self._client = httpx.AsyncClient(timeout=FACILITATOR_TIMEOUT_S, follow_redirects=False, trust_env=False)
+
+    async def close(self) -> None:
+        """Let running requests end; their items are marked as given away, so nothing is lost."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._client.aclose()
+
+    def has_room(self) -> bool:
+        """Tell whether another request may be started."""
+        return len(self._posting) < FACILITATOR_AT_ONCE_MAX
+
+    async def submit(self, items: Sequence[Item]) -> list[int]:
+        """Mark up to `FACILITATOR_AT_ONCE_MAX` items as given away, durably, and start their requests."""
+        chosen = items[: FACILITATOR_AT_ONCE_MAX - len(self._posting)]
+        try:
+            await self._outbox.submit(chosen, again_ms=int(RETRY_S * 1000))
+        except Stale:
+            return []
+        for item in chosen:
+            self._start(item)
+        return []
+
+    async def resolve(self) -> tuple[list[int], bool]:
+        """Ask again about items without a verdict; return the ids judged, and whether any request is open."""
+        for item in self._outbox.unconfirmed(BATCH_MAX):
+            if item.id not in self._posting and self.has_room():
+                self._start(item)
+        judged, self._judged = self._judged, []
+        return judged, bool(self._posting)
+
+    def _start(self, item: Item) -> None:
+        self._posting.add(item.id)
+        task = asyncio.ensure_future(self._settle(item))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, item: Item) -> None:
+        """Bring one item nearer to its verdict: the chain's word first, then the facilitator's."""
+        try:
+            verdict = await self._verdict(item)
+            if verdict is None:
+                await self._outbox.postpone([item], self._pause_ms(item))
+            else:
+                await self._outbox.conclude([verdict])
+                self._judged.append(item.id)
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task; the item stays where it is and is asked about again
+            _log.warning("payment %d: %s: %s", item.id, type(error).__name__, error)
+        finally:
+            self._posting.discard(item.id)
+
+    async def _verdict(self, item: Item) -> Verdict | None:
+        try:
+            answer = await self._post(item)
+        except (FacilitatorUnavailable, MalformedMessage) as error:
+            _log.warning("payment %d: %s", item.id, error.message)
+            return await self._from_chain(item)
+        if answer.success:
+            return await self._confirmed(item, answer)
+        if answer.error_reason == _PENDING:
+            return await self._from_chain(item)
+        _log.info("payment %d was refused by the facilitator: %s", item.id, str(answer.error_reason)[:120])
+        if self._evidence is not None:
+            # Refused may also mean "somebody else has settled it", which is paid.
+            return await self._evidence.judge(item, on_chain=True)
+        return Verdict(item, None, reason=SettlementFailed.code, on_chain=True)
+
+    async def _confirmed(self, item: Item, answer: SettlementResponse) -> Verdict | None:
+        if self._evidence is None:
+            return Verdict(item, MoneyEvent.CHAIN_PAID, answer.transaction[:80])
+        verdict = await self._evidence.judge(item)
+        return verdict if verdict.event is not None else None
+
+    async def _from_chain(self, item: Item) -> Verdict | None:
+        """Without an answer only the chain can tell; "unused" tells nothing while the facilitator may still act."""
+        if self._evidence is not None:
+            verdict = await self._evidence.judge(item)
+            return verdict if verdict.event is not None else None
+        if now_ms() / 1000 > item.authorization.valid_before_s + _EXPIRY_GRACE_S:
+            return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentExpired.code)
+        return None
+
+    async def _post(self, item: Item) -> SettlementResponse:
+        body = encode_json(self._request(item))
+        try:
+            async with (
+                asyncio.timeout(FACILITATOR_TIMEOUT_S),
+                self._client.stream(
+                    "POST", self._url, content=body, headers={"content-type": "application/json"}
+                ) as response,
+            ):
+                data = bytearray()
+                async for chunk in response.aiter_bytes():
+                    data += chunk
+                    if len(data) > FACILITATOR_ANSWER_BYTES_MAX:
+                        raise FacilitatorUnavailable("the facilitator's answer is too large")
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise FacilitatorUnavailable(f"the facilitator did not answer: {type(error).__name__}") from None
+        if response.status_code != 200:
+            raise FacilitatorUnavailable(f"the facilitator answered {response.status_code}")
+        answer = decode_json(bytes(data), SettlementResponse, "/settle")
+        if answer.success and not answer.transaction:
+            raise FacilitatorUnavailable("the facilitator claims success without a transaction")
+        return answer
+
+    def _request(self, item: Item) -> FacilitatorRequest:
+        terms: dict[str, Any] = msgspec.structs.asdict(requirements(self._terms))
+        terms |= {"amount": str(item.authorization.value_atomic), "pay_to": address_text(item.authorization.payee)}
+        accepted = type(requirements(self._terms))(**terms)
+        payload = msgspec.Raw(msgspec.json.encode(encode_payload(item.authorization, item.signature)))
+        return FacilitatorRequest(
+            x402_version=2,
+            payment_payload=PaymentPayload(x402_version=2, accepted=accepted, payload=payload),
+            payment_requirements=accepted,
+        )
+
+    @staticmethod
+    def _pause_ms(item: Item) -> int:
+        return int(max(RETRY_S * 1000, min(300_000, (now_ms() - item.created_ms) / 4)))
