@@ -1,12 +1,13 @@
 """Async JSON-RPC client: several endpoints, one deadline per request, batched reads.
 
-An endpoint that cannot be reached, or answers nonsense, is passed over for the next; an endpoint that answers with a
-JSON-RPC error has answered, and that error is the result. Reads and re-sends of identical signed bytes are safe to
-repeat on another endpoint, so everything here is.
+An endpoint that cannot be reached, is overloaded, or answers nonsense, is passed over for the next; an endpoint that
+answers with a JSON-RPC error has answered, and that error is the result. Reads and re-sends of identical signed bytes
+are safe to repeat on another endpoint, so everything here is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,12 +16,17 @@ from typing import Any, Self
 import httpx
 import msgspec
 
-from contracts.errors import ChainUnavailable, RemoteError
+from contracts.errors import ChainUnavailable, ConfigInvalid, RemoteError
 from contracts.limits import RPC_ANSWER_BYTES_MAX, RPC_BATCH_MAX, RPC_CONNECT_TIMEOUT_S, RPC_TIMEOUT_S
 
 __all__ = ["Rpc", "RpcRefused"]
 
 Call = tuple[str, Sequence[Any]]
+
+# The endpoint has no time for us now; another may have.
+_BUSY_STATUSES = frozenset({429, 502, 503, 504})
+# EIP-1474 "limit exceeded".
+_LIMIT_EXCEEDED = -32005
 
 
 class RpcRefused(RemoteError):
@@ -38,7 +44,9 @@ class RpcRefused(RemoteError):
 class Rpc:
     """JSON-RPC over HTTP to the first of `urls` that answers.
 
-    Use as an async context manager, or call `close`. URLs may carry credentials, so no error shows more than the host.
+    `timeout_s` is the time one endpoint has for one request, from connect to last byte. Use as an async context
+    manager, or call `close`. URLs may carry credentials, so no error shows more than the host. Raises `ConfigInvalid`
+    for no URL and for one that is not HTTP.
     """
 
     def __init__(
@@ -49,8 +57,9 @@ class Rpc:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if not urls:
-            raise ChainUnavailable("rpc: no endpoint is configured")
-        self._urls = list(urls)
+            raise ConfigInvalid("rpc: no endpoint is configured")
+        self._urls = [_endpoint(url) for url in urls]
+        self._timeout_s = timeout_s
         self._ids = itertools.count(1)
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=min(RPC_CONNECT_TIMEOUT_S, timeout_s)),
@@ -97,13 +106,18 @@ class Rpc:
         failures = []
         for url in self._urls:
             try:
-                answer = await self._post(url, body)
+                async with asyncio.timeout(self._timeout_s):
+                    answer = await self._post(url, body)
                 return _results(requests, answer)
-            except (httpx.HTTPError, msgspec.DecodeError, _Unusable) as error:
-                failures.append(f"{httpx.URL(url).host}: {type(error).__name__}")
+            except (TimeoutError, httpx.TimeoutException):
+                failures.append(f"{url.host}: no answer in {self._timeout_s:g} s")
+            except httpx.HTTPError as error:
+                failures.append(f"{url.host}: {type(error).__name__}")
+            except _Unusable as error:
+                failures.append(f"{url.host}: {error}")
         raise ChainUnavailable("no RPC endpoint answered (" + ", ".join(failures) + ")")
 
-    async def _post(self, url: str, body: bytes) -> Any:
+    async def _post(self, url: httpx.URL, body: bytes) -> Any:
         request = self._client.build_request("POST", url, content=body, headers={"content-type": "application/json"})
         response = await self._client.send(request, stream=True)
         try:
@@ -114,29 +128,44 @@ class Rpc:
                     raise _Unusable("answer too large")
         finally:
             await response.aclose()
-        if response.status_code != 200 and not data.lstrip().startswith((b"{", b"[")):
+        if response.status_code in _BUSY_STATUSES:
             raise _Unusable(f"status {response.status_code}")
-        return msgspec.json.decode(data)
+        try:
+            return msgspec.json.decode(data)
+        except (ValueError, RecursionError):
+            raise _Unusable(f"status {response.status_code}, not JSON") from None
 
 
 class _Unusable(Exception):
-    """The endpoint's answer is not JSON-RPC."""
+    """The endpoint's answer is of no use, another's may be."""
+
+
+def _endpoint(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigInvalid("rpc: expected http://host:port or https://host, got something else")
+    return url
 
 
 def _results(requests: list[dict[str, Any]], answer: Any) -> list[Any]:
     replies = answer if isinstance(answer, list) else [answer]
-    by_id = {reply.get("id"): reply for reply in replies if isinstance(reply, dict)}
-    results: list[Any] = []
-    for request in requests:
-        reply = by_id.get(request["id"])
-        if reply is None or ("result" not in reply and not isinstance(reply.get("error"), dict)):
-            raise _Unusable("a reply is missing")
-        if "result" in reply and reply.get("error") is None:
-            results.append(reply["result"])
-        else:
-            error = reply["error"]
-            code = error.get("code")
-            results.append(
-                RpcRefused(str(error.get("message", ""))[:300], code if isinstance(code, int) else 0, error.get("data"))
-            )
-    return results
+    by_id = {reply["id"]: reply for reply in replies if isinstance(reply, dict) and isinstance(reply.get("id"), int)}
+    return [_result(by_id.get(request["id"])) for request in requests]
+
+
+def _result(reply: dict[str, Any] | None) -> Any:
+    if reply is None:
+        raise _Unusable("a reply is missing")
+    error = reply.get("error")
+    if error is None and "result" in reply:
+        return reply["result"]
+    if not isinstance(error, dict):
+        raise _Unusable("a reply has neither result nor error")
+    code = error.get("code")
+    if code == _LIMIT_EXCEEDED:
+        raise _Unusable("its limit is reached")
+    message = str(error.get("message", ""))[:300]
+    return RpcRefused(message, code if isinstance(code, int) else 0, error.get("data"))
