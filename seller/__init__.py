@@ -1,5 +1,6 @@
 """Earn: price book, verification, reservations, settlement, ASGI middleware and proxy."""
 
+from seller.asgi import PaymentMiddleware
 from seller.config import SellerConfig
 
-__all__ = ["SellerConfig"]
+__all__ = ["PaymentMiddleware", "SellerConfig"]

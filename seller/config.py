@@ -157,6 +157,8 @@ class SellerConfig(StrictModel):
         asset = self.token
         for name in ("per_payer", "total"):
             _check_amount(getattr(self.exposure, name), asset, ("exposure", name), zero_allowed=True)
+        if all(route.free for route in self.routes):
+            raise SettingInvalid(("routes",), "no route has a price, so nothing is sold")
         seen: set[str] = set()
         for index, route in enumerate(self.routes):
             if route.match in seen:

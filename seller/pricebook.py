@@ -12,6 +12,7 @@ from typing import Any
 from contracts.errors import MalformedMessage, NameUnknown
 from contracts.money import Asset, parse_amount
 from contracts.offers import Offer
+from contracts.typed_data import Domain
 from seller.config import RouteSettings, SellerConfig
 from seller.limits import OFFER_TIMEOUT_S
 
@@ -62,6 +63,8 @@ class PriceBook:
     """All routes of a seller."""
 
     def __init__(self, config: SellerConfig) -> None:
+        asset = config.token
+        self.domain = Domain(asset.name, asset.version, config.chain.chain_id, asset.address)
         self._routes: dict[tuple[str, str], Route] = {}
         self.routes: list[Route] = []
         for settings in config.routes:

@@ -100,7 +100,7 @@ class Counter:
                 if state.money is Money.SETTLED:
                     return state.transaction_hash
                 if time.monotonic() - started > TROUBLE_GRACE_S and (trouble := self.trouble()) is not None:
-                    raise SettlementUnavailable(f"nothing can be settled now ({trouble.code}); nothing was taken")
+                    raise SettlementUnavailable(f"nothing can be settled now ({trouble.code})")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(event.wait(), min(poll_s, remaining_s))
                 event.clear()

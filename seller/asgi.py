@@ -1,0 +1,141 @@
+"""The payment middleware: pure ASGI, in front of any application.
+
+Whatever is not listed in the price book is refused, whatever is free passes untouched, and whatever has a price runs
+only for a payment that is verified and durably reserved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from contracts.errors import FareboxError
+from seller.answers import Answer
+from seller.body import ClientGone, model_of, read_body
+from seller.config import SellerConfig, read_config
+from seller.pricebook import Quote, Route
+from seller.responder import Responder
+from seller.service import Seller
+from seller.verify import PAYMENT_HEADERS, payment_in
+from seller.watch import ClientWatch
+
+__all__ = ["PaymentMiddleware"]
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+_log = logging.getLogger("farebox.seller")
+
+_POLICY_VIOLATION = 1008
+
+
+class PaymentMiddleware:
+    """Sells the routes of `app` that a `seller.yaml` lists.
+
+    `app.add_middleware(PaymentMiddleware, config="seller.yaml")`, or without `config` where a server takes only a class
+    (vLLM's `--middleware seller.PaymentMiddleware`); then `FAREBOX_SELLER_CONFIG` names the file. Construction raises
+    `ConfigInvalid` for settings that do not hold.
+
+    With a `chain` settler the middleware opens no gas key: run `farebox settle` beside it. With a `facilitator` it
+    settles itself.
+    """
+
+    def __init__(
+        self, app: App, config: SellerConfig | Path | str | None = None, *, seller: Seller | None = None
+    ) -> None:
+        self.app = app
+        self.seller = seller or Seller(read_config(config))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            # A websocket cannot be asked for payment; closing it before it is accepted answers 403.
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+
+    async def close(self) -> None:
+        """Close the seller's parts, where no lifespan does it."""
+        await self.seller.close()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_and_open() -> Any:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.seller.open()
+            return message
+
+        async def close_and_send(message: Any) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await self.seller.close()
+            await send(message)
+
+        await self.app(scope, receive_and_open, close_and_send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self.seller.book.find(scope)
+        if route is None:
+            await self._not_listed(scope).send(send, head=scope["method"] == "HEAD")
+        elif route.free:
+            await self.app(scope, receive, send)
+        else:
+            await self._priced(route, scope, receive, send)
+
+    def _not_listed(self, scope: Scope) -> Answer:
+        book, path = self.seller.book, scope["path"]
+        exact = scope.get("raw_path") is None or scope["raw_path"].partition(b"?")[0] == path.encode(errors="replace")
+        return self.seller.answers.not_listed(scope["method"], path, methods=book.methods(path) if exact else [])
+
+    async def _priced(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        quote: Quote | None = None
+        try:
+            payment = payment_in(scope["headers"])
+            body = await read_body(receive, scope["headers"]) if payment or route.by_model else b""
+            quote = route.quote_for(model_of(scope["headers"], body) if route.by_model else None)
+            if payment is None:
+                self.seller.metrics.served(route.match, "unpaid")
+                await self.seller.answers.unpaid(quote).send(send, head=scope["method"] == "HEAD")
+                return
+            claim = await self.seller.claim(payment, quote, _digest(scope, body))
+        except ClientGone:
+            return
+        except FareboxError as error:
+            await self._refuse(error, route, quote, send)
+            return
+        inner = _inner_scope(scope)
+        async with ClientWatch(receive, body) as watch:
+            responder = Responder(self.seller, claim, quote, send, watch)
+            await responder.run(lambda receive, guarded: self.app(inner, receive, guarded))
+
+    async def _refuse(self, error: FareboxError, route: Route, quote: Quote | None, send: Send) -> None:
+        self.seller.metrics.refused(route.match, error.code)
+        if error.http_status >= 500:
+            _log.warning("%s: %s: %s (%s)", route.match, error.code, error.message, error.advice)
+        path = route.match.partition(" ")[2]
+        await self.seller.answers.refused(error, path, quote).send(send)
+
+
+def _inner_scope(scope: Scope) -> Scope:
+    """Return the scope the application sees: without the payment, and without shortcuts round our `send`."""
+    extensions = {
+        name: value for name, value in (scope.get("extensions") or {}).items() if not name.startswith("http.response.")
+    }
+    headers = [(name, value) for name, value in scope["headers"] if name not in PAYMENT_HEADERS]
+    return {**scope, "headers": headers, "extensions": extensions}
+
+
+def _digest(scope: Scope, body: bytes) -> bytes:
+    """Return what makes two requests the same one: method, path, query and body."""
+    parts = (scope["method"].encode(), scope["path"].encode(), scope.get("query_string", b""))
+    digest = hashlib.sha256()
+    for part in (*parts, hashlib.sha256(body).digest()):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,210 @@
+"""Stands between the application and the client of one paid request, and lets nothing out before its time.
+
+The start message is held until the answer is known to be good and its money is where the claim's mode wants it; the
+chunks that follow are passed on as they come. An answer that is not 2xx, or that dies before its first body byte, is
+not charged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from contracts.errors import FareboxError, UpstreamFailed
+from contracts.wire import SettlementResponse
+from seller.answers import RawHeaders, receipt_headers
+from seller.ledger import Claim
+from seller.limits import HELD_BODY_BYTES_MAX
+from seller.policy import Mode
+from seller.pricebook import Quote
+from seller.service import Seller
+from seller.watch import ClientWatch
+
+__all__ = ["Responder", "receipt", "without_payment_headers"]
+
+Message = dict[str, Any]
+Send = Callable[[Any], Awaitable[None]]
+
+_log = logging.getLogger("farebox.seller")
+
+_VARY = b"PAYMENT-SIGNATURE, X-PAYMENT"
+_NOT_CHARGED = (b"x-farebox-charged", b"false")
+_CREDIT = (b"x-farebox-credit", b"true")
+# Whatever a cache could use to give a paid answer to somebody else.
+_CACHE_HEADERS = frozenset((b"cache-control", b"expires", b"age", b"etag", b"last-modified", b"pragma", b"vary"))
+
+
+class Withheld(OSError):
+    """Raised at an application that goes on sending after its answer was refused; servers raise OSError here, too."""
+
+
+class Responder:
+    """Runs the application for one claim. `run` returns when the client has its answer."""
+
+    def __init__(self, seller: Seller, claim: Claim, quote: Quote, send: Send, watch: ClientWatch) -> None:
+        self._seller = seller
+        self._claim = claim
+        self._quote = quote
+        self._send = send
+        self._watch = watch
+        self._start: Message | None = None
+        self._held: list[Message] = []
+        self._held_bytes = 0
+        self._released = False
+        self._closed = False
+        self._transaction = claim.transaction_hash
+
+    async def run(self, application: Callable[[Callable[[], Awaitable[Any]], Send], Awaitable[None]]) -> None:
+        """Run `application(receive, send)` and see its answer and its money to their end."""
+        try:
+            await self._before_work()
+        except FareboxError as error:
+            await self._answer_refusal(error)
+            return
+        try:
+            await application(self._watch.receive, self.send)
+        except Exception:
+            if self._released:
+                raise
+            if not self._closed:
+                _log.exception("the application failed before its first byte")
+        except BaseException:
+            await self._end_without_goods("cancelled")
+            raise
+        if not self._released and not self._closed:
+            await self._refuse(UpstreamFailed("the model server ended without an answer"))
+
+    async def _before_work(self) -> None:
+        claim = self._claim
+        if claim.mode is Mode.BEFORE and not claim.credit:
+            self._transaction = await self._seller.settle(claim)
+        if claim.mode is not Mode.ASYNC and not claim.credit:
+            await self._seller.ledger.begin(claim)
+
+    async def send(self, message: Message) -> None:
+        """Take one message of the application's answer."""
+        if self._closed:
+            raise Withheld("the answer was refused")
+        if self._released:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            self._start = message
+        elif message["type"] == "http.response.body" and self._start is not None:
+            await self._hold(message)
+
+    async def _hold(self, message: Message) -> None:
+        assert self._start is not None
+        more = message.get("more_body", False)
+        self._held.append(message)
+        self._held_bytes += len(message.get("body", b""))
+        if not 200 <= self._start["status"] < 300:
+            await self._pass_failure()
+        elif self._claim.mode is Mode.AFTER:
+            if self._held_bytes > HELD_BODY_BYTES_MAX:
+                await self._refuse(UpstreamFailed(f"the answer is larger than {HELD_BODY_BYTES_MAX} bytes"))
+            elif not more:
+                await self._deliver()
+        elif self._held_bytes or not more:
+            await self._deliver()
+
+    async def _deliver(self) -> None:
+        """The answer is good: get the money right, durably, then let it go."""
+        claim, seller = self._claim, self._seller
+        if self._watch.client_is_gone:
+            self._closed = True
+            await self._end_without_goods("client_gone")
+            return
+        try:
+            if claim.mode is Mode.ASYNC and not claim.credit:
+                await seller.ledger.owe(claim, delivered=True)
+                seller.counter.announce()
+            else:
+                if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
+                    self._transaction = await seller.settle(claim)
+                await seller.ledger.delivered(claim)
+        except FareboxError as error:
+            await self._answer_refusal(error)
+            return
+        seller.metrics.served(self._quote.route, "credit" if claim.credit else "paid")
+        headers = receipt_headers(receipt(claim, self._transaction), claim.payment.x402_version)
+        await self._release(_paid_headers(self._start_headers()) + headers + ([_CREDIT] if claim.credit else []))
+
+    async def _pass_failure(self) -> None:
+        """The upstream said no: its answer goes through as it is, and nothing is charged for it."""
+        headers = without_payment_headers(self._start_headers())
+        await self._end_without_goods(UpstreamFailed.code)
+        self._seller.metrics.served(self._quote.route, "not_charged")
+        await self._release(headers + self._failure_headers())
+
+    async def _refuse(self, error: FareboxError) -> None:
+        """The application gave nothing that could be delivered."""
+        self._closed = True
+        await self._end_without_goods(error.code)
+        self._seller.metrics.served(self._quote.route, "not_charged")
+        answer = self._seller.answers.refused(error, self._quote.path, self._quote, extra=self._failure_headers())
+        await answer.send(self._send)
+
+    async def _answer_refusal(self, error: FareboxError) -> None:
+        """The settlement failed, or the store did: nothing of the work leaves."""
+        self._closed = True
+        claim = self._claim
+        await self._end_without_goods(error.code)
+        self._seller.metrics.refused(self._quote.route, error.code)
+        failed = receipt(claim, "", error)
+        extra = receipt_headers(failed, claim.payment.x402_version) if error.http_status == 402 else []
+        await self._seller.answers.refused(error, self._quote.path, self._quote, extra=extra).send(self._send)
+
+    async def _end_without_goods(self, reason: str) -> None:
+        """End the claim. When the store fails here, too, the claim ends with this process."""
+        try:
+            await self._seller.ledger.give_up(self._claim, reason)
+        except FareboxError as error:
+            _log.warning("payment %d stays claimed: %s", self._claim.id, error.message)
+
+    def _failure_headers(self) -> RawHeaders:
+        """Money that moved before the failure is a credit for the same request."""
+        if not self._transaction and not self._claim.credit:
+            return [_NOT_CHARGED]
+        paid = receipt(self._claim, self._transaction)
+        return [*receipt_headers(paid, self._claim.payment.x402_version), _CREDIT]
+
+    def _start_headers(self) -> RawHeaders:
+        assert self._start is not None
+        return [(bytes(name).lower(), bytes(value)) for name, value in self._start.get("headers", [])]
+
+    async def _release(self, headers: RawHeaders) -> None:
+        assert self._start is not None
+        self._released = True
+        await self._send({**self._start, "headers": headers})
+        for message in self._held:
+            await self._send(message)
+        self._held.clear()
+
+
+def receipt(claim: Claim, transaction_hash: str, error: FareboxError | None = None) -> SettlementResponse:
+    """Return what the client is told of its money: settled, queued, or refused with the reason."""
+    offer, authorization = claim.payment.offer, claim.payment.authorization
+    version_2 = claim.payment.x402_version == 2
+    queued = error is None and claim.mode is Mode.ASYNC and not transaction_hash
+    return SettlementResponse(
+        success=error is None,
+        transaction=transaction_hash,
+        network=offer.network.caip2 if version_2 else offer.network.legacy_name,
+        payer="0x" + authorization.payer.hex(),
+        amount=str(authorization.value_atomic) if error is None else None,
+        error_reason=None if error is None else getattr(error, "x402_reason", error.code),
+        extra={"settlement": "queued"} if queued else None,
+    )
+
+
+def without_payment_headers(headers: RawHeaders) -> RawHeaders:
+    """Drop what only a seller may say: an upstream's receipts and charges are not ours."""
+    mine = (b"payment-", b"x-payment", b"settlement-overrides", b"x-farebox-")
+    return [(name, value) for name, value in headers if not name.startswith(mine)]
+
+
+def _paid_headers(headers: RawHeaders) -> RawHeaders:
+    kept = [(name, value) for name, value in without_payment_headers(headers) if name not in _CACHE_HEADERS]
+    vary = b", ".join([value for name, value in headers if name == b"vary"] + [_VARY])
+    return [*kept, (b"cache-control", b"no-store"), (b"vary", vary)]

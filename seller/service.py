@@ -1,0 +1,267 @@
+"""A seller at work: its parts, opened and closed together, and the one question a request asks: may I serve this?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from contracts.address import address_text
+from contracts.errors import (
+    ConfigInvalid,
+    ContractPayer,
+    ExposureExceeded,
+    FareboxError,
+    InsufficientFunds,
+    LocalError,
+    PaymentExpired,
+    PaymentReplayed,
+    SettlementFailed,
+    SettlementUnavailable,
+)
+from contracts.evm.rpc import Rpc
+from contracts.evm.token import Token
+from contracts.lifecycle import Money
+from contracts.typed_data import domain_separator
+from seller.answers import Answers
+from seller.config import SellerConfig
+from seller.ledger import Claim, Ledger
+from seller.limits import QUEUED_LIFE_S, URGENT_LIFE_S
+from seller.metrics import Metrics
+from seller.payers import KnownPayer, Payers
+from seller.policy import Caps, Mode
+from seller.pricebook import PriceBook, Quote
+from seller.settlement.chain import ChainSettler
+from seller.settlement.engine import Counter, Settler, Worker
+from seller.settlement.evidence import Evidence, would_settle
+from seller.settlement.facilitator import FacilitatorSettler
+from seller.settlement.key import GasKey, read_gas_key
+from seller.settlement.outbox import Outbox
+from seller.verify import Payment, VerifiedPayment, verify
+
+__all__ = ["Seller"]
+
+_log = logging.getLogger("farebox.seller")
+
+
+class Seller:
+    """Everything behind a price list. `open` and `close` it on the event loop that serves.
+
+    `settles` says whether this process settles: by default only through a facilitator, because settling on chain takes
+    the gas key, which a server that mounts the middleware must not hold.
+    """
+
+    def __init__(self, config: SellerConfig, *, settles: bool | None = None) -> None:
+        self.config = config
+        self.book = PriceBook(config)
+        self.answers = Answers(self.book, config.base_url)
+        self.metrics = Metrics()
+        self.settles = config.settler.kind == "facilitator" if settles is None else settles
+        self._key: GasKey | None = None
+        if self.settles and config.settler.key_file is not None:
+            self._key = read_gas_key(Path(config.settler.key_file))
+        self._caps = Caps(*config.exposure_atomic)
+        self._asset = config.token
+        self._opening: asyncio.Lock | None = None
+        self._ledger: Ledger | None = None
+        self._rpc: Rpc | None = None
+        self._payers: Payers | None = None
+        self._counter: Counter | None = None
+        self._worker: Worker | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._token_is_checked = False
+
+    # Life
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the parts are there."""
+        return self._ledger is not None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The books. Only while open."""
+        assert self._ledger is not None, "the seller is not open"
+        return self._ledger
+
+    @property
+    def counter(self) -> Counter:
+        """Where requests wait for settlement. Only while open."""
+        assert self._counter is not None, "the seller is not open"
+        return self._counter
+
+    async def open(self) -> None:
+        """Open the store and start to settle, once. Raises `StoreUnavailable`."""
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._ledger is not None:
+                return
+            chain_id, token = self.config.chain.chain_id, self._asset.address
+            ledger = Ledger(self.config.store, chain_id, token)
+            if self.config.rpc:
+                self._rpc = Rpc(self.config.rpc)
+                self._payers = Payers(self._rpc, token)
+            self._counter = Counter(ledger)
+            self._ledger = ledger
+            self._start_worker(ledger)
+
+    def _start_worker(self, ledger: Ledger) -> None:
+        outbox = Outbox(ledger.database, ledger.chain_id, ledger.token, ledger.owner.id)
+        if not self.settles:
+            # Without a key its account is unknown here; the chain settler's worker is looked for under any name.
+            self.counter.trouble = lambda: None if outbox.anybody_settles() else SettlementUnavailable("no worker")
+            return
+        worker = self._worker = Worker(ledger, outbox, self._settler(outbox), self.counter)
+        self.counter.trouble = lambda: worker.problem
+        self._task = asyncio.create_task(worker.run(), name="settlement")
+
+    def _settler(self, outbox: Outbox) -> Settler:
+        if self._key is not None:
+            assert self._rpc is not None
+            return ChainSettler(outbox, self._rpc, self.config.chain.chain_id, self._asset.address, self._key)
+        evidence = Evidence(self._rpc, self._asset.address) if self._rpc is not None else None
+        terms = next(quote.offer for route in self.book.routes for quote in route.quotes)
+        assert self.config.settler.url is not None
+        return FacilitatorSettler(outbox, self.config.settler.url, terms, evidence)
+
+    async def close(self) -> None:
+        """Stop settling after the present step, give back what never began, and close the store."""
+        if self._ledger is None:
+            return
+        if self._worker is not None and self._task is not None:
+            self._worker.stop()
+            await self._task
+        if self._rpc is not None:
+            await self._rpc.close()
+        ledger, self._ledger = self._ledger, None
+        ledger.close()
+
+    # Claims
+
+    async def claim(self, payment: Payment, quote: Quote, request_digest: bytes) -> Claim:
+        """Verify a payment for `quote` and reserve it for one request, or raise why not.
+
+        Raises `MalformedMessage` (400), a `PaymentRefused` leaf, `RequestInProgress` (409), or a failure of ours
+        (503). When it returns, the reservation is durable and, where the work comes before the settlement, the chain
+        would settle the payment now.
+        """
+        started = time.perf_counter()
+        now_s = int(time.time())
+        life_s = QUEUED_LIFE_S if self.config.settle == "async" else URGENT_LIFE_S
+        verified = verify(payment, quote.offer, now_s, life_s)
+        await self.open()
+        await self.check_token()
+        facts = await self._facts(verified)
+        try:
+            claim = await self._reserve(verified, quote, request_digest, facts)
+        except (InsufficientFunds, ExposureExceeded):
+            # Perhaps only our memory of the payer is old.
+            facts = await self._facts(verified, fresh=True)
+            claim = await self._reserve(verified, quote, request_digest, facts)
+        if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
+            await self._refuse_unsettleable(claim, facts)
+        self.metrics.claimed(time.perf_counter() - started)
+        return claim
+
+    async def _facts(self, payment: VerifiedPayment, *, fresh: bool = False) -> KnownPayer | None:
+        if self._payers is None:
+            return None
+        payer = payment.authorization.payer
+        facts = await self._payers.facts(payer, self.ledger.settled_atomic(payer), fresh=fresh)
+        if facts.has_code:
+            raise ContractPayer(f"payload.authorization.from: {address_text(payer)} is a contract")
+        if payment.authorization.valid_before_s < facts.chain_time_s + URGENT_LIFE_S:
+            raise PaymentExpired("payload.authorization.validBefore: is too near by the chain's clock")
+        return facts
+
+    async def _reserve(
+        self, payment: VerifiedPayment, quote: Quote, request_digest: bytes, facts: KnownPayer | None
+    ) -> Claim:
+        def balance_atomic(settled_atomic: int) -> int | None:
+            # What was settled since the chain was asked has left the balance we remember.
+            return None if facts is None else facts.balance_atomic - (settled_atomic - facts.settled_atomic)
+
+        return await self.ledger.reserve(
+            payment,
+            request_digest,
+            quote.route,
+            setting=self.config.settle,
+            caps=self._caps,
+            balance_atomic=balance_atomic,
+            since_block=facts.block if facts is not None else 0,
+            now_s=int(time.time()),
+        )
+
+    async def _refuse_unsettleable(self, claim: Claim, facts: KnownPayer | None) -> None:
+        """Work before settlement is only worth beginning when the chain would settle now."""
+        if self._rpc is None:
+            return
+        authorization = claim.payment.authorization
+        try:
+            if await would_settle(self._rpc, self._asset.address, authorization, claim.payment.signature):
+                return
+            (used,) = await Token(self._rpc, self._asset.address).used_nonces(
+                authorization.payer, [authorization.nonce]
+            )
+        except BaseException:
+            await self.ledger.give_up(claim, SettlementUnavailable.code)
+            raise
+        await self.ledger.give_up(claim, SettlementFailed.code)
+        if used:
+            raise PaymentReplayed("the token shows this authorization used or revoked")
+        if facts is not None and facts.balance_atomic < authorization.value_atomic:
+            raise InsufficientFunds("the payer's balance does not cover the price")
+        raise SettlementFailed("the chain would refuse this transfer")
+
+    async def settle(self, claim: Claim) -> str:
+        """Settle a claim while its request waits; return the transaction hash.
+
+        Raises a `PaymentRefused` leaf or `SettlementUnavailable`; then the claim has ended: its money is free, or,
+        where it was sent already, it is a credit for the same request.
+        """
+        try:
+            return await self.counter.settle_now(claim)
+        except asyncio.CancelledError:
+            await self.ledger.give_up(claim, SettlementUnavailable.code)
+            raise
+        except FareboxError as error:
+            money = await self.ledger.give_up(claim, error.code)
+            if money in (Money.SETTLED, Money.SUBMITTED):
+                raise SettlementUnavailable(
+                    "the payment is on its way to the chain and not confirmed yet",
+                    remedy="repeat the same request with the same payment; it is not charged twice",
+                ) from None
+            raise
+
+    # Health
+
+    async def check_token(self) -> None:
+        """Compare the token on chain with the settings, once. Raises `ConfigInvalid` or `ChainUnavailable`."""
+        if self._token_is_checked or self._rpc is None:
+            return
+        facts = await Token(self._rpc, self._asset.address).facts()
+        chain_id, where = self.config.chain.chain_id, f"asset {self._asset.address_text}"
+        if facts.chain_id != chain_id:
+            raise ConfigInvalid(f"rpc: the endpoint is on chain {facts.chain_id}, `network` says {chain_id}")
+        if not facts.has_code:
+            raise ConfigInvalid(f"{where}: there is no contract at this address on {self.config.network}")
+        expected = domain_separator(self.book.domain)
+        if facts.domain_separator is not None and facts.domain_separator != expected:
+            raise ConfigInvalid(f"{where}: its EIP-712 domain is not name {self._asset.name!r}, version "
+                                f"{self._asset.version!r}; no payment could be settled")  # fmt: skip
+        if facts.decimals is not None and facts.decimals != self._asset.decimals:
+            raise ConfigInvalid(f"{where}: has {facts.decimals} decimals, the settings say {self._asset.decimals}")
+        self._token_is_checked = True
+
+    async def why_not_ready(self) -> str | None:
+        """Return what keeps this seller from selling, or None."""
+        try:
+            await self.open()
+            self.ledger.sums()
+            await self.check_token()
+        except LocalError as error:
+            return f"{error.code}: {error.message}"
+        trouble = self.counter.trouble()
+        return f"{trouble.code}: {trouble.message}" if trouble is not None else None
