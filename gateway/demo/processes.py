@@ -40,8 +40,6 @@ _POLL_S = 0.02
 _LOG_TAIL_LINES = 15
 _LOG_TAIL_BYTES = 16 * 1024
 
-_MAIN = "import sys; sys.argv[0] = 'farebox'; from gateway.cli import main; main()"
-
 
 class DemoFailed(LocalError):
     """A part of the demo did not start, ended early or gave a wrong answer; the message carries its last words."""
@@ -173,7 +171,7 @@ def wait_until(
 
 def farebox_command(*arguments: str) -> list[str]:
     """Return the command line of `farebox ARGUMENTS` under this interpreter."""
-    return [sys.executable, "-c", _MAIN, *arguments]
+    return [sys.executable, "-m", "gateway.cli", *arguments]
 
 
 def free_ports(count: int) -> list[int]:
