@@ -118,7 +118,7 @@ ASSETS: dict[int, tuple[Asset, ...]] = {
     ),
     43114: (_token("0xB97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E", "USD Coin", "2", "USDC"),),
     84532: (_token("0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC", "2", "USDC"),),
-    421614: (_token("0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USDC", "2", "USDC"),),
+    421614: (_token("0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USD Coin", "2", "USDC"),),
 }
 
 

@@ -88,10 +88,11 @@ class RequirementsV1(_Message, kw_only=True):
     network: str
     max_amount_required: str
     resource: str
-    description: str
     pay_to: str
     max_timeout_seconds: int
     asset: str
+    # The specification wants one; the official Python SDK leaves it out when a seller gave none.
+    description: str | None = None
     mime_type: str | None = None
     output_schema: dict[str, Any] | None = None
     extra: dict[str, Any] | None = None
