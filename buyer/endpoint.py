@@ -8,9 +8,11 @@ from urllib.parse import SplitResult, urlsplit
 from buyer.limits import URL_LENGTH_MAX
 from contracts.errors import UsageError
 
-__all__ = ["is_loopback", "normalise_endpoint", "origin_of", "parse_url"]
+__all__ = ["INFERENCE_PATHS", "is_loopback", "normalise_endpoint", "origin_of", "parse_url"]
 
-_SUFFIXES = ("/v1/chat/completions", "/chat/completions", "/v1")
+# OpenAI- and Anthropic-shaped routes, in the order in which a probe tries them.
+INFERENCE_PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/responses", "/v1/messages")
+_SUFFIXES = (*INFERENCE_PATHS, "/chat/completions", "/v1")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -40,7 +42,7 @@ def parse_url(url: str, *, allow_http: bool = False, field: str = "--endpoint") 
 
 
 def normalise_endpoint(url: str, *, allow_http: bool = False) -> str:
-    """Return the base URL of an OpenAI-shaped server: no trailing slash, `/v1` or `/v1/chat/completions`.
+    """Return the base URL of an OpenAI-shaped server: no trailing slash, `/v1` or `/v1/chat/completions` and the like.
 
     Any other path prefix is kept. Raises `UsageError`.
     """

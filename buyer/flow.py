@@ -4,12 +4,10 @@ A driver sends what is yielded and gives back an `Incoming`, or throws in what h
 connection was made, `Lost` when one was and the answer never came. One implementation serves the gateway, both SDK
 clients, the command line and the tests.
 
-    outgoing = next(flow)
-    while True:
-        try:
-            outgoing = flow.send(await transport(outgoing))
-        except StopIteration as stop:
-            return stop.value            # an Outcome
+    step = advance(flow, None)
+    while isinstance(step, Outgoing):
+        step = advance(flow, transport(step))       # an Incoming, a NeverLeft or a Lost
+    return step                                     # an Outcome
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from typing import Literal, Protocol
 
 from buyer.asked import PaymentAsked, read_payment_asked
 from buyer.endpoint import origin_of
+from buyer.payment import SignedPayment
 from buyer.purchase import Purchase
 from buyer.spender import Claim, Spender
 from contracts.errors import (
@@ -51,8 +50,9 @@ __all__ = [
     "NeverLeft",
     "Outcome",
     "Outgoing",
-    "Payment",
     "PaymentFlow",
+    "advance",
+    "pay_when_asked",
     "pay_with_pool",
     "pay_with_signer",
 ]
@@ -110,6 +110,19 @@ class Outcome:
 PaymentFlow = Generator[Outgoing, Incoming, Outcome]
 
 
+def advance(flow: PaymentFlow, happened: Incoming | NeverLeft | Lost | None) -> Outgoing | Outcome:
+    """Take a flow one step: begin it with None, then give it what happened. Returns what to send next, or the end."""
+    try:
+        if happened is None:
+            return next(flow)
+        if isinstance(happened, Incoming):
+            return flow.send(happened)
+        return flow.throw(happened)
+    except StopIteration as stop:
+        outcome: Outcome = stop.value
+        return outcome
+
+
 def pay_with_pool(
     request: Outgoing,
     spender: Spender,
@@ -164,15 +177,17 @@ def pay_with_pool(
     return Outcome(_kind(cause), claim, incoming, receipt, cause)
 
 
-class Payment(Protocol):
-    """A payment made by `Funds`."""
-
-    def headers(self) -> dict[str, str]:
-        """Return the payment header."""
-
-    @property
-    def offer(self) -> Offer:
-        """The terms it pays."""
+def pay_when_asked(request: Outgoing, paid: PaymentFlow) -> PaymentFlow:
+    """Ask without payment first, and continue with the flow `paid` only after a 402: for what may be free."""
+    try:
+        incoming = yield _without_payment(request)
+    except (NeverLeft, Lost) as problem:
+        paid.close()
+        return Outcome("refused", error=SellerUnreachable(f"{origin_of(request.url)}: no answer ({problem})"))
+    if incoming.status != 402:
+        paid.close()
+        return Outcome("free", incoming=incoming)
+    return (yield from paid)
 
 
 class Funds(Protocol):
@@ -182,15 +197,15 @@ class Funds(Protocol):
     allows none, `SignerFailed` when the signer does not sign. `reopen` returns an open payment of the same request.
     """
 
-    def reopen(self, request: Outgoing, now_s: int) -> Payment | None: ...
+    def reopen(self, request: Outgoing, now_s: int) -> SignedPayment | None: ...
 
-    def pay(self, request: Outgoing, asked: PaymentAsked, now_s: int) -> Payment: ...
+    def pay(self, request: Outgoing, asked: PaymentAsked, now_s: int) -> SignedPayment: ...
 
-    def never_left(self, payment: Payment) -> None: ...
+    def never_left(self, payment: SignedPayment) -> None: ...
 
-    def served(self, payment: Payment) -> None: ...
+    def served(self, payment: SignedPayment) -> None: ...
 
-    def lost(self, payment: Payment) -> None: ...
+    def lost(self, payment: SignedPayment) -> None: ...
 
 
 def pay_with_signer(request: Outgoing, funds: Funds, clock: Callable[[], float]) -> PaymentFlow:

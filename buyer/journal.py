@@ -11,17 +11,25 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from buyer.moves import move_sql
 from buyer.pool import exposure_atomic, payer_exposure
 from buyer.purchase import Purchase, Terms
 from buyer.rows import authorization_from_row, terms_from_row
 from contracts.errors import BudgetExceeded, InsufficientBalance
+from contracts.lifecycle import AuthorizationEvent
 from contracts.money import format_amount
 from contracts.offers import Offer
 from contracts.schemes.exact_eip3009 import Authorization
 
-__all__ = ["Intent", "forget_expired", "intend", "intents_of", "store_signed"]
+__all__ = ["Intent", "expire_overdue", "forget_expired", "intend", "intents_of", "room_atomic", "store_signed"]
 
 _DAY_S = 86_400
+
+_TIME_OVER = move_sql(
+    AuthorizationEvent.TIME_OVER,
+    "lease = NULL, reason = 'its time is over'",
+    "chain_id = :chain AND valid_before_s < :over",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ def intend(
     Must run in one synced transaction. Raises `InsufficientBalance` when the wallet does not cover all it has ever
     signed and not spent plus these, `BudgetExceeded` when they would pass `max_total` or `max_per_day`.
     """
+    if not authorizations:
+        return []
     offer = purchase.offer
     value_atomic = sum(authorization.value_atomic for authorization in authorizations)
     _check_balance(connection, purchase, value_atomic, balance_atomic)
@@ -123,6 +133,22 @@ def forget_expired(connection: sqlite3.Connection, purchase: Purchase, chain_now
     )
 
 
+def expire_overdue(connection: sqlite3.Connection, chain_id: int, over_s: int) -> None:
+    """Mark what never left and whose validBefore is before `over_s`, by the clock of its chain, as EXPIRED."""
+    connection.execute(_TIME_OVER, {"chain": chain_id, "over": over_s})
+
+
+def room_atomic(connection: sqlite3.Connection, purchase: Purchase, now_s: int) -> int | None:
+    """Return how many atomic units `max_total` and `max_per_day` still leave for signing, or None without such caps."""
+    policy = purchase.refill
+    rooms = []
+    if policy is not None and policy.max_total_atomic is not None:
+        rooms.append(policy.max_total_atomic - _used_atomic(connection, purchase))
+    if policy is not None and policy.max_per_day_atomic is not None:
+        rooms.append(policy.max_per_day_atomic - _signed_today_atomic(connection, purchase, now_s))
+    return max(0, min(rooms)) if rooms else None
+
+
 def _check_balance(connection: sqlite3.Connection, purchase: Purchase, value_atomic: int, balance_atomic: int) -> None:
     offer = purchase.offer
     live_atomic = payer_exposure(connection, offer.network.chain_id, offer.asset.address, purchase.payer)
@@ -135,29 +161,29 @@ def _check_balance(connection: sqlite3.Connection, purchase: Purchase, value_ato
 
 def _check_budget(connection: sqlite3.Connection, purchase: Purchase, value_atomic: int, now_s: int) -> None:
     policy, offer = purchase.refill, purchase.offer
-    if policy is None:
-        return
-    here = {"purchase": purchase.id}
-    if policy.max_total_atomic is not None:
-        spent_atomic = _sum(
-            connection,
-            "SELECT value_atomic, count(*) FROM authorizations WHERE purchase_id = :purchase "
-            "AND state = 'spent' GROUP BY value_atomic",
-            here,
-        )
-        used_atomic = spent_atomic + exposure_atomic(connection, "purchase_id = :purchase", here)
+    if policy is not None and policy.max_total_atomic is not None:
+        used_atomic = _used_atomic(connection, purchase)
         _check_cap("--max-total", policy.max_total_atomic, used_atomic, value_atomic, offer)
-    if policy.max_per_day_atomic is not None:
-        today = {**here, "day": now_s - now_s % _DAY_S}
-        signed_atomic = _sum(
-            connection,
-            """SELECT value_atomic, count(*) FROM authorizations
+    if policy is not None and policy.max_per_day_atomic is not None:
+        signed_atomic = _signed_today_atomic(connection, purchase, now_s)
+        _check_cap("--max-per-day", policy.max_per_day_atomic, signed_atomic, value_atomic, offer)
+
+
+def _used_atomic(connection: sqlite3.Connection, purchase: Purchase) -> int:
+    """Return what the purchase has cost and may still cost; what expired or was revoked costs nothing."""
+    here = {"purchase": purchase.id}
+    query = """SELECT value_atomic, count(*) FROM authorizations
+               WHERE purchase_id = :purchase AND state = 'spent' GROUP BY value_atomic"""
+    return _sum(connection, query, here) + exposure_atomic(connection, "purchase_id = :purchase", here)
+
+
+def _signed_today_atomic(connection: sqlite3.Connection, purchase: Purchase, now_s: int) -> int:
+    """Return what was signed since midnight UTC, whatever became of it."""
+    query = """SELECT value_atomic, count(*) FROM authorizations
                WHERE purchase_id = :purchase AND signed_s >= :day GROUP BY value_atomic
                UNION ALL SELECT value_atomic, count(*) FROM intents
-               WHERE purchase_id = :purchase AND intended_s >= :day GROUP BY value_atomic""",
-            today,
-        )
-        _check_cap("--max-per-day", policy.max_per_day_atomic, signed_atomic, value_atomic, offer)
+               WHERE purchase_id = :purchase AND intended_s >= :day GROUP BY value_atomic"""
+    return _sum(connection, query, {"purchase": purchase.id, "day": now_s - now_s % _DAY_S})
 
 
 def _check_cap(flag: str, cap_atomic: int, used_atomic: int, value_atomic: int, offer: Offer) -> None:

@@ -130,9 +130,49 @@ class Pool:
         those never handed out are asked about as well (a restored backup may hold used ones). Raises `NameUnknown`,
         `ChainUnavailable`, `TermsNotAllowed` when the endpoints are of another chain.
         """
+        return await self.reconcile_purchase(self.purchase(name), rpc_urls, ready_too=ready_too)
+
+    async def reconcile_purchase(
+        self, purchase: Purchase, rpc_urls: Sequence[str], *, ready_too: bool = False
+    ) -> dict[str, int]:
+        """`reconcile` for a purchase that may be removed already."""
         from buyer.reconcile import reconcile
 
-        return await reconcile(self.database, self.purchase(name), rpc_urls, ready_too=ready_too)
+        return await reconcile(self.database, purchase, rpc_urls, ready_too=ready_too)
+
+    def unsettled(self) -> list[Purchase]:
+        """Return every purchase, removed and one-shot ones included, of which something may still cost money."""
+        query = f"""{PURCHASE_QUERY} WHERE EXISTS (SELECT 1 FROM authorizations WHERE purchase_id = purchases.id
+                        AND authorizations.state IN ('ready', 'claimed', 'sent', 'unknown'))
+                    OR EXISTS (SELECT 1 FROM intents WHERE purchase_id = purchases.id) ORDER BY name, purchases.id"""  # noqa: S608 - constants
+        return self.database.read(lambda connection: [purchase_from_row(row) for row in connection.execute(query)])
+
+    def drain(self, purchase: Purchase) -> None:
+        """Refill a purchase no more; what it holds may still be spent, and then it is removed."""
+        query = "UPDATE purchases SET state = 'draining' WHERE id = ? AND state = 'active'"
+        self.database.transact(lambda connection: connection.execute(query, (purchase.id,)))
+
+    def finish_drained(self, purchase: Purchase) -> bool:
+        """Remove a draining purchase of which nothing can be spent any more, and tell whether that was so."""
+        query = """UPDATE purchases SET state = 'removed' WHERE id = :id AND state = 'draining'
+                   AND NOT EXISTS (SELECT 1 FROM authorizations WHERE purchase_id = :id
+                       AND authorizations.state IN ('ready', 'claimed', 'sent', 'unknown'))
+                   AND NOT EXISTS (SELECT 1 FROM intents WHERE purchase_id = :id)"""
+        return self.database.transact(lambda connection: connection.execute(query, {"id": purchase.id}).rowcount > 0)
+
+    def remove(self, purchase: Purchase) -> None:
+        """Hand out nothing of a purchase any more. What was signed stays counted until it is used or its time is over.
+
+        A request that is waiting for its answer ends as it would have.
+        """
+
+        def take_back(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE purchases SET state = 'removed' WHERE id = ?", (purchase.id,))
+            connection.execute(
+                "UPDATE authorizations SET lease = NULL WHERE purchase_id = ? AND state = 'ready'", (purchase.id,)
+            )
+
+        self.database.transact(take_back)
 
     def close(self) -> None:
         """Close the store. Spenders must be closed before."""

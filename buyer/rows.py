@@ -22,6 +22,9 @@ __all__ = [
     "insert_purchase",
     "insert_terms",
     "purchase_from_row",
+    "refill_text",
+    "terms_from_row",
+    "urls_text",
 ]
 
 PURCHASE_QUERY = """
@@ -115,13 +118,23 @@ def insert_purchase(
             payer,
             str(price_cap_atomic),
             ttl_s,
-            None if refill is None else _json(refill),
-            _json(list(rpc_urls)),
+            refill_text(refill),
+            urls_text(rpc_urls),
             insert_terms(connection, terms, now_s),
             now_s,
         ),
     )
     return _row_id(cursor)
+
+
+def refill_text(refill: RefillPolicy | None) -> str | None:
+    """Return a refill policy as it is stored."""
+    return None if refill is None else _json(refill)
+
+
+def urls_text(urls: tuple[str, ...]) -> str:
+    """Return RPC endpoints as they are stored."""
+    return _json(list(urls))
 
 
 def authorization_from_row(row: sqlite3.Row) -> Authorization:

@@ -14,23 +14,20 @@ import sqlite3
 import threading
 from dataclasses import dataclass
 
-import msgspec
-
 from buyer.home import Home
 from buyer.lease import RELEASE_COLUMNS, Worker, recover
 from buyer.limits import CLAIM_MARGIN_S, LEASE_SHARE, REASON_LENGTH_MAX, SELLER_TIMEOUT_S_MAX
 from buyer.moves import move_sql, moved
-from buyer.purchase import Purchase, Terms
+from buyer.payment import payment_headers
+from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
 from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress, StoreUnavailable
-from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, encode_header
 from contracts.lifecycle import AuthorizationEvent
-from contracts.limits import HEADER_BYTES_MAX
-from contracts.schemes.exact_eip3009 import Authorization, encode_payload
+from contracts.schemes.exact_eip3009 import Authorization
 from contracts.storage import Database
-from contracts.wire import PaymentPayload, PaymentPayloadV1, SettlementResponse
+from contracts.wire import SettlementResponse
 
-__all__ = ["Claim", "Spender", "payment_headers", "receipt_id", "usable_until_s"]
+__all__ = ["Claim", "Spender", "receipt_id", "usable_until_s"]
 
 _Slot = tuple[int, int, Authorization, bytes]
 
@@ -224,11 +221,12 @@ class Spender:
             "until": until_s,
             "lease": self._worker.id,
         }
-        slots = self._database.transact(lambda connection: self._share(connection, values, "lease IS NULL"))
+        # Rows of our own that are in no list of ours: their terms were pinned anew.
+        free = "(lease IS NULL OR lease = :lease)"
+        slots = self._database.transact(lambda connection: self._share(connection, values, free))
         if not slots:
             recover(self._database, self._home, self._boot)
-            held = "(lease IS NULL OR lease != :lease)"
-            slots = self._database.transact(lambda connection: self._share(connection, values, held))
+            slots = self._database.transact(lambda connection: self._share(connection, values, "TRUE"))
         if not slots:
             raise AuthorizationsExhausted(
                 f"{purchase.name}: no authorization is left to spend",
@@ -269,26 +267,6 @@ def usable_until_s(purchase: Purchase, now_s: int) -> int:
 def receipt_id(nonce: bytes) -> str:
     """Return the public name of what one authorization was used for."""
     return "rcpt_" + nonce.hex()[:24]
-
-
-def payment_headers(terms: Terms, authorization: Authorization, signature: bytes) -> dict[str, str]:
-    """Return the header that carries the payment, in the version the seller speaks.
-
-    The echo of extensions is optional in the protocol, and left out where it would make the header too long.
-    """
-    payload = msgspec.Raw(msgspec.json.encode(encode_payload(authorization, signature)))
-    accepted = terms.accepted
-    if terms.x402_version == 1:
-        message = PaymentPayloadV1(x402_version=1, scheme=accepted.scheme, network=accepted.network, payload=payload)
-        return {X_PAYMENT: encode_header(message)}
-    payment = PaymentPayload(
-        x402_version=2, accepted=accepted, payload=payload, resource=terms.resource, extensions=terms.extensions
-    )
-    header = encode_header(payment)
-    if len(header) > HEADER_BYTES_MAX // 2 and terms.extensions is not None:
-        payment.extensions = None
-        header = encode_header(payment)
-    return {PAYMENT_SIGNATURE: header}
 
 
 def _claim(connection: sqlite3.Connection, values: dict[str, int | str | None]) -> bool:

@@ -1,0 +1,97 @@
+"""Policy in front of a signer: it refuses before the signer is asked, and believes no signature it has not checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from buyer.signers import Signer
+from contracts.address import Address, address_text
+from contracts.errors import BudgetExceeded, InvalidSignature, PriceAboveCap, SignerFailed, TermsNotAllowed
+from contracts.offers import Offer
+from contracts.schemes.exact_eip3009 import Authorization, digest
+from contracts.signature import recover
+from contracts.typed_data import Domain
+
+__all__ = ["BoundedSigner", "Bounds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one run may have signed: at most `count_max` payments of at most `price_max_atomic`, only for these terms.
+
+    `valid_before_max_s` is the latest validBefore, unix seconds.
+    """
+
+    offer: Offer
+    count_max: int
+    price_max_atomic: int
+    valid_before_max_s: int
+
+    @property
+    def total_max_atomic(self) -> int:
+        """The worst-case loss in atomic units."""
+        return self.count_max * self.price_max_atomic
+
+
+class BoundedSigner:
+    """A signer that signs only inside `bounds`. It counts what it asked for, also when the signer then failed."""
+
+    def __init__(self, signer: Signer, bounds: Bounds) -> None:
+        self._signer = signer
+        self._bounds = bounds
+        self._asked: set[bytes] = set()
+        self._asked_atomic = 0
+
+    @property
+    def address(self) -> Address:
+        """The wallet that pays."""
+        return self._signer.address
+
+    def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
+        """Return checked signatures, in order.
+
+        Raises `TermsNotAllowed`, `PriceAboveCap` or `BudgetExceeded` before the signer is asked for any of them;
+        `SignerFailed` when the signer fails or one of its signatures is not the wallet's.
+        """
+        for authorization in authorizations:
+            self._check(authorization, domain)
+        new = [authorization for authorization in authorizations if authorization.nonce not in self._asked]
+        if len(self._asked) + len({authorization.nonce for authorization in new}) > self._bounds.count_max:
+            raise BudgetExceeded(f"more than the {self._bounds.count_max} agreed authorizations would be signed")
+        value_atomic = sum(authorization.value_atomic for authorization in new)
+        if self._asked_atomic + value_atomic > self._bounds.total_max_atomic:
+            raise BudgetExceeded(f"more than the agreed {self._bounds.total_max_atomic} atomic units would be signed")
+        self._asked.update(authorization.nonce for authorization in new)
+        self._asked_atomic += value_atomic
+        signatures = self._signer.sign_authorizations(authorizations, domain)
+        if len(signatures) != len(authorizations):
+            raise SignerFailed(f"the signer returned {len(signatures)} signatures for {len(authorizations)}")
+        return [
+            self._checked(authorization, domain, signature)
+            for authorization, signature in zip(authorizations, signatures, strict=True)
+        ]
+
+    def _check(self, authorization: Authorization, domain: Domain) -> None:
+        bounds, offer = self._bounds, self._bounds.offer
+        if domain != offer.domain:
+            raise TermsNotAllowed("the signature would be for another token or network than agreed")
+        if authorization.payer != self.address:
+            raise TermsNotAllowed(f"the payer {address_text(authorization.payer)} is not the signer's wallet")
+        if authorization.payee != offer.pay_to:
+            raise TermsNotAllowed(f"the payee {address_text(authorization.payee)} is not the agreed one")
+        if authorization.value_atomic > bounds.price_max_atomic:
+            raise PriceAboveCap(f"{authorization.value_atomic} atomic units are above {bounds.price_max_atomic}")
+        if authorization.valid_before_s > bounds.valid_before_max_s:
+            raise TermsNotAllowed("the authorization would stay valid longer than agreed")
+
+    def _checked(self, authorization: Authorization, domain: Domain, signature: bytes) -> bytes:
+        try:
+            signer = recover(digest(authorization, domain), signature)
+        except InvalidSignature as error:
+            raise SignerFailed(f"the signer's {error.message}") from None
+        if signer != self.address:
+            raise SignerFailed(f"the signature is {address_text(signer)}'s, not {address_text(self.address)}'s")
+        if signature[64] < 27:
+            return signature[:64] + bytes((signature[64] + 27,))
+        return signature

@@ -1,0 +1,126 @@
+"""What the chain must say before anything is signed. Reads only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from buyer.asked import Option
+from contracts.address import Address, address_text
+from contracts.errors import ChainUnavailable, PayerHasCode, RemoteError, TermsNotAllowed
+from contracts.evm.rpc import Rpc
+from contracts.evm.token import Head, Token, TokenFacts, read_head
+from contracts.networks import find_asset
+from contracts.offers import Offer
+from contracts.typed_data import domain_separator
+
+__all__ = ["ChainFacts", "check_before_signing", "endpoints_by_chain", "read_holdings", "with_chain_decimals"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFacts:
+    """The wallet's balance in the offer's token, in atomic units, and the head it was read at."""
+
+    balance_atomic: int
+    head: Head
+
+
+async def endpoints_by_chain(rpc_urls: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return the RPC endpoints that answer, grouped by their chain id.
+
+    A list that mixes chains would let a fail-over ask the wrong one. Raises `ChainUnavailable` when none answers.
+    """
+    answers = await asyncio.gather(*(_chain_id(url) for url in dict.fromkeys(rpc_urls)))
+    grouped: dict[int, tuple[str, ...]] = {}
+    for url, chain_id in zip(dict.fromkeys(rpc_urls), answers, strict=True):
+        if chain_id is not None:
+            grouped[chain_id] = (*grouped.get(chain_id, ()), url)
+    if not grouped:
+        raise ChainUnavailable(
+            "no RPC endpoint answers" if rpc_urls else "rpc: no endpoint of the chain is named",
+            remedy="name one with --rpc URL, or in FAREBOX_RPC",
+        )
+    return grouped
+
+
+async def read_holdings(
+    options: Sequence[Option], payer: Address, endpoints: Mapping[int, Sequence[str]]
+) -> dict[tuple[int, Address], int]:
+    """Return the wallet's atomic balance for each (chain, token) of the options on a chain we can ask."""
+    wanted = {
+        (option.terms.offer.network.chain_id, option.terms.offer.asset.address)
+        for option in options
+        if option.terms is not None and option.terms.offer.network.chain_id in endpoints
+    }
+    holdings: dict[tuple[int, Address], int] = {}
+    for chain_id, token in sorted(wanted):
+        async with Rpc(endpoints[chain_id]) as rpc:
+            if (await Token(rpc, token).facts()).has_code:
+                holdings[chain_id, token] = await Token(rpc, token).balance_of(payer)
+            else:
+                holdings[chain_id, token] = 0
+    return holdings
+
+
+async def with_chain_decimals(option: Option, endpoints: Mapping[int, Sequence[str]]) -> Option:
+    """Return the option with the token's own decimals, where Farebox's table does not know the token."""
+    if option.terms is None:
+        return option
+    offer = option.terms.offer
+    urls = endpoints.get(offer.network.chain_id)
+    if urls is None or find_asset(offer.network, offer.asset.address) is not None:
+        return option
+    async with Rpc(urls) as rpc:
+        facts = await Token(rpc, offer.asset.address).facts()
+    if facts.decimals is None or facts.decimals == offer.asset.decimals or facts.decimals > 36:
+        return option
+    asset = replace(offer.asset, decimals=facts.decimals)
+    return replace(option, terms=replace(option.terms, offer=replace(offer, asset=asset)))
+
+
+async def check_before_signing(offer: Offer, payer: Address, rpc_urls: Sequence[str]) -> ChainFacts:
+    """Return the facts for the balance check, once everything else about token and payer is in order.
+
+    Raises `TermsNotAllowed` for another chain, an address without contract, other decimals or another EIP-712 domain
+    than the offer's; `PayerHasCode` for a wallet that is a contract; `ChainUnavailable`.
+    """
+    async with Rpc(rpc_urls) as rpc:
+        token = Token(rpc, offer.asset.address)
+        facts = await token.facts()
+        _check_token(offer, facts)
+        payer_facts = await token.payer_facts(payer)
+        head = await read_head(rpc)
+    if payer_facts.has_code:
+        raise PayerHasCode(
+            f"the wallet {address_text(payer)} is a contract on {offer.network.label} (EIP-7702 delegation included); "
+            "the token would refuse its key's signatures"
+        )
+    return ChainFacts(payer_facts.balance_atomic, head)
+
+
+def _check_token(offer: Offer, facts: TokenFacts) -> None:
+    where = f"{offer.asset.address_text} on {offer.network.label}"
+    if facts.chain_id != offer.network.chain_id:
+        raise TermsNotAllowed(
+            f"the RPC endpoint is of chain {facts.chain_id}, the offer of {offer.network.caip2}",
+            remedy=f"name an endpoint of {offer.network.label} with --rpc",
+        )
+    if not facts.has_code:
+        raise TermsNotAllowed(f"there is no token contract at {where}", remedy="the seller must correct its offer")
+    if facts.decimals != offer.asset.decimals:
+        raise TermsNotAllowed(f"the token {where} has {facts.decimals} decimals, not {offer.asset.decimals}")
+    if facts.domain_separator != domain_separator(offer.domain):
+        raise TermsNotAllowed(
+            f"the token {where} signs in another EIP-712 domain than name {offer.asset.name[:40]!r}, "
+            f"version {offer.asset.version[:20]!r}; signatures would be worthless",
+            remedy="the seller must correct `extra.name` and `extra.version`",
+        )
+
+
+async def _chain_id(url: str) -> int | None:
+    try:
+        async with Rpc([url]) as rpc:
+            return int(await rpc.call("eth_chainId"), 16)
+    except (ChainUnavailable, RemoteError, ValueError, TypeError):
+        return None

@@ -1,0 +1,125 @@
+"""Funds of an SDK client: a signer under a policy, with a running total and a memory of open payments.
+
+For a client without a pool. The total counts what was signed and may be used, not what was served. A payment whose
+answer was lost stays open: repeating the very same request presents it again and signs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections import OrderedDict
+
+from buyer.asked import PaymentAsked
+from buyer.bounded import BoundedSigner, Bounds
+from buyer.flow import Outgoing
+from buyer.limits import CLAIM_MARGIN_S, OPEN_PAYMENTS_MAX
+from buyer.payment import SignedPayment
+from buyer.policy import SpendPolicy, choose
+from buyer.signers import Signer
+from contracts.address import Address
+from contracts.errors import BudgetExceeded, UsageError
+from contracts.limits import EXPIRY_MARGIN_S
+from contracts.money import format_amount
+from contracts.offers import Offer
+from contracts.schemes.exact_eip3009 import Authorization
+
+__all__ = ["SignerFunds", "fingerprint"]
+
+
+class SignerFunds:
+    """Pays out of one wallet within `policy`; safe for threads. `signed_atomic` tells what was promised so far."""
+
+    def __init__(self, signer: Signer, policy: SpendPolicy) -> None:
+        self._signer = signer
+        self._policy = policy
+        self._signed: dict[tuple[int, Address], int] = {}
+        self._open: OrderedDict[str, SignedPayment] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def signed_atomic(self, offer: Offer) -> int:
+        """Return the atomic units signed so far in the asset of `offer`."""
+        return self._signed.get(_asset_key(offer), 0)
+
+    def reopen(self, request: Outgoing, now_s: int) -> SignedPayment | None:
+        """Take up the open payment of the same request while it can still be used.
+
+        Two equal requests at once are two purchases: only a payment whose answer is lost is open.
+        """
+        with self._lock:
+            payment = self._open.pop(fingerprint(request), None)
+        if payment is None or payment.authorization.valid_before_s < now_s + EXPIRY_MARGIN_S:
+            return None  # too old for the seller, and so for anybody: a new one pays once
+        return payment
+
+    def pay(self, request: Outgoing, asked: PaymentAsked, now_s: int) -> SignedPayment:
+        """Choose, reserve and sign. Raises `LocalRefusal` leaves, `MalformedMessage` or `SignerFailed`."""
+        terms = choose(asked, self._policy, request.url).terms
+        offer = terms.offer
+        validity_s = min(self._policy.max_validity_s, offer.max_timeout_s + CLAIM_MARGIN_S)
+        authorization = Authorization(
+            payer=self._signer.address,
+            payee=offer.pay_to,
+            value_atomic=offer.amount_atomic,
+            valid_after_s=0,
+            valid_before_s=now_s + validity_s,
+            nonce=secrets.token_bytes(32),
+        )
+        self._reserve(offer)
+        bounds = Bounds(offer, 1, offer.amount_atomic, authorization.valid_before_s)
+        # A signer that failed may have signed: its price stays reserved.
+        signature = BoundedSigner(self._signer, bounds).sign_authorizations([authorization], offer.domain)[0]
+        return SignedPayment(fingerprint(request), terms, authorization, signature)
+
+    def never_left(self, payment: SignedPayment) -> None:
+        """Keep the payment for a repetition of its request; the total is right as it is."""
+        self.lost(payment)
+
+    def served(self, payment: SignedPayment) -> None:
+        """The request was answered: an identical one is a new purchase."""
+
+    def lost(self, payment: SignedPayment) -> None:
+        """Keep the payment open for a repetition of its request."""
+        with self._lock:
+            self._open[payment.request] = payment
+
+    def close(self) -> None:
+        """Let go of the signer."""
+        self._signer.close()
+
+    def _reserve(self, offer: Offer) -> None:
+        key, price_atomic = _asset_key(offer), offer.amount_atomic
+        cap_atomic = self._policy.total_cap_atomic(offer.asset)
+        with self._lock:
+            if len(self._open) >= OPEN_PAYMENTS_MAX:
+                raise BudgetExceeded(
+                    f"{OPEN_PAYMENTS_MAX} payments wait for their outcome", remedy="wait until some of them expire"
+                )
+            signed_atomic = self._signed.get(key, 0)
+            if cap_atomic is not None and signed_atomic + price_atomic > cap_atomic:
+                cap, signed, price = (
+                    format_amount(amount, offer.asset) for amount in (cap_atomic, signed_atomic, price_atomic)
+                )
+                raise BudgetExceeded(
+                    f"max_total is {cap}; {signed} were signed and this costs {price}",
+                    remedy="raise max_total, or use another client",
+                )
+            self._signed[key] = signed_atomic + price_atomic
+
+
+def fingerprint(request: Outgoing) -> str:
+    """Return what tells one logical request from another: its own id, else method, URL and body."""
+    for name, value in request.headers:
+        if name.lower() == "x-farebox-request-id":
+            if not 0 < len(value) <= 200:
+                raise UsageError("x-farebox-request-id: expected 1 to 200 characters")
+            return f"id:{value}"
+    digest = hashlib.sha256()
+    for part in (request.method.encode(), request.url.encode(), request.body):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _asset_key(offer: Offer) -> tuple[int, Address]:
+    return offer.network.chain_id, offer.asset.address

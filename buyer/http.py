@@ -1,0 +1,142 @@
+"""Every httpx client and transport of the buyer is made here: no redirects, no proxies or credentials from the
+environment, a deadline on everything, and bodies read up to a cap."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import httpx
+
+from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
+from buyer.limits import PAID_TIMEOUT_S, PROBE_CONNECT_TIMEOUT_S
+from contracts.errors import MalformedMessage, SellerUnreachable
+
+__all__ = [
+    "async_transport",
+    "defaults",
+    "not_sent",
+    "open_client",
+    "read_capped",
+    "read_capped_async",
+    "send",
+    "transport",
+]
+
+# Raised before a connection exists; everything else may have carried bytes.
+_NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+def open_client(timeout_s: float) -> httpx.Client:
+    """Return a synchronous client with our defaults."""
+    return httpx.Client(
+        timeout=httpx.Timeout(timeout_s, connect=min(PROBE_CONNECT_TIMEOUT_S, timeout_s)),
+        follow_redirects=False,
+        trust_env=False,
+        headers={"user-agent": _user_agent(), "accept-encoding": "identity"},
+    )
+
+
+def transport(proxy: str | None = None) -> httpx.BaseTransport:
+    """Return the transport beneath `buyer.Client`."""
+    return httpx.HTTPTransport(proxy=proxy, trust_env=False)
+
+
+def async_transport(proxy: str | None = None) -> httpx.AsyncBaseTransport:
+    """Return the transport beneath `buyer.AsyncClient`."""
+    return httpx.AsyncHTTPTransport(proxy=proxy, trust_env=False)
+
+
+def defaults() -> dict[str, Any]:
+    """Return what an SDK client sets unless its user does: a long generation may take minutes."""
+    return {
+        "timeout": httpx.Timeout(PAID_TIMEOUT_S, connect=PROBE_CONNECT_TIMEOUT_S),
+        "headers": {"user-agent": _user_agent()},
+    }
+
+
+def not_sent(error: httpx.TransportError) -> bool:
+    """Tell whether nothing can have left."""
+    return isinstance(error, _NEVER_LEFT)
+
+
+def send(client: httpx.Client, request: Outgoing, body_max: int, *, strict: bool = True) -> Incoming:
+    """Send one request and return its answer with at most `body_max` bytes of body.
+
+    Raises `NeverLeft` or `Lost`. A longer body raises `SellerUnreachable`, or is cut off when not `strict`.
+    """
+    try:
+        built = client.build_request(request.method, request.url, headers=request.headers, content=request.body)
+        response = client.send(built, stream=True)
+        try:
+            encoding = response.headers.get("content-encoding", "")
+            body = read_capped(response.iter_raw(), encoding, body_max)
+        finally:
+            response.close()
+    except httpx.TransportError as error:
+        raise (NeverLeft if not_sent(error) else Lost)(_described(error)) from None
+    if body is None:
+        if strict:
+            raise SellerUnreachable(f"the answer is longer than {body_max} bytes, or in an unknown encoding")
+        body = b""
+    return Incoming(response.status_code, response.headers, body)
+
+
+def read_capped(chunks: Iterable[bytes], encoding: str, body_max: int) -> bytes | None:
+    """Return the decoded body, or None when it is longer than `body_max` or in an encoding other than gzip/deflate."""
+    body = _CappedBody(encoding, body_max)
+    for chunk in chunks:
+        if not body.add(chunk):
+            return None
+    return body.data
+
+
+async def read_capped_async(chunks: AsyncIterable[bytes], encoding: str, body_max: int) -> bytes | None:
+    """`read_capped` for an asynchronous body."""
+    body = _CappedBody(encoding, body_max)
+    async for chunk in chunks:
+        if not body.add(chunk):
+            return None
+    return body.data
+
+
+class _CappedBody:
+    """Decodes as it reads, never beyond the cap: 200 kB of gzip may be 200 MB of zeros."""
+
+    def __init__(self, encoding: str, body_max: int) -> None:
+        self._max = body_max
+        self._data = bytearray()
+        self._decoder: Any = None
+        self._readable = True
+        if encoding.lower() in ("gzip", "x-gzip", "deflate"):
+            self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        elif encoding.lower() not in ("", "identity"):
+            self._readable = False
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self._data)
+
+    def add(self, chunk: bytes) -> bool:
+        if not self._readable:
+            return False
+        if self._decoder is not None:
+            try:
+                chunk = self._decoder.decompress(chunk, self._max + 1)
+            except zlib.error:
+                raise MalformedMessage("body: is not what its Content-Encoding says") from None
+        self._data += chunk
+        return len(self._data) <= self._max
+
+
+def _described(error: httpx.TransportError) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _user_agent() -> str:
+    try:
+        return f"farebox/{version('farebox')}"
+    except PackageNotFoundError:
+        return "farebox"

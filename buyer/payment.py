@@ -1,0 +1,55 @@
+"""A payment as it travels: one signed authorization under one seller's terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from buyer.purchase import Terms
+from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, encode_header
+from contracts.limits import HEADER_BYTES_MAX
+from contracts.offers import Offer
+from contracts.schemes.exact_eip3009 import Authorization, encode_payload
+from contracts.wire import PaymentPayload, PaymentPayloadV1
+
+__all__ = ["SignedPayment", "payment_headers"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPayment:
+    """One authorization signed for one request; `request` is what tells that request from others."""
+
+    request: str
+    terms: Terms
+    authorization: Authorization
+    signature: bytes
+
+    @property
+    def offer(self) -> Offer:
+        """The terms it pays."""
+        return self.terms.offer
+
+    def headers(self) -> dict[str, str]:
+        """Return the payment header."""
+        return payment_headers(self.terms, self.authorization, self.signature)
+
+
+def payment_headers(terms: Terms, authorization: Authorization, signature: bytes) -> dict[str, str]:
+    """Return the header that carries the payment, in the version the seller speaks.
+
+    The echo of extensions is optional in the protocol, and left out where it would make the header too long.
+    """
+    payload = msgspec.Raw(msgspec.json.encode(encode_payload(authorization, signature)))
+    accepted = terms.accepted
+    if terms.x402_version == 1:
+        message = PaymentPayloadV1(x402_version=1, scheme=accepted.scheme, network=accepted.network, payload=payload)
+        return {X_PAYMENT: encode_header(message)}
+    payment = PaymentPayload(
+        x402_version=2, accepted=accepted, payload=payload, resource=terms.resource, extensions=terms.extensions
+    )
+    header = encode_header(payment)
+    if len(header) > HEADER_BYTES_MAX // 2 and terms.extensions is not None:
+        payment.extensions = None
+        header = encode_header(payment)
+    return {PAYMENT_SIGNATURE: header}

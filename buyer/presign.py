@@ -1,0 +1,263 @@
+"""Pre-signing: probe → choose → ask the chain → reserve and write down → sign → store.
+
+`prepare` decides everything and changes nothing, so that a person can be shown the worst-case loss first; `carry_out`
+does it. Both run under the purchase's lock. Money is reserved, in one synced transaction with every cap, before a
+signer is asked; a crash between signing and storing leaves intents that the next run signs again, unchanged.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from buyer.asked import PaymentAsked
+from buyer.bounded import BoundedSigner, Bounds
+from buyer.chain import ChainFacts, check_before_signing, endpoints_by_chain, read_holdings, with_chain_decimals
+from buyer.journal import Intent, expire_overdue, forget_expired, intend, intents_of, store_signed
+from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, SIGN_CHUNK, SIGN_COUNT_MAX, TTL_S_MIN
+from buyer.policy import Choice, SpendPolicy, acceptable, choose
+from buyer.pool import Pool
+from buyer.purchase import Purchase, RefillPolicy, Terms
+from buyer.rows import find_purchase, insert_purchase, insert_terms, refill_text, urls_text
+from buyer.signers import Signer
+from contracts.address import Address
+from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowed, UsageError
+from contracts.limits import VALIDITY_S_MAX
+from contracts.money import format_amount
+from contracts.offers import Offer
+from contracts.schemes.exact_eip3009 import Authorization
+
+__all__ = ["Draft", "Plan", "carry_out", "choose_option", "count_for_budget", "prepare"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A purchase as asked for, before anything is on disk. `existing` is the one of that name that is topped up."""
+
+    name: str
+    kind: str
+    endpoint: str
+    model: str
+    payer: Address
+    terms: Terms
+    price_cap_atomic: int
+    ttl_s: int
+    refill: RefillPolicy | None
+    rpc_urls: tuple[str, ...]
+    existing: Purchase | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be signed. `count` new authorizations, after `resumed` unfinished ones of an earlier run.
+
+    `worst_case_loss_atomic` is what this run adds; `live_atomic` is what the wallet has promised before, over all
+    purchases, unfinished ones of this purchase included.
+    """
+
+    draft: Draft
+    count: int
+    resumed: tuple[Intent, ...]
+    facts: ChainFacts
+    live_atomic: int
+    valid_before_s: int
+
+    @property
+    def price_atomic(self) -> int:
+        """What one call costs."""
+        return self.draft.terms.offer.amount_atomic
+
+    @property
+    def worst_case_loss_atomic(self) -> int:
+        """Count times price, resumed signings included: all that can be lost by what this run signs."""
+        resumed_atomic = sum(intent.authorization.value_atomic for intent in self.resumed)
+        return self.count * self.price_atomic + resumed_atomic
+
+
+async def choose_option(
+    asked: PaymentAsked, policy: SpendPolicy, url: str, payer: Address, rpc_urls: Sequence[str]
+) -> tuple[Choice, tuple[str, ...]]:
+    """Return the option to pay and the RPC endpoints of its chain.
+
+    Decimals of unknown tokens and the wallet's balances come from the chain. Raises the refusal of the nearest option,
+    or `ChainUnavailable`.
+    """
+    if not rpc_urls and not acceptable(asked, policy, url)[0]:
+        choose(asked, policy, url)  # no chain can make these acceptable, so say why at once
+    endpoints = await endpoints_by_chain(rpc_urls)
+    options = [await with_chain_decimals(option, endpoints) for option in asked.options]
+    corrected = replace(asked, options=options)
+    accepted, _ = acceptable(corrected, policy, url)
+    holdings = await read_holdings(accepted, payer, endpoints)
+    choice = choose(corrected, policy, url, holdings)
+    return choice, endpoints[choice.terms.offer.network.chain_id]
+
+
+def count_for_budget(budget_atomic: int, price_atomic: int) -> int:
+    """Return how many calls a budget buys. Raises `BudgetExceeded` when not even one."""
+    count = budget_atomic // price_atomic
+    if count == 0:
+        raise BudgetExceeded("--budget: is less than the price of one call", remedy="raise --budget")
+    return count
+
+
+async def prepare(pool: Pool, draft: Draft, count: int, now_s: int) -> Plan:
+    """Check everything and return what would be signed; nothing is written and no signer asked.
+
+    `count` are the authorizations wanted in all; unfinished ones of an earlier run count towards it. Raises
+    `UsageError`, `TermsNotAllowed`, `PayerHasCode`, `InsufficientBalance`, `ChainUnavailable`.
+    """
+    offer = draft.terms.offer
+    _check_numbers(count, draft.ttl_s, offer.max_timeout_s)
+    facts = await check_before_signing(offer, draft.payer, draft.rpc_urls)
+    chain_now_s = facts.head.timestamp_s - EXPIRY_CHAIN_MARGIN_S
+    resumed: tuple[Intent, ...] = ()
+    if draft.existing is not None:
+        existing = draft.existing
+        pending = pool.database.read(lambda connection: intents_of(connection, existing))
+        resumed = tuple(intent for intent in pending if intent.authorization.valid_before_s > chain_now_s)
+    live_atomic = pool.payer_exposure_atomic(offer.network.chain_id, offer.asset.address, draft.payer)
+    plan = Plan(
+        draft=draft,
+        count=max(0, count - len(resumed)),
+        resumed=resumed,
+        facts=facts,
+        live_atomic=live_atomic,
+        # A chain whose clock is ahead of ours must not shorten what was asked for.
+        valid_before_s=max(now_s, facts.head.timestamp_s) + draft.ttl_s,
+    )
+    if live_atomic + plan.count * plan.price_atomic > facts.balance_atomic:
+        raise InsufficientBalance(
+            f"the wallet holds {format_amount(facts.balance_atomic, offer.asset)}; live authorizations already promise "
+            f"{format_amount(live_atomic, offer.asset)} and these would add "
+            f"{format_amount(plan.count * plan.price_atomic, offer.asset)}"
+        )
+    return plan
+
+
+def carry_out(
+    pool: Pool, plan: Plan, signer: Signer, *, progress: Progress | None = None, clock: Callable[[], float] = time.time
+) -> Purchase:
+    """Reserve, sign and store what `prepare` planned; return the purchase.
+
+    Raises what the caps and the signer raise. After a failure everything signed so far is in the pool, and the rest is
+    an intent.
+    """
+    if signer.address != plan.draft.payer:
+        raise TermsNotAllowed("the signer's wallet is not the one that was checked")
+    now_s = int(clock())
+
+    def reserve(connection: sqlite3.Connection) -> tuple[Purchase, list[Intent]]:
+        purchase = _purchase_on_disk(connection, plan.draft, now_s)
+        chain_now_s = plan.facts.head.timestamp_s - EXPIRY_CHAIN_MARGIN_S
+        forget_expired(connection, purchase, chain_now_s)
+        expire_overdue(connection, purchase.offer.network.chain_id, min(chain_now_s, now_s))
+        new = intend(
+            connection,
+            purchase,
+            [_authorization(plan) for _ in range(plan.count)],
+            balance_atomic=plan.facts.balance_atomic,
+            from_block=plan.facts.head.number,
+            now_s=now_s,
+        )
+        return purchase, [*plan.resumed, *new]
+
+    purchase, intents = pool.database.transact(reserve)
+    _sign_and_store(pool, intents, signer, progress, clock)
+    return purchase
+
+
+def _sign_and_store(
+    pool: Pool, intents: list[Intent], signer: Signer, progress: Progress | None, clock: Callable[[], float]
+) -> None:
+    by_terms: dict[int, list[Intent]] = {}
+    for intent in intents:
+        by_terms.setdefault(intent.terms_id, []).append(intent)
+    done = 0
+    for group in by_terms.values():
+        offer = group[0].terms.offer
+        latest_s = max(intent.authorization.valid_before_s for intent in group)
+        bounded = BoundedSigner(signer, Bounds(offer, len(group), offer.amount_atomic, latest_s))
+        for start in range(0, len(group), SIGN_CHUNK):
+            chunk = group[start : start + SIGN_CHUNK]
+            signatures = bounded.sign_authorizations([intent.authorization for intent in chunk], offer.domain)
+            signed = list(zip(chunk, signatures, strict=True))
+            signed_s = int(clock())
+            pool.database.transact(lambda connection: store_signed(connection, signed, signed_s))  # noqa: B023 - runs at once
+            done += len(chunk)
+            if progress is not None:
+                progress(done, len(intents))
+
+
+def _purchase_on_disk(connection: sqlite3.Connection, draft: Draft, now_s: int) -> Purchase:
+    """Insert a new purchase, or bring an existing one to the draft's terms and policy."""
+    existing = draft.existing
+    if existing is None:
+        insert_purchase(
+            connection,
+            name=draft.name,
+            kind=draft.kind,
+            endpoint=draft.endpoint,
+            model=draft.model,
+            payer=draft.payer,
+            price_cap_atomic=draft.price_cap_atomic,
+            ttl_s=draft.ttl_s,
+            refill=draft.refill,
+            rpc_urls=draft.rpc_urls,
+            terms=draft.terms,
+            now_s=now_s,
+        )
+        return find_purchase(connection, draft.name)
+    terms_id = existing.terms_id
+    if draft.terms.accepted != existing.terms.accepted or draft.terms.x402_version != existing.terms.x402_version:
+        terms_id = insert_terms(connection, draft.terms, now_s)
+        if draft.terms.offer.domain == existing.offer.domain:
+            _carry_over(connection, existing, draft.terms.offer, terms_id)
+    connection.execute(
+        "UPDATE purchases SET terms_id = ?, price_cap_atomic = ?, ttl_s = ?, refill = ?, rpc_urls = ? WHERE id = ?",
+        (
+            terms_id,
+            str(draft.price_cap_atomic),
+            draft.ttl_s,
+            refill_text(draft.refill),
+            urls_text(draft.rpc_urls),
+            existing.id,
+        ),
+    )
+    return find_purchase(connection, draft.name)
+
+
+def _carry_over(connection: sqlite3.Connection, existing: Purchase, offer: Offer, terms_id: int) -> None:
+    """Let what is signed already serve new terms that differ only in what a signature does not cover."""
+    connection.execute(
+        """UPDATE authorizations SET terms_id = ?
+           WHERE purchase_id = ? AND terms_id = ? AND state = 'ready' AND payee = ? AND value_atomic = ?""",
+        (terms_id, existing.id, existing.terms_id, offer.pay_to, str(offer.amount_atomic)),
+    )
+
+
+def _authorization(plan: Plan) -> Authorization:
+    return Authorization(
+        payer=plan.draft.payer,
+        payee=plan.draft.terms.offer.pay_to,
+        value_atomic=plan.price_atomic,
+        valid_after_s=0,
+        valid_before_s=plan.valid_before_s,
+        nonce=secrets.token_bytes(32),
+    )
+
+
+def _check_numbers(count: int, ttl_s: int, max_timeout_s: int) -> None:
+    if not 1 <= count <= SIGN_COUNT_MAX:
+        raise UsageError(f"--count: expected 1 to {SIGN_COUNT_MAX} in one run, got {count}")
+    shortest_s = max(TTL_S_MIN, max_timeout_s + 2 * CLAIM_MARGIN_S)
+    if not shortest_s <= ttl_s <= VALIDITY_S_MAX:
+        raise UsageError(
+            f"--ttl: expected {shortest_s} s to {VALIDITY_S_MAX // 86_400} d for this seller, got {ttl_s} s",
+            remedy="shorter ones expire before they are used, longer ones outlive every budget",
+        )
