@@ -133,7 +133,7 @@ def _rest_of_the_api(desk: Desk) -> Starlette:
     async def post_only(request: Request) -> Response:
         return _problem(request, Problem(405, "method_not_allowed", f"{request.url.path}: send a POST"))
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/models", models),
             Route("/v1/models/{model:path}", model),
@@ -142,6 +142,9 @@ def _rest_of_the_api(desk: Desk) -> Starlette:
         ],
         exception_handlers={404: missing, 405: wrong_method, FareboxError: refused},
     )
+    # A redirect would make clients send a paid request twice.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _problem(request: Request, problem: Problem) -> Response:

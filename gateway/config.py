@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pydantic
@@ -13,7 +13,7 @@ import pydantic
 from contracts.errors import ConfigInvalid
 from contracts.settings import StrictModel, load_settings
 
-__all__ = ["GatewayConfig", "Listen", "load_config", "parse_listen"]
+__all__ = ["GatewayConfig", "Listen", "Shown", "host_only", "load_config", "override", "parse_listen", "shown"]
 
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", re.ASCII)
 _LOOPBACK = ("localhost", "::1")
@@ -112,3 +112,45 @@ class GatewayConfig(StrictModel):
 def load_config(path: Path | None) -> GatewayConfig:
     """Return the settings in `path`, or the defaults without one. Raises `ConfigInvalid`."""
     return load_settings(path, GatewayConfig) if path else GatewayConfig()
+
+
+def override(config: GatewayConfig, **options: str | None) -> GatewayConfig:
+    """Return `config` with the options given on the command line. Raises `ConfigInvalid` naming the option."""
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return GatewayConfig.model_validate({**config.model_dump(), **given})
+    except pydantic.ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        option = str(detail["loc"][0]).replace("_", "-")
+        raise ConfigInvalid(f"--{option}: {str(detail['msg']).removeprefix('Value error, ')}") from None
+
+
+class Shown(NamedTuple):
+    """One setting as `farebox config show` prints it."""
+
+    name: str
+    value: Any
+    origin: str
+
+
+def shown(config: GatewayConfig, path: Path | None) -> list[Shown]:
+    """Return every setting with where it comes from. Of RPC URLs, which may carry keys, only the host is shown."""
+    file = str(path)
+    rows = [
+        Shown(name, value, file if name in config.model_fields_set else "default")
+        for name, value in config.model_dump(exclude={"home", "rpc"}).items()
+    ]
+    home, variable = config.home or "~/.farebox", os.environ.get("FAREBOX_HOME")
+    if config.home is None and variable:
+        rows.append(Shown("home", variable, "FAREBOX_HOME"))
+    else:
+        rows.append(Shown("home", home, file if config.home else "default"))
+    rows.append(Shown("rpc", [host_only(url) for url in config.rpc], file if config.rpc else "default"))
+    return rows
+
+
+def host_only(url: str) -> str:
+    """Return a URL without the parts that may carry a key."""
+    parts = urlsplit(url)
+    secret = parts.username or parts.query or parts.path.strip("/")
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}" + ("/***" if secret else "")

@@ -1,0 +1,61 @@
+"""A seller, a pool of twenty authorizations, and a gateway between them and the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from buyer.home import Home
+from buyer.pool import Pool
+from tests.gateway.parts import Gateway, Listening, StandInSeller, gateway, listening, sign_pool
+
+COUNT = 20
+
+
+@dataclass
+class Street:
+    """Everything between a client and a model."""
+
+    seller: StandInSeller
+    seller_server: Listening
+    gateway: Gateway
+    http: httpx.Client
+    home: Path
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.gateway.url}/v1", api_key="not-a-key", max_retries=0)
+
+    def release(self, hold: str) -> None:
+        """Let the model go on that waits for `hold`."""
+        httpx.post(f"{self.seller_server.url}/test/release/{hold}")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def seller() -> StandInSeller:
+    return StandInSeller()
+
+
+@pytest.fixture
+def seller_server(seller: StandInSeller) -> Iterator[Listening]:
+    with listening(seller) as server:
+        yield server
+
+
+@pytest.fixture
+def street(home: Path, seller: StandInSeller, seller_server: Listening) -> Iterator[Street]:
+    pool = Pool.open(Home.open(home))
+    sign_pool(pool, seller_server.url, COUNT)
+    pool.close()
+    with gateway(home) as running, httpx.Client(base_url=running.url, timeout=30) as http:
+        yield Street(seller, seller_server, running, http, home)
