@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
-from contracts.errors import FareboxError, MalformedMessage, NameUnknown, PaymentRefused
+from contracts.errors import FareboxError, MalformedMessage, NameUnknown, PaymentRefused, UpstreamFailed
 from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE, encode_header
 from contracts.money import format_amount
 from contracts.offers import requirements, requirements_v1
 from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
 from seller.pricebook import PriceBook, Quote
 
-__all__ = ["Answer", "Answers", "receipt_headers"]
+__all__ = ["Answer", "Answers", "failure_answer", "receipt_headers"]
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -78,16 +78,7 @@ class Answers:
         """
         if isinstance(error, PaymentRefused) and error.http_status == 402 and quote is not None:
             return self._payment_answer(quote, _sentence(error), error.code, error.x402_reason, extra or [])
-        status, retry_after_s = error.http_status, error.retry_after_s
-        if not isinstance(error, (PaymentRefused, MalformedMessage, NameUnknown)) and (status >= 500 or status == 402):
-            own_upstream = status == 502
-            status = status if own_upstream else _OUR_FAILURE_STATUS
-            retry_after_s = retry_after_s or (None if own_upstream else _OUR_FAILURE_RETRY_AFTER_S)
-        headers = list(extra or [])
-        if retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % retry_after_s))
-        document = _envelope(path, status, error.code, _sentence(error))
-        return _json_answer(status, msgspec.json.encode(document), headers)
+        return failure_answer(error, path, extra)
 
     def not_listed(self, method: str, path: str, *, methods: list[str]) -> Answer:
         """Return the 404 for what is not listed, or the 405 where another method is."""
@@ -110,6 +101,18 @@ class Answers:
         document |= _envelope(quote.path, 402, code, message)
         headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), *extra]
         return _json_answer(402, msgspec.json.encode(document), headers)
+
+
+def failure_answer(error: FareboxError, path: str, extra: RawHeaders | None = None) -> Answer:
+    """Return the answer to an error that asks for no payment, in the envelope that clients of `path` read."""
+    status, retry_after_s = error.http_status, error.retry_after_s
+    theirs = isinstance(error, (PaymentRefused, MalformedMessage, NameUnknown, UpstreamFailed))
+    if not theirs and (status >= 500 or status == 402):
+        status, retry_after_s = _OUR_FAILURE_STATUS, retry_after_s or _OUR_FAILURE_RETRY_AFTER_S
+    headers = list(extra or [])
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
+    return _json_answer(status, msgspec.json.encode(_envelope(path, status, error.code, _sentence(error))), headers)
 
 
 def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeaders:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from contracts.address import address_text
 from contracts.errors import FareboxError, UpstreamFailed
 from contracts.wire import SettlementResponse
 from seller.answers import RawHeaders, receipt_headers
@@ -191,7 +192,7 @@ def receipt(claim: Claim, transaction_hash: str, error: FareboxError | None = No
         success=error is None,
         transaction=transaction_hash,
         network=offer.network.caip2 if version_2 else offer.network.legacy_name,
-        payer="0x" + authorization.payer.hex(),
+        payer=address_text(authorization.payer),
         amount=str(authorization.value_atomic) if error is None else None,
         error_reason=None if error is None else getattr(error, "x402_reason", error.code),
         extra={"settlement": "queued"} if queued else None,

@@ -80,6 +80,11 @@ class Seller:
         return self._ledger is not None
 
     @property
+    def gas_account(self) -> str | None:
+        """The address that pays for settlements, where this process settles on chain."""
+        return None if self._key is None else address_text(self._key.address)
+
+    @property
     def ledger(self) -> Ledger:
         """The books. Only while open."""
         assert self._ledger is not None, "the seller is not open"

@@ -1,0 +1,109 @@
+"""The seller's own view of itself, on a port of its own: health, readiness, metrics, and the books."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from contracts.address import address_text
+from contracts.errors import FareboxError
+from contracts.money import format_amount
+from seller.limits import STATUS_ROWS_MAX
+from seller.service import Seller
+
+__all__ = ["admin_app", "price_list", "status_document"]
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def admin_app(seller: Seller, listen_host: str) -> Starlette:
+    """Return the admin application. It shows no key and changes nothing.
+
+    On loopback it answers only to loopback names, so that a web page cannot read it through a name of its own.
+    """
+    loopback = listen_host in ("127.0.0.1", "::1", "localhost")
+    allowed = ["127.0.0.1", "localhost", "[::1]", listen_host] if loopback else ["*"]
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        problem = await seller.why_not_ready()
+        if problem is None:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse(problem + "\n", status_code=503, headers={"retry-after": "5"})
+
+    async def metrics(_: Request) -> Response:
+        sums = await asyncio.to_thread(seller.ledger.sums)
+        return Response(seller.metrics.expose(sums), media_type=_METRICS_TYPE)
+
+    async def status(_: Request) -> Response:
+        try:
+            return JSONResponse(await asyncio.to_thread(status_document, seller), headers={"cache-control": "no-store"})
+        except FareboxError as error:
+            return JSONResponse({"error": {"code": error.code, "message": error.message}}, status_code=503)
+
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/status", status),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)],
+    )
+
+
+def status_document(seller: Seller) -> dict[str, Any]:
+    """Return what `/status` shows: money in atomic units, as the ledger has it now.
+
+    `unsettled_atomic` is all that is claimed and not yet settled; `exposure_atomic` is the part whose goods have left.
+    `refusals` counts since this process started.
+    """
+    sums, config = seller.ledger.sums(), seller.config
+    per_payer_atomic, total_atomic = config.exposure_atomic
+    trouble = seller.counter.trouble()
+    return {
+        "network": config.chain.caip2,
+        "asset": config.token.address_text,
+        "symbol": config.token.symbol,
+        "decimals": config.token.decimals,
+        "pay_to": address_text(config.payee),
+        "settle": config.settle,
+        "settler": config.settler.kind,
+        "earned_atomic": sums.earned_atomic,
+        "unsettled_atomic": sums.outstanding_atomic,
+        "exposure_atomic": sums.exposure_atomic,
+        "exposure_caps_atomic": {"per_payer": per_payer_atomic, "total": total_atomic},
+        "lost_atomic": sums.lost_atomic,
+        "payments": sums.payments,
+        "refusals": dict(seller.metrics.refusals),
+        "settlement_txs": seller.ledger.transactions(STATUS_ROWS_MAX),
+        "settlement_problem": None if trouble is None else f"{trouble.code}: {trouble.message}",
+        "prices": price_list(seller),
+    }
+
+
+def price_list(seller: Seller) -> list[dict[str, Any]]:
+    """Return every listed route with its price; `model` None is every model that has no price of its own."""
+    rows: list[dict[str, Any]] = []
+    for route in seller.book.routes:
+        if route.free:
+            rows.append({"match": route.match, "model": None, "price_atomic": 0, "price": "free"})
+        rows += [
+            {
+                "match": route.match,
+                "model": quote.model,
+                "price_atomic": quote.price_atomic,
+                "price": format_amount(quote.price_atomic, quote.offer.asset),
+            }
+            for quote in route.quotes
+        ]
+    return rows
