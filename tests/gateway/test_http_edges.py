@@ -18,6 +18,9 @@ from tests.gateway.conftest import COUNT, Street
 from tests.gateway.parts import MODEL, eventually, gateway
 from tests.gateway.test_repetition import CHAT, ask
 
+# What HTTP allows in a header value; the rest is refused before it reaches us.
+HEADER_CHARACTERS = [chr(point) for point in (*range(0x21, 0x7F), *range(0xA0, 0x100))]
+
 
 def code(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["code"])
@@ -154,7 +157,7 @@ def test_a_client_that_leaves_before_its_request_is_complete_costs_nothing(stree
     ),
     headers=st.dictionaries(
         st.sampled_from(["x-farebox-max-price", "x-farebox-seller", "x-farebox-request-id", "x-farebox-odd", "accept"]),
-        st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF), max_size=40),
+        st.text(st.sampled_from(HEADER_CHARACTERS), max_size=40),
     ),
 )
 def test_no_client_input_gets_a_5xx(street: Street, body: bytes, headers: dict[str, str]) -> None:
