@@ -25,6 +25,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 _MIME = "application/json"
 _DESCRIPTION = "one call"
+# Clients of model APIs want an error object, v1 of x402 wants text. Elsewhere nobody wants the object.
+_MODEL_API_PREFIX = "/v1/"
 _ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -99,6 +101,8 @@ class Answers:
             # v2 clients take the header first, so the body may speak to v1 clients, which read nothing else.
             document |= {"x402Version": 1, "accepts": [legacy]}
         document |= _envelope(quote.path, 402, code, message)
+        if legacy is not None and not quote.path.startswith(_MODEL_API_PREFIX):
+            document["error"] = message
         headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), *extra]
         return _json_answer(402, msgspec.json.encode(document), headers)
 

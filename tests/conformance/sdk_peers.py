@@ -17,7 +17,6 @@ import uvicorn
 from eth_account import Account
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
-from starlette.types import ASGIApp
 from x402 import x402Client, x402Facilitator, x402ResourceServer
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.clients.httpx import x402AsyncTransport
@@ -42,7 +41,7 @@ _CLIENT_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
+def serving(app: Any) -> Iterator[str]:
     """Serve an ASGI app on a free port of loopback, on a thread of its own; yield its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, lifespan="auto", log_level="critical", ws="none", timeout_graceful_shutdown=5)
@@ -147,13 +146,43 @@ def seller_app(chain: Devnet, pay_to: str, facilitator_url: str, *, model: str =
     return app
 
 
-def paying_client(chain: Devnet, account: DevAccount, *, cap_atomic: int = 1_000_000) -> httpx.AsyncClient:
-    """Return the SDK's httpx client, funded by `account`, with its spend controls opened for the devnet's dollar."""
+def paying_client(
+    chain: Devnet,
+    account: DevAccount,
+    *,
+    cap_atomic: int = 1_000_000,
+    v1_name: str | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> httpx.AsyncClient:
+    """Return the SDK's httpx client, funded by `account`, with its spend controls opened for the devnet's dollar.
+
+    With `v1_name`, the v1 name of the network, it is a v1 client: it is kept from seeing v2 headers. `transport` is
+    what the SDK's own transport sends through.
+    """
     client = register_exact_evm_client(x402Client(), EthAccountSigner(Account.from_key(account.key)))
-    allowed: Any = {"network": chain.network, "asset": chain.token, "max_amount_per_payment": str(cap_atomic)}
-    client.set_spend_controls({"allowed_assets": [allowed]})
-    transport = x402AsyncTransport(client, httpx.AsyncHTTPTransport(trust_env=False))
-    return httpx.AsyncClient(transport=transport, timeout=_CLIENT_TIMEOUT_S)
+    allowed: Any = [
+        {"network": network, "asset": chain.token, "max_amount_per_payment": str(cap_atomic)}
+        for network in (chain.network, v1_name)
+        if network is not None
+    ]
+    client.set_spend_controls({"allowed_assets": allowed})
+    wire = transport or httpx.AsyncHTTPTransport(trust_env=False)
+    paying = x402AsyncTransport(client, wire if v1_name is None else _WithoutV2Headers(wire))
+    return httpx.AsyncClient(transport=paying, timeout=_CLIENT_TIMEOUT_S)
+
+
+class _WithoutV2Headers(httpx.AsyncBaseTransport):
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert "payment-signature" not in request.headers
+        response = await self._inner.handle_async_request(request)
+        response.headers.pop("payment-required", None)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
 
 
 async def _chunks(text: str, model: str) -> Any:
