@@ -22,7 +22,13 @@ def sell(
         bool, typer.Option("--settle/--no-settle", help="Settle here, or leave it to `farebox settle`.")
     ] = True,
     admin_listen: Annotated[
-        str, typer.Option("--admin-listen", help="Where health, metrics and books are shown.", metavar="HOST:PORT")
+        str,
+        typer.Option(
+            "--admin-listen",
+            envvar="FAREBOX_SELL_ADMIN_LISTEN",
+            help="Where health, metrics and books are shown.",
+            metavar="HOST:PORT",
+        ),
     ] = "127.0.0.1:9402",
     as_json: _Json = False,
 ) -> None:
