@@ -6,6 +6,7 @@ whatever is not listed is not sold and not given away.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ class PriceBook:
             self.routes.append(route)
             self._routes[settings.method, settings.path] = route
 
-    def find(self, scope: dict[str, Any]) -> Route | None:
+    def find(self, scope: Mapping[str, Any]) -> Route | None:
         """Return the route of an ASGI `http` scope, or None where nothing is listed.
 
         HEAD is GET. A path that was spelled in any other form than the listed one (encoded letters, doubled slashes,

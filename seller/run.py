@@ -121,13 +121,13 @@ async def _serve(
 ) -> None:
     tasks = [asyncio.create_task(server.serve(sockets=[listening])) for server, listening in servers]
     stop = asyncio.create_task(stopped.wait())
-    listening = asyncio.create_task(_all_listen([server for server, _ in servers]))
-    await asyncio.wait([stop, listening, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    if listening.done():
+    up = asyncio.create_task(_all_listen([server for server, _ in servers]))  # noqa: RUF006 - held and cancelled below
+    await asyncio.wait([stop, up, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    if up.done():
         ready()
         await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
-    listening.cancel()
+    up.cancel()
     for server, _ in servers:
         server.should_exit = True
     await asyncio.gather(*tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -90,7 +91,7 @@ def sign_payment_v1(key: bytes, offer: Offer, *, nonce: bytes | None = None, val
 
 def encode(document: dict[str, Any]) -> str:
     """Return any document as a payment header spells it: base64 of JSON."""
-    return pybase64.b64encode(msgspec.json.encode(document)).decode()
+    return pybase64.b64encode(json.dumps(document).encode()).decode()
 
 
 def offer_in(required_header: str) -> Offer:

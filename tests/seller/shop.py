@@ -120,7 +120,7 @@ class Shop:
     async def settled(self, timeout_s: float = 30) -> None:
         """Wait until nothing is outstanding."""
         async with asyncio.timeout(timeout_s):
-            while self.seller.ledger.sums().outstanding_atomic:
+            while self.seller.ledger.sums().outstanding_atomic:  # noqa: ASYNC110 - another process may settle
                 await asyncio.sleep(0.02)
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from contracts.evm.devnet import Devnet
-from tests.seller.shop import BODY, BUYER, CHAT, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
+from tests.seller.shop import BODY, BUYER, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
 
 
 @pytest.fixture(params=["before", "auto", "after"])
@@ -79,7 +79,8 @@ async def test_an_authorization_that_was_used_elsewhere_before_is_refused(shop: 
     authorization, signature = authorize(shop.chain.accounts[BUYER].key, offer)
     sender = shop.chain.accounts[OTHER].address
     shop.chain.rpc(
-        "eth_sendTransaction", {"from": sender} | call_object(offer.asset.address, settle_call(authorization, signature))
+        "eth_sendTransaction",
+        {"from": sender} | call_object(offer.asset.address, settle_call(authorization, signature)),
     )
     shop.chain.mine()
     answer = await shop.buy(encode(payment_document(authorization, signature, offer)))
@@ -102,7 +103,11 @@ async def test_the_handler_never_sees_the_payment(shop: Shop) -> None:
 
 
 async def test_an_upstream_receipt_does_not_reach_the_client(shop: Shop) -> None:
-    shop.app.headers = [(b"payment-response", b"forged"), (b"X-Farebox-Charged", b"false"), (b"Cache-Control", b"public")]
+    shop.app.headers = [
+        (b"payment-response", b"forged"),
+        (b"X-Farebox-Charged", b"false"),
+        (b"Cache-Control", b"public"),
+    ]
     answer = await shop.buy()
     assert receipt_of(answer).success
     assert "x-farebox-charged" not in answer.headers

@@ -1,0 +1,110 @@
+"""Settings that could cost money by mistake stop the start, and the error leads to the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import ConfigInvalid
+from seller import PaymentMiddleware
+from seller.config import CONFIG_VARIABLE, SellerConfig, read_config
+from seller.pricebook import PriceBook
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "seller.example.yaml"
+
+GOOD = """\
+network: base-sepolia
+rpc: ["http://127.0.0.1:8545"]
+pay_to: "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+settler: {kind: chain, key_file: settler.key}
+routes:
+  - {match: "GET /paid", price: "0.01"}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "seller.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_example_is_a_whole_configuration() -> None:
+    config = read_config(EXAMPLE)
+    assert set(SellerConfig.model_fields) == config.model_fields_set
+    prices = {(q.route, q.model): q.price_atomic for r in PriceBook(config).routes for q in r.quotes}
+    assert prices["POST /v1/chat/completions", None] == 1000
+    assert prices["POST /v1/chat/completions", "big-model"] == 10_000
+    assert prices["POST /v1/embeddings", "small-embedder"] == 100
+
+
+def test_the_shortest_configuration_uses_the_networks_own_dollar(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, GOOD))
+    assert config.token.symbol == "USDC"
+    assert config.settle == "auto"
+    assert config.exposure_atomic == (1_000_000, 100_000_000)
+
+
+def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, GOOD))
+    assert config.settler.key_file == str(tmp_path / "settler.key")
+    assert config.store == f"sqlite:///{tmp_path}/seller.db"
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "line", "says"),
+    [
+        ('price: "0.01"', 'price: "0,01"', 6, "0,01"),
+        ('price: "0.01"', 'price: "NaN"', 6, "decimal point"),
+        ('price: "0.01"', 'price: "-0.01"', 6, "decimal point"),
+        ('price: "0.01"', 'price: "0"', 6, "more than zero"),
+        ('price: "0.01"', 'price: "0.0000001"', 6, "6 decimals"),
+        ('price: "0.01"', "price: 0.01", 6, "string"),
+        ('price: "0.01"', "", 6, "free: true"),
+        ('price: "0.01"', 'price: "0.01", free: true', 6, "no price"),
+        ('price: "0.01"', 'models: {"m": "1e-3"}', 6, "decimal point"),
+        ('"GET /paid"', '"/paid"', 6, "method"),
+        ('"GET /paid"', '"GET /a//b"', 6, "exact path"),
+        ('pay_to: "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"\n', "", 1, "`pay_to` is missing"),
+        ("0x70997970C51812dc3A010C7d01b50e0d17dc79C8", "0x70997970C51812dc3A010C7d01b50e0d17dc79c8", 3, "checksum"),
+        ("0x70997970C51812dc3A010C7d01b50e0d17dc79C8", "0x" + "0" * 40, 3, "zero address"),
+        ("routes:", "setle: auto\nroutes:", 5, "did you mean `settle`"),
+        ("routes:", "default: allow\nroutes:", 5, "deny"),
+        ("kind: chain, key_file: settler.key", "kind: facilitator", 4, "`url`"),
+        ("network: base-sepolia", "network: basesepolia", 1, "eip155"),
+        ("network: base-sepolia", "network: eip155:31337", 1, "asset"),
+        ('rpc: ["http://127.0.0.1:8545"]', "rpc: []", 2, "reads the chain"),
+        ("routes:", 'store: "mysql://x"\nroutes:', 5, "sqlite:///"),
+        ("routes:", 'exposure: {per_payer: "a lot"}\nroutes:', 5, "decimal point"),
+        ('{match: "GET /paid", price: "0.01"}', '{match: "GET /paid", free: true}', 5, "nothing is sold"),
+    ],
+)
+def test_a_trap_is_refused_with_its_line(tmp_path: Path, find: str, replace: str, line: int, says: str) -> None:
+    assert find in GOOD
+    with pytest.raises(ConfigInvalid) as caught:
+        read_config(write(tmp_path, GOOD.replace(find, replace)))
+    assert f"seller.yaml:{line}:" in caught.value.message
+    assert says in caught.value.message
+
+
+def test_one_route_listed_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="listed twice"):
+        read_config(write(tmp_path, GOOD + '  - {match: "GET /paid", free: true}\n'))
+
+
+async def nothing(scope: object, receive: object, send: object) -> None:
+    raise AssertionError("never called")
+
+
+def test_without_arguments_the_middleware_reads_the_file_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, str(write(tmp_path, GOOD)))
+    # The key file does not exist: a mounted middleware must not want it.
+    assert PaymentMiddleware(nothing).seller.gas_account is None
+
+
+def test_without_any_configuration_the_middleware_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    with pytest.raises(ConfigInvalid, match=CONFIG_VARIABLE):
+        PaymentMiddleware(nothing)
