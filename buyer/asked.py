@@ -40,7 +40,8 @@ class _Asked(msgspec.Struct, rename="camel"):
     x402_version: int = msgspec.field(name="x402Version")
     accepts: list[msgspec.Raw]
     error: Any = None
-    resource: msgspec.Raw | None = None
+    # Not `Raw | None`: msgspec takes that for null alone.
+    resource: msgspec.Raw = msgspec.Raw(b"null")
     extensions: dict[str, Any] | None = None
 
 
@@ -89,9 +90,7 @@ def _option(index: int, raw: msgspec.Raw, asked: _Asked, resource: ResourceInfo 
         return Option(index, None, problem)
 
 
-def _resource(raw: msgspec.Raw | None) -> ResourceInfo | None:
-    if raw is None:
-        return None
+def _resource(raw: msgspec.Raw) -> ResourceInfo | None:
     try:
         return msgspec.json.decode(raw, type=ResourceInfo | None)
     except msgspec.DecodeError:

@@ -57,7 +57,7 @@ class AuthorizationEvent(Enum):
     CLAIM = "one request took it"
     ABORT = "the request ended before anything was sent"
     SEND = "the first byte is about to leave"
-    NEVER_LEFT = "no connection was made, so nothing left"
+    NEVER_LEFT = "no connection was made, now or for an earlier presentation, so nothing left"
     SERVED = "the seller answered 2xx"
     LOST = "the answer was an error, or none came"
     PRESENT_AGAIN = "the same request is repeated"

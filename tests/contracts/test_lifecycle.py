@@ -118,7 +118,7 @@ def test_a_walk_that_gave_an_authorization_away_never_makes_it_ready(events: lis
     for event in events:
         if (state, event) in AUTHORIZATION_TRANSITIONS:
             if given_away and event is AuthorizationEvent.NEVER_LEFT:
-                continue  # this presentation never left, an earlier one did: callers must answer LOST
+                continue  # an earlier presentation left: then the event is LOST
             state = advance(state, event)
             given_away |= event in REVEALING
         assert not (given_away and state is AuthorizationState.READY)
