@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 from contracts.errors import FareboxError
 
-__all__ = ["error_document", "exit_on_error", "out", "print_document", "progress"]
+__all__ = ["error_document", "exit_on_error", "out", "print_document", "printable", "progress"]
 
 out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -45,13 +46,22 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
         if as_json:
             print_document(error_document(error), as_json=True, human=lambda: None)
         else:
-            _err.print(f"[bold red]{escape(error.code)}[/]: {escape(error.message)}")
-            _err.print(f"[dim]{escape(error.advice)}[/]")
+            _err.print(f"[bold red]{escape(error.code)}[/]: {escape(printable(error.message))}")
+            _err.print(f"[dim]{escape(printable(error.advice))}[/]")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `farebox receipts --json | head`; Python must not flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def progress(text: str) -> None:
     """Say on stderr what is happening now, so that stdout stays one document."""
-    _err.print(f"[dim]{escape(text)}[/]")
+    _err.print(f"[dim]{escape(printable(text))}[/]")
+
+
+def printable(text: str) -> str:
+    """Return `text` without what could steer a terminal or turn the reading direction; lines stay lines."""
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
