@@ -73,11 +73,15 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Incoming:
-    """The head of an answer. `headers.get` ignores case; `body` holds answers that are not 2xx, up to a cap."""
+    """The head of an answer. `headers.get` ignores case; `body` holds answers that are not 2xx, up to a cap.
+
+    `whole` is False when the body was over the driver's cap and is left out.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes = b""
+    whole: bool = True
 
 
 class NeverLeft(Exception):

@@ -65,7 +65,7 @@ def not_sent(error: httpx.TransportError) -> bool:
 def send(client: httpx.Client, request: Outgoing, body_max: int, *, strict: bool = True) -> Incoming:
     """Send one request and return its answer with at most `body_max` bytes of body.
 
-    Raises `NeverLeft` or `Lost`. A longer body raises `SellerUnreachable`, or is cut off when not `strict`.
+    Raises `NeverLeft` or `Lost`. A longer body raises `SellerUnreachable`, or is left out when not `strict`.
     """
     try:
         built = client.build_request(request.method, request.url, headers=request.headers, content=request.body)
@@ -77,11 +77,9 @@ def send(client: httpx.Client, request: Outgoing, body_max: int, *, strict: bool
             response.close()
     except httpx.TransportError as error:
         raise (NeverLeft if not_sent(error) else Lost)(_described(error)) from None
-    if body is None:
-        if strict:
-            raise SellerUnreachable(f"the answer is longer than {body_max} bytes, or in an unknown encoding")
-        body = b""
-    return Incoming(response.status_code, response.headers, body)
+    if body is None and strict:
+        raise SellerUnreachable(f"the answer is longer than {body_max} bytes, or in an unknown encoding")
+    return Incoming(response.status_code, response.headers, body or b"", whole=body is not None)
 
 
 def read_capped(chunks: Iterable[bytes], encoding: str, body_max: int) -> bytes | None:

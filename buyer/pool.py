@@ -9,7 +9,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
 
 from buyer.home import Home
 from buyer.lease import boot_id, recover
@@ -19,7 +22,10 @@ from buyer.receipts import Receipt, find_receipt, read_receipts
 from buyer.rows import PURCHASE_QUERY, find_purchase, purchase_from_row
 from buyer.spender import Claim, Spender, usable_until_s
 from contracts.address import Address
+from contracts.money import Asset
+from contracts.offers import offer_from_wire
 from contracts.storage import Database, open_database
+from contracts.wire import Requirements
 
 __all__ = ["Claim", "Counts", "Pool", "Spender"]
 
@@ -75,6 +81,14 @@ class Pool:
             raise
         return pool
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def purchases(self, *, kind: str = "pool") -> list[Purchase]:
         """Return the purchases that are not removed, by name. `kind="once"` lists one-shot payments instead."""
         query = PURCHASE_QUERY + "WHERE state != 'removed' AND kind = ? ORDER BY name"
@@ -90,6 +104,27 @@ class Pool:
         """Return the authorizations of the purchase called `name` by state. Raises `NameUnknown`."""
         return self.database.read(lambda connection: count_states(connection, find_purchase(connection, name).id))
 
+    def counts_of(self, purchase: Purchase) -> Counts:
+        """`counts` for a purchase that may be removed already."""
+        return self.database.read(lambda connection: count_states(connection, purchase.id))
+
+    def state_of(self, purchase: Purchase) -> str:
+        """Return the state of a purchase as it is now: active, draining or removed."""
+        query = "SELECT state FROM purchases WHERE id = ?"
+        state: str = self.database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone()[0])
+        return state
+
+    def assets(self) -> dict[tuple[str, str], Asset]:
+        """Return every token ever bought with, by CAIP-2 network and checksummed address."""
+        query = "SELECT DISTINCT accepted, decimals FROM terms"
+        offers = self.database.read(
+            lambda connection: [
+                offer_from_wire(msgspec.json.decode(row["accepted"], type=Requirements), decimals=row["decimals"])
+                for row in connection.execute(query)
+            ]
+        )
+        return {(offer.network.caip2, offer.asset.address_text): offer.asset for offer in offers}
+
     def spendable(self, purchase: Purchase, now_s: int) -> int:
         """Return how many authorizations can be claimed now: of the current terms, and not too old."""
         query = """SELECT count(*) FROM authorizations
@@ -98,14 +133,22 @@ class Pool:
         count: int = self.database.read(lambda connection: connection.execute(query, values).fetchone()[0])
         return count
 
+    def expires_first_s(self, purchase: Purchase) -> int | None:
+        """Return the earliest validBefore of what is ready, unix seconds, or None when nothing is."""
+        query = "SELECT min(valid_before_s) FROM authorizations WHERE state = 'ready' AND purchase_id = ?"
+        first: int | None = self.database.read(
+            lambda connection: connection.execute(query, (purchase.id,)).fetchone()[0]
+        )
+        return first
+
     def worst_case_loss_atomic(self, name: str) -> int:
         """Return the atomic units that all live authorizations and unfinished signings may still cost."""
+        return self.exposure_of(self.purchase(name))
 
-        def read(connection: sqlite3.Connection) -> int:
-            purchase = find_purchase(connection, name)
-            return exposure_atomic(connection, "purchase_id = :purchase", {"purchase": purchase.id})
-
-        return self.database.read(read)
+    def exposure_of(self, purchase: Purchase) -> int:
+        """`worst_case_loss_atomic` for a purchase that may be removed already."""
+        values = {"purchase": purchase.id}
+        return self.database.read(lambda connection: exposure_atomic(connection, "purchase_id = :purchase", values))
 
     def payer_exposure_atomic(self, chain_id: int, token: Address, payer: Address) -> int:
         """Return what all live authorizations of one wallet in one token may still cost, over the whole home."""

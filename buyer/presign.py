@@ -23,14 +23,14 @@ from buyer.pool import Pool
 from buyer.purchase import Purchase, RefillPolicy, Terms
 from buyer.rows import find_purchase, insert_purchase, insert_terms, refill_text, urls_text
 from buyer.signers import Signer
-from contracts.address import Address
+from contracts.address import Address, address_text
 from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowed, UsageError
 from contracts.limits import VALIDITY_S_MAX
 from contracts.money import format_amount
 from contracts.offers import Offer
 from contracts.schemes.exact_eip3009 import Authorization
 
-__all__ = ["Draft", "Plan", "carry_out", "choose_option", "count_for_budget", "prepare"]
+__all__ = ["Draft", "Plan", "carry_out", "check_wallet", "choose_option", "count_for_budget", "prepare"]
 
 Progress = Callable[[int, int], None]
 
@@ -170,6 +170,16 @@ def carry_out(
     purchase, intents = pool.database.transact(reserve)
     _sign_and_store(pool, intents, signer, progress, clock)
     return purchase
+
+
+def check_wallet(purchase: Purchase, signer: Signer) -> None:
+    """Refuse, with `TermsNotAllowed`, to sign for a purchase that another wallet pays."""
+    if signer.address != purchase.payer:
+        payer, held = address_text(purchase.payer), address_text(signer.address)
+        raise TermsNotAllowed(
+            f"{purchase.name} is paid by {payer}, the signer holds {held}",
+            remedy="name the wallet of the purchase with --signer, or buy under another name",
+        )
 
 
 def _sign_and_store(

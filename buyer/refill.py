@@ -16,7 +16,7 @@ from buyer.journal import intents_of, room_atomic
 from buyer.limits import SELLER_TIMEOUT_S_MAX, SIGN_COUNT_MAX
 from buyer.policy import SpendPolicy
 from buyer.pool import Pool
-from buyer.presign import Draft, Progress, carry_out, choose_option, prepare
+from buyer.presign import Draft, Progress, carry_out, check_wallet, choose_option, prepare
 from buyer.probe import Probe, probe_base
 from buyer.purchase import Purchase, Terms
 from buyer.signers import Signer
@@ -27,7 +27,6 @@ from contracts.errors import (
     FareboxError,
     LocalRefusal,
     TermsChanged,
-    TermsNotAllowed,
 )
 from contracts.money import format_amount
 
@@ -90,7 +89,7 @@ async def top_up(
 
     The caller holds the purchase's lock. Terms are what the seller offers now, if the price cap allows it.
     """
-    _check_wallet(purchase, signer)
+    check_wallet(purchase, signer)
     terms, urls = await terms_now(purchase, rpc_urls)
     draft = Draft(
         name=purchase.name,
@@ -187,15 +186,6 @@ def _within_budget(pool: Pool, purchase: Purchase, count: int, now_s: int) -> in
     if fitting == 0:
         raise BudgetExceeded(f"the caps leave {format_amount(room, purchase.offer.asset)}, less than one call costs")
     return fitting
-
-
-def _check_wallet(purchase: Purchase, signer: Signer) -> None:
-    if signer.address != purchase.payer:
-        payer, held = address_text(purchase.payer), address_text(signer.address)
-        raise TermsNotAllowed(
-            f"{purchase.name} is paid by {payer}, the signer holds {held}",
-            remedy="name the wallet of the purchase with --signer, or buy under another name",
-        )
 
 
 def _check_payee(purchase: Purchase, probe: Probe) -> None:

@@ -1,0 +1,485 @@
+"""The buyer's commands: probe, buy, process, list, status, balance, receipts, refill, remove, pay.
+
+Texts are parsed here and in `buyer.orders`; everything else is a call. Whatever signs, or is slow to import, is
+imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from contracts.console import exit_on_error, print_document, progress
+
+if TYPE_CHECKING:
+    from buyer.pool import Pool
+    from buyer.presign import Progress
+    from buyer.purchase import Purchase
+    from buyer.signers import Signer
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+def _names(incomplete: str) -> list[str]:
+    """Complete the name of a purchase."""
+    with _pool() as pool:
+        return [purchase.name for purchase in pool.purchases() if purchase.name.startswith(incomplete)]
+
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=_names)]
+_Model = Annotated[str | None, typer.Option("--model", help="The seller's model id.")]
+_AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Pay over plain http beyond this machine.")]
+_Networks = Annotated[
+    list[str] | None, typer.Option("--network", help="Pay only on this network (eip155:8453, base); repeatable.")
+]
+_Assets = Annotated[
+    list[str] | None,
+    typer.Option("--asset", metavar="ADDRESS", help="Pay only in this token; also allows an unknown one. Repeatable."),
+]
+_SignerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--signer",
+        envvar="FAREBOX_SIGNER",
+        metavar="KIND:PLACE",
+        help="keyfile:PATH, keystore:PATH or remote:URL.",
+        show_envvar=False,
+    ),
+]
+_RpcOption = Annotated[
+    list[str] | None,
+    typer.Option("--rpc", metavar="URL", help="An endpoint of the chain; repeatable. Also FAREBOX_RPC."),
+]
+_MaxPrice = Annotated[str | None, typer.Option("--max-price", metavar="AMOUNT", help='Most for one call, as "0.01".')]
+
+
+@commands.command()
+def probe(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A base URL, or any URL that asks for payment.")],
+    model: _Model = None,
+    allow_http: _AllowHttp = False,
+    as_json: _Json = False,
+) -> None:
+    """Ask a seller what it wants, without paying. A free or dead endpoint is exit code 5."""
+    with exit_on_error(as_json=as_json):
+        from buyer.documents import print_probe, probe_document, rejections
+        from buyer.endpoint import parse_url
+        from buyer.probe import probe_url
+
+        parse_url(url, allow_http=allow_http, field="URL")
+        found = probe_url(url, model)
+        rejected = rejections(found)
+        print_document(probe_document(found, rejected), as_json=as_json, human=lambda: print_probe(found, rejected))
+
+
+@commands.command()
+def buy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it; an existing name is topped up.")],
+    *,
+    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="The seller's base URL.")],
+    model: Annotated[str, typer.Option("--model", help="The seller's model id.")],
+    count: Annotated[int | None, typer.Option("--count", min=1, help="How many calls to sign for.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="AMOUNT", help="Sign for as many calls as this buys.")
+    ] = None,
+    max_price: _MaxPrice = None,
+    accept_quote: Annotated[
+        bool, typer.Option("--accept-quote", help="Take the seller's price as the cap, whatever it is.")
+    ] = False,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", metavar="TIME", help="How long the signatures live, as 12h or 7d. [7d]")
+    ] = None,
+    signer: _SignerOption = None,
+    rpc: _RpcOption = None,
+    auto_refill: Annotated[
+        bool | None, typer.Option("--auto-refill/--no-auto-refill", help="Let `process` sign more.", show_default=False)
+    ] = None,
+    refill_threshold: Annotated[
+        int | None, typer.Option("--refill-threshold", min=0, help="Refill when this many are left, or fewer.")
+    ] = None,
+    refill_count: Annotated[int | None, typer.Option("--refill-count", min=1, help="How many more.")] = None,
+    max_total: Annotated[
+        str | None, typer.Option("--max-total", metavar="AMOUNT", help="Most this purchase may ever cost.")
+    ] = None,
+    max_per_day: Annotated[
+        str | None, typer.Option("--max-per-day", metavar="AMOUNT", help="Most that is signed in one UTC day.")
+    ] = None,
+    network: _Networks = None,
+    asset: _Assets = None,
+    allow_http: _AllowHttp = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, sign nothing.")] = False,
+    yes: _Yes = False,
+    as_json: _Json = False,
+) -> None:
+    """Sign a pool of payments for one model of one seller.
+
+    Probes the seller, chooses one of its options, checks the chain, prints the worst-case loss, then signs and stores.
+    """
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.documents import plan_document, print_plan, print_purchase, purchase_document
+        from buyer.orders import BuyOrder, RefillOrder, parse_ttl, plan_buy
+        from buyer.presign import carry_out
+        from buyer.purchase import check_name
+        from buyer.signers import open_signer, remember_signer
+
+        order = BuyOrder(
+            name=check_name(name),
+            endpoint=endpoint,
+            model=model,
+            count=count,
+            budget=budget,
+            max_price=max_price,
+            accept_quote=accept_quote,
+            ttl_s=None if ttl is None else parse_ttl(ttl),
+            refill=RefillOrder(
+                auto=auto_refill,
+                threshold=refill_threshold,
+                count=refill_count,
+                max_total=max_total,
+                max_per_day=max_per_day,
+            ),
+            networks=network or [],
+            assets=asset or [],
+            rpc_urls=_rpc_urls(rpc, pool, name),
+            allow_http=allow_http,
+        )
+        spec = _signer_spec(signer, pool, name)
+        with pool.home.exclusively(f"sign-{name}"), _closing(open_signer(spec, allow_http=allow_http)) as wallet:
+            plan, choice = asyncio.run(plan_buy(pool, order, wallet, int(time.time())))
+            document: dict[str, Any] = {"ok": True, "dry_run": dry_run, "plan": plan_document(plan, choice)}
+            if not as_json:
+                print_plan(plan, choice)
+            if not dry_run:
+                _confirm("Sign?", yes=yes)
+                with _progress_bar("signing") as advance:
+                    purchase = carry_out(pool, plan, wallet, progress=advance)
+                remember_signer(pool.home, name, _absolute(spec))
+                document |= purchase_document(pool, purchase, int(time.time()))
+        print_document(document, as_json=as_json, human=lambda: None if dry_run else print_purchase(document))
+
+
+def _process(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=_names)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every purchase, and whatever is still unsettled.")] = False,
+    signer: _SignerOption = None,
+    rpc: _RpcOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Refill by policy, and ask the chain about open outcomes. Made for cron: safe to run twice at once."""
+    failed = 0
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.documents import print_processed, processed_document
+        from buyer.refill import Processed, process
+        from buyer.signers import open_signer
+        from contracts.errors import RequestInProgress, UsageError
+
+        if (name is None) != every:
+            raise UsageError("name a purchase, or say --all")
+        purchases = _all_purchases(pool) if name is None else [pool.purchase(name)]
+        results = []
+        for purchase in purchases:
+
+            def open_wallet(purchase: Purchase = purchase) -> Signer:
+                return open_signer(_signer_spec(signer, pool, purchase.name))
+
+            try:
+                with _progress_bar(f"signing for {purchase.name}") as advance:
+                    urls = _rpc_urls(rpc, pool, purchase.name) if rpc or not purchase.rpc_urls else []
+                    done = asyncio.run(process(pool, purchase, open_wallet, rpc_urls=urls, progress=advance))
+            except RequestInProgress as error:
+                done = Processed(purchase.name, "skipped", error.message)
+            results.append(done)
+        documents = [processed_document(done) for done in results]
+        codes = {done.error.exit_code for done in results if done.error is not None}
+        failed = codes.pop() if len(codes) == 1 else int(bool(codes))
+        print_document(
+            {"ok": not failed, "processed": documents}, as_json=as_json, human=lambda: print_processed(documents)
+        )
+    raise typer.Exit(failed)
+
+
+commands.command("process")(_process)
+commands.command("maintain", hidden=True)(_process)
+
+
+@commands.command("list")
+def list_purchases(as_json: _Json = False) -> None:
+    """List all purchases."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.documents import print_purchases, purchase_document
+
+        now_s = int(time.time())
+        documents = [purchase_document(pool, purchase, now_s) for purchase in pool.purchases()]
+        print_document({"ok": True, "purchases": documents}, as_json=as_json, human=lambda: print_purchases(documents))
+
+
+@commands.command()
+def status(name: _Name, as_json: _Json = False) -> None:
+    """Show one purchase: what is left, spent, open, and the worst-case loss."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.documents import print_purchase, purchase_document
+
+        document = {"ok": True, **purchase_document(pool, pool.purchase(name), int(time.time()))}
+        print_document(document, as_json=as_json, human=lambda: print_purchase(document))
+
+
+@commands.command()
+def balance(signer: _SignerOption = None, rpc: _RpcOption = None, as_json: _Json = False) -> None:
+    """Show what the wallets hold, what of it is promised by live authorizations, and what is free."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.balances import print_balances, read_balances
+        from buyer.signers import open_signer
+
+        wallet = None
+        if signer is not None:
+            with _closing(open_signer(signer)) as opened:
+                wallet = opened.address
+        documents = asyncio.run(read_balances(pool, wallet, _given_rpc_urls(rpc)))
+        print_document({"ok": True, "balances": documents}, as_json=as_json, human=lambda: print_balances(documents))
+
+
+@commands.command()
+def receipts(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=_names)] = None,
+    limit: Annotated[int, typer.Option("--limit", help="How many, the newest first.")] = 50,
+    as_json: _Json = False,
+) -> None:
+    """List what was paid for, the newest first."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.documents import print_receipts, receipt_document
+
+        assets = pool.assets()
+        found = pool.receipts(name=name, limit=limit)
+        documents = [receipt_document(receipt, assets.get((receipt.network, receipt.asset))) for receipt in found]
+        print_document({"ok": True, "receipts": documents}, as_json=as_json, human=lambda: print_receipts(documents))
+
+
+@commands.command()
+def refill(
+    name: _Name,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many more calls to sign for.")],
+    signer: _SignerOption = None,
+    rpc: _RpcOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Sign more for a purchase now, at the seller's price of today if that is within the cap."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.documents import print_purchase, purchase_document
+        from buyer.refill import top_up
+        from buyer.signers import open_signer
+        from contracts.errors import UsageError
+
+        spec = _signer_spec(signer, pool, name)
+        with pool.home.exclusively(f"sign-{name}"), _closing(open_signer(spec)) as wallet:
+            purchase = pool.purchase(name)
+            if purchase.state != "active":
+                raise UsageError(f"{name}: is {purchase.state}", remedy="buy under another name")
+            with _progress_bar("signing") as advance:
+                urls = _rpc_urls(rpc, pool, name)
+                signed = asyncio.run(top_up(pool, purchase, count, wallet, rpc_urls=urls, progress=advance))
+        now = purchase_document(pool, pool.purchase(name), int(time.time()))
+        document = {"ok": True, "newly_signed": signed, **now}
+        print_document(document, as_json=as_json, human=lambda: print_purchase(document))
+
+
+@commands.command()
+def remove(
+    name: _Name,
+    *,
+    drain: Annotated[bool, typer.Option("--drain", help="Spend what is left, sign no more. The default.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop spending at once.")] = False,
+    cancel_onchain: Annotated[
+        bool, typer.Option("--cancel-onchain", help="Also revoke what is left on chain; costs gas.")
+    ] = False,
+    signer: _SignerOption = None,
+    rpc: _RpcOption = None,
+    yes: _Yes = False,
+    as_json: _Json = False,
+) -> None:
+    """End a purchase."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.removal import print_removal, removal_document, revoke
+        from buyer.signers import open_signer
+        from contracts.errors import UsageError
+
+        if drain + now + cancel_onchain > 1:
+            raise UsageError("--drain, --now and --cancel-onchain: give one of them")
+        purchase = pool.purchase(name)
+        if cancel_onchain:
+            with (
+                pool.home.exclusively(f"sign-{name}"),
+                _closing(open_signer(_signer_spec(signer, pool, name))) as wallet,
+            ):
+
+                def agree(question: str) -> None:
+                    _confirm(question, yes=yes)
+
+                asyncio.run(revoke(pool, purchase, wallet, _rpc_urls(rpc, pool, name), agree))
+        elif now:
+            pool.remove(purchase)
+        else:
+            pool.drain(purchase)
+            pool.finish_drained(purchase)
+        document = removal_document(pool, purchase)
+        print_document(document, as_json=as_json, human=lambda: print_removal(document))
+
+
+@commands.command()
+def pay(
+    url: Annotated[str, typer.Argument(metavar="URL", help="What to pay for.")],
+    *,
+    max_price: Annotated[str, typer.Option("--max-price", metavar="AMOUNT", help='Most it may cost, as "0.01".')],
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="The body; @FILE reads it, @- from stdin. Makes it a POST.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", "-X", help="GET, or POST with --data.")] = None,
+    content_type: Annotated[str, typer.Option("--content-type", help="Of the body.")] = "application/json",
+    signer: _SignerOption = None,
+    rpc: _RpcOption = None,
+    network: _Networks = None,
+    asset: _Assets = None,
+    allow_http: _AllowHttp = False,
+    as_json: _Json = False,
+) -> None:
+    """Pay for one request and print its answer. Repeating it after a lost answer presents the same payment."""
+    with exit_on_error(as_json=as_json), _pool() as pool:
+        from buyer.endpoint import parse_url
+        from buyer.orders import PayOrder, pay_once
+        from buyer.paid import answer_document, print_announcement, write_answer
+        from buyer.signers import open_signer
+        from contracts.errors import OutcomeUnknown
+
+        parse_url(url, allow_http=allow_http, field="URL")
+        order = PayOrder(
+            request=_request(url, method, data, content_type),
+            max_price=max_price,
+            networks=network or [],
+            assets=asset or [],
+            rpc_urls=_rpc_urls(rpc, pool, None),
+        )
+
+        def open_wallet() -> Signer:
+            return open_signer(_signer_spec(signer, pool, None), allow_http=allow_http)
+
+        outcome, purchase = asyncio.run(pay_once(pool, order, open_wallet, print_announcement, time.time))
+        if outcome.kind != "served" or outcome.claim is None:
+            raise outcome.error or OutcomeUnknown("the payment ended without an answer")
+        document = answer_document(outcome, outcome.claim, purchase)
+        print_document(document, as_json=as_json, human=lambda: write_answer(outcome))
+
+
+@contextmanager
+def _pool() -> Iterator[Pool]:
+    from buyer.home import Home
+    from buyer.pool import Pool
+
+    with Pool.open(Home.open()) as pool:
+        yield pool
+
+
+@contextmanager
+def _closing(signer: Signer) -> Iterator[Signer]:
+    try:
+        yield signer
+    finally:
+        signer.close()
+
+
+def _all_purchases(pool: Pool) -> list[Purchase]:
+    """Return what is for spending, then removed and one-shot ones that are still unsettled."""
+    live = pool.purchases()
+    known = {purchase.id for purchase in live}
+    return live + [purchase for purchase in pool.unsettled() if purchase.id not in known]
+
+
+def _signer_spec(given: str | None, pool: Pool, name: str | None) -> str:
+    from buyer.signers import recall_signer
+    from contracts.errors import NameUnknown, UsageError
+
+    if given is not None:
+        return given
+    if name is not None:
+        try:
+            return recall_signer(pool.home, name)
+        except NameUnknown:
+            pass
+    raise UsageError(
+        "--signer: is required", remedy="name the wallet: --signer keyfile:PATH, keystore:PATH or remote:URL"
+    )
+
+
+def _absolute(spec: str) -> str:
+    """Return a signer whose path does not depend on the folder a later command is run in."""
+    kind, _, place = spec.partition(":")
+    return f"{kind}:{Path(place).expanduser().absolute()}" if kind in ("keyfile", "keystore") else spec
+
+
+def _given_rpc_urls(given: list[str] | None) -> list[str]:
+    named = os.environ.get("FAREBOX_RPC", "")
+    return given or [url for url in named.replace(",", " ").split() if url]
+
+
+def _rpc_urls(given: list[str] | None, pool: Pool, name: str | None) -> list[str]:
+    """Return the endpoints given, else those of the purchase, else all that the home knows."""
+    urls = _given_rpc_urls(given)
+    if urls:
+        return urls
+    purchases = pool.purchases()
+    own = [url for purchase in purchases if purchase.name == name for url in purchase.rpc_urls]
+    return own or list(dict.fromkeys(url for purchase in purchases for url in purchase.rpc_urls))
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    from contracts.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here", remedy="pass --yes to agree beforehand")
+    if not typer.confirm(question, err=True):
+        progress("nothing was signed")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress_bar(what: str) -> Iterator[Progress]:
+    """Show a bar on stderr, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _request(url: str, method: str | None, data: str | None, content_type: str) -> Any:
+    from buyer.flow import Outgoing
+    from contracts.errors import UsageError
+
+    verb = (method or ("GET" if data is None else "POST")).upper()
+    if not verb.isalpha() or not verb.isascii():
+        raise UsageError(f"--method: expected a word such as GET or POST, got {verb[:20]!r}")
+    if data is None:
+        return Outgoing(verb, url)
+    body = data.encode()
+    try:
+        if data == "@-":
+            body = sys.stdin.buffer.read()
+        elif data.startswith("@"):
+            body = Path(data[1:]).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--data: {data[1:]}: {error.strerror}") from None
+    return Outgoing(verb, url, [("content-type", content_type)], body)
