@@ -1,0 +1,180 @@
+"""`farebox`: the root of the command line.
+
+Every room brings its own commands; heavy libraries are imported inside the commands that need them, so that
+`farebox --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import buyer.cli
+import gateway.demo.cli
+import gateway.litellm.cli
+import seller.cli
+from contracts.console import exit_on_error, out, print_document
+from gateway.devnet import devnet
+
+__all__ = ["app", "main"]
+
+_START, _BUY, _SERVE, _SELL, _LOOK = "Start here", "Buy", "Serve agents", "Sell", "Look after it"
+
+app = typer.Typer(
+    name="farebox",
+    help="Buy and sell inference one call at a time, over HTTP 402 (x402).",
+    epilog="FAREBOX_HOME names the folder of the pool (default ~/.farebox). --json on any command prints one document.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+config_commands = typer.Typer(no_args_is_help=True, help="Read settings as Farebox reads them.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="gateway.yaml; without it, the defaults.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        _print_version(as_json=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Hold the options of `farebox` itself."""
+
+
+def _print_version(*, as_json: bool) -> None:
+    from importlib.metadata import version as installed
+
+    document = {"ok": True, "version": installed("farebox"), "python": sys.version.split()[0]}
+    print_document(document, as_json=as_json, human=lambda: out.print(f"farebox {document['version']}"))
+
+
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    _print_version(as_json=as_json)
+
+
+def serve(
+    config: ConfigFile = None,
+    listen: Annotated[
+        str | None, typer.Option(envvar="FAREBOX_SERVE_LISTEN", help="host:port for agents; overrides the file.")
+    ] = None,
+    admin_listen: Annotated[
+        str | None, typer.Option(envvar="FAREBOX_SERVE_ADMIN_LISTEN", help="host:port of /status and /metrics.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve paid models to anything that speaks OpenAI: `paid/<model>` on 127.0.0.1:8403.
+
+    Spends what `farebox buy` signed. This process holds no key and cannot sign. Ctrl-C or SIGTERM ends it when the
+    calls in flight have their answers.
+    """
+    with exit_on_error(as_json=as_json):
+        from gateway import serve as serving
+        from gateway.config import load_config, override
+
+        serving.shed_wallet_environment()
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        settings = override(load_config(config), listen=listen, admin_listen=admin_listen)
+
+        def announce(addresses: serving.Addresses) -> None:
+            agents, admin = (f"http://{address.text}" for address in addresses)
+            print_document(
+                {"ok": True, "url": f"{agents}/v1", "admin_url": admin},
+                as_json=as_json,
+                human=lambda: out.print(
+                    f"[bold]OpenAI endpoint[/]  {agents}/v1   (model: paid/<model>)\n"
+                    f"[bold]status[/]           {admin}/status   {admin}/metrics"
+                ),
+            )
+
+        serving.run(settings, announce)
+
+
+def doctor(
+    rpc: Annotated[
+        list[str] | None, typer.Option(help="Chain endpoint to check besides those of the purchases; repeatable.")
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check everything a paid call depends on; each problem comes with its fix. Exit code 1 when there is one."""
+    with exit_on_error(as_json=as_json):
+        import asyncio
+
+        from gateway.config import load_config
+        from gateway.doctor import examine
+
+        checks = asyncio.run(examine(load_config(config), rpc or []))
+        document = {
+            "ok": all(check.ok for check in checks),
+            "checks": [
+                {"check": check.name, "ok": check.ok, "found": check.found, "fix": check.fix} for check in checks
+            ],
+        }
+
+        def human() -> None:
+            for check in checks:
+                mark = "[green]ok[/]  " if check.ok else "[bold red]FAIL[/]"
+                out.print(mark, end=" ")
+                out.print(f"{check.name}: {check.found}", markup=False)
+                if check.fix:
+                    out.print(f"       fix: {check.fix}", markup=False)
+
+        print_document(document, as_json=as_json, human=human)
+    raise typer.Exit(0 if document["ok"] else 1)
+
+
+@config_commands.command("show")
+def config_show(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Show the gateway's settings as they take effect, and where each comes from. Secrets are masked."""
+    with exit_on_error(as_json=as_json):
+        from gateway.config import load_config, shown
+
+        rows = shown(load_config(config), config)
+        document = {"ok": True, "settings": {row.name: {"value": row.value, "from": row.origin} for row in rows}}
+
+        def human() -> None:
+            for row in rows:
+                out.print(f"{row.name:17} {row.value!s:34} {row.origin}", markup=False)
+
+        print_document(document, as_json=as_json, human=human)
+
+
+def _add(command: typer.Typer, panel: str) -> None:
+    """Put the commands of another room beside ours, under a heading."""
+    for registered in command.registered_commands:
+        registered.rich_help_panel = panel
+        app.registered_commands.append(registered)
+
+
+app.command(rich_help_panel=_START)(gateway.demo.cli.demo)
+app.command(rich_help_panel=_START)(devnet)
+_add(buyer.cli.commands, _BUY)
+app.command(rich_help_panel=_SERVE)(serve)
+app.add_typer(gateway.litellm.cli.commands, name="litellm", rich_help_panel=_SERVE)
+_add(seller.cli.commands, _SELL)
+app.command(rich_help_panel=_LOOK)(doctor)
+app.add_typer(config_commands, name="config", rich_help_panel=_LOOK)
+app.command(rich_help_panel=_LOOK)(version)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="farebox")
+
+
+if __name__ == "__main__":
+    main()

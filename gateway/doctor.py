@@ -1,0 +1,177 @@
+"""`farebox doctor`: everything a paid call depends on, checked one by one; each finding comes with its fix."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from buyer.chain import check_before_signing
+from buyer.home import Home
+from buyer.pool import Pool
+from buyer.probe import probe_base
+from buyer.purchase import Purchase
+from contracts.address import address_text
+from contracts.errors import FareboxError, InsufficientBalance, LocalError, TermsChanged
+from contracts.evm.rpc import Rpc
+from contracts.evm.token import read_head
+from contracts.money import format_amount
+from contracts.networks import DEVNET_CHAIN_ID
+from contracts.offers import Offer, requirements
+from gateway.admin import check_writable
+from gateway.config import GatewayConfig, host_only
+
+__all__ = ["Check", "examine"]
+
+# Signatures are valid for a time; a clock this far ahead of the chain's makes fresh ones look expired.
+_CLOCK_BEHIND_S_MAX = 30
+# A public chain makes a block every few seconds; a head this old is a stale endpoint, or our clock is ahead.
+_HEAD_AGE_S_MAX = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `fix` is one line of what to do, empty when all is well."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+class _ClockSkew(LocalError):
+    """The local clock and the chain's differ too much."""
+
+    code = "clock_skew"
+
+
+Look = Callable[[], Awaitable[str]]
+
+
+async def examine(config: GatewayConfig, rpc_urls: Sequence[str]) -> list[Check]:
+    """Return what was found, in the order in which a call needs it. Nothing is spent and nothing is signed.
+
+    `rpc_urls` are asked besides those of the configuration and the purchases. Raises nothing: every problem is a
+    failed check.
+    """
+    try:
+        home = Home.open(config.home_path)
+        pool = Pool.open(home)
+    except FareboxError as error:
+        return [Check("store", False, error.message, error.advice)]
+    try:
+        purchases = pool.purchases()
+        looks: list[tuple[str, Look]] = [("store", lambda: _store(pool))]
+        looks += [(f"chain {host_only(url)}", _look(_chain, url)) for url in _endpoints(config, rpc_urls, purchases)]
+        for purchase in purchases:
+            looks += _purchase_looks(pool, purchase, list(rpc_urls) or config.rpc)
+        checks = await asyncio.gather(*(_check(name, look) for name, look in looks))
+    finally:
+        pool.close()
+    if not purchases:
+        checks.append(Check("purchases", True, "none yet; `farebox buy` makes one"))
+    return checks
+
+
+def _endpoints(config: GatewayConfig, rpc_urls: Sequence[str], purchases: Sequence[Purchase]) -> list[str]:
+    named = [*rpc_urls, *config.rpc, *(url for purchase in purchases for url in purchase.rpc_urls)]
+    return list(dict.fromkeys(named))
+
+
+def _purchase_looks(pool: Pool, purchase: Purchase, rpc_urls: Sequence[str]) -> list[tuple[str, Look]]:
+    name = f"purchase {purchase.name}"
+    looks: list[tuple[str, Look]] = [
+        (f"{name}: pool", lambda: _stock(pool, purchase)),
+        (f"{name}: seller", lambda: _seller(purchase)),
+    ]
+    if endpoints := list(purchase.rpc_urls) or list(rpc_urls):
+        looks.append((f"{name}: token and wallet", lambda: _wallet(pool, purchase, endpoints)))
+    return looks
+
+
+def _look(look: Callable[[str], Awaitable[str]], argument: str) -> Look:
+    return lambda: look(argument)
+
+
+async def _check(name: str, look: Look) -> Check:
+    try:
+        return Check(name, True, await look())
+    except FareboxError as error:
+        return Check(name, False, error.message, error.advice)
+
+
+async def _store(pool: Pool) -> str:
+    await check_writable(pool)
+    return f"{pool.database.path} can be written"
+
+
+async def _chain(url: str) -> str:
+    async with Rpc([url]) as rpc:
+        chain_id = int(await rpc.call("eth_chainId"), 16)
+        head = await read_head(rpc)
+    ahead_s = head.timestamp_s - int(time.time())
+    if ahead_s > _CLOCK_BEHIND_S_MAX:
+        raise _ClockSkew(
+            f"chain {chain_id} is {ahead_s} s ahead of this machine's clock",
+            remedy="set the clock (NTP), then try again",
+        )
+    # A devnet makes a block only when somebody sends a transaction.
+    if -ahead_s > _HEAD_AGE_S_MAX and chain_id != DEVNET_CHAIN_ID:
+        raise _ClockSkew(
+            f"the newest block of chain {chain_id} is {-ahead_s} s old",
+            remedy="use an endpoint that keeps up, or set this machine's clock",
+        )
+    return f"chain {chain_id}, block {head.number}, clock differs by {abs(ahead_s)} s at most"
+
+
+async def _stock(pool: Pool, purchase: Purchase) -> str:
+    counts = pool.counts(purchase.name)
+    spendable = pool.spendable(purchase, int(time.time()))
+    if not spendable and purchase.state == "active":
+        raise _Empty(
+            f"nothing left to spend ({counts.ready} ready, {counts.unknown} unknown)",
+            remedy=f"run `farebox refill {purchase.name} --count N`",
+        )
+    return f"{spendable} to spend, {counts.unknown} unknown, {purchase.state}"
+
+
+class _Empty(LocalError):
+    """A purchase that should serve has nothing to serve from."""
+
+    code = "authorizations_exhausted"
+
+
+async def _seller(purchase: Purchase) -> str:
+    probe = await asyncio.to_thread(probe_base, purchase.endpoint, purchase.model)
+    offers = [option.terms.offer for option in probe.asked.options if option.terms is not None]
+    if not any(_same_terms(purchase.offer, offer) for offer in offers):
+        asked = ", ".join(format_amount(offer.amount_atomic, offer.asset) for offer in offers[:3]) or "nothing readable"
+        raise TermsChanged(f"{purchase.endpoint} no longer offers the pinned terms; it asks {asked}")
+    return f"{purchase.endpoint} asks {format_amount(purchase.offer.amount_atomic, purchase.offer.asset)}, as pinned"
+
+
+async def _wallet(pool: Pool, purchase: Purchase, rpc_urls: Sequence[str]) -> str:
+    offer = purchase.offer
+    facts = await check_before_signing(offer, purchase.payer, rpc_urls)
+    promised_atomic = pool.payer_exposure_atomic(offer.network.chain_id, offer.asset.address, purchase.payer)
+    holds, promised = (format_amount(amount, offer.asset) for amount in (facts.balance_atomic, promised_atomic))
+    if facts.balance_atomic < promised_atomic:
+        raise InsufficientBalance(
+            f"{address_text(purchase.payer)} holds {holds}; live authorizations promise {promised}",
+            remedy="fund the wallet, or sellers will refuse",
+        )
+    return (
+        f"{address_text(purchase.payer)} holds {holds} and has promised {promised}; the signing domain is the token's"
+    )
+
+
+def _same_terms(pinned: Offer, offer: Offer) -> bool:
+    one, other = requirements(pinned), requirements(offer)
+    return (one.scheme, one.network, one.amount, one.asset, one.pay_to) == (
+        other.scheme,
+        other.network,
+        other.amount,
+        other.asset,
+        other.pay_to,
+    )

@@ -1,0 +1,131 @@
+"""Goal: the command line answers at once, groups its commands, and checks what a paid call depends on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from buyer.home import Home
+from buyer.pool import Pool
+from contracts.evm.devnet import Devnet
+from tests.gateway.parts import Listening, StandInSeller, sign_pool
+from tests.gateway.test_serve_process import run
+
+HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai"}
+
+
+@pytest.mark.parametrize(
+    "code", ["import seller", "import buyer", "import gateway.cli", "import sys; sys.argv = ['farebox', '--help']\n"]
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
+    ask_for_help = "from gateway.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    program = f"{code}\n{ask_for_help if '--help' in code else ''}\nimport sys; print('loaded:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {name.partition(".")[0] for name in done.stdout.partition("loaded:")[2].split()}
+    assert {"seller", "buyer", "gateway"} & loaded
+    assert not HEAVY & loaded
+
+
+def test_help_lists_every_command_under_a_heading(tmp_path: Path) -> None:
+    text = run("--help", home=tmp_path).stdout
+    for heading, commands in {
+        "Start here": ["demo", "devnet"],
+        "Buy": ["probe", "buy", "process", "list", "status", "balance", "receipts", "refill", "remove", "pay"],
+        "Serve agents": ["serve", "litellm"],
+        "Sell": ["sell", "settle"],
+        "Look after it": ["doctor", "config", "version"],
+    }.items():
+        section = text[text.index(f"─ {heading} ─") :]
+        for command in commands:
+            assert f"│ {command} " in section, command
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "doctor", "config show", "version", "probe", "buy", "sell", "settle", "demo", "litellm config"]
+)
+def test_every_command_explains_itself_and_takes_json(tmp_path: Path, command: str) -> None:
+    text = run(*command.split(), "--help", home=tmp_path).stdout
+    assert f"Usage: farebox {command}" in text
+    assert "--json" in text
+
+
+def test_the_version_is_the_installed_one(tmp_path: Path) -> None:
+    assert run("--version", home=tmp_path).stdout.strip() == f"farebox {version('farebox')}"
+    assert json.loads(run("version", "--json", home=tmp_path).stdout)["version"] == version("farebox")
+
+
+def test_a_wrong_word_is_a_usage_error(tmp_path: Path) -> None:
+    done = run("srve", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'srve'" in done.stderr
+
+
+def test_config_show_tells_value_and_origin(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text('max_price: "0.5"\n')
+    settings = json.loads(run("config", "show", "--config", str(file), "--json", home=tmp_path / "h").stdout)[
+        "settings"
+    ]
+    assert settings["max_price"] == {"value": "0.5", "from": str(file)}
+    assert settings["home"] == {"value": str(tmp_path / "h"), "from": "FAREBOX_HOME"}
+    assert settings["listen"] == {"value": "127.0.0.1:8403", "from": "default"}
+    assert "0.5" in run("config", "show", "--config", str(file), home=tmp_path / "h").stdout
+
+
+class TestDoctor:
+    def test_a_new_home_is_well(self, tmp_path: Path, devnet: Devnet) -> None:
+        done = run("doctor", "--rpc", devnet.rpc_url, "--json", home=tmp_path / "home")
+        document = json.loads(done.stdout)
+        assert (done.returncode, document["ok"]) == (0, True)
+        found = {check["check"]: check["found"] for check in document["checks"]}
+        assert "can be written" in found["store"]
+        assert any("chain 31337" in text for text in found.values())
+        assert "farebox buy" in found["purchases"]
+
+    def test_a_dead_endpoint_and_a_dead_seller_come_with_a_fix(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        pool = Pool.open(Home.open(home))
+        sign_pool(pool, "http://127.0.0.1:9", 1)
+        pool.close()
+        done = run("doctor", "--rpc", "http://127.0.0.1:9", "--json", home=home)
+        document = json.loads(done.stdout)
+        assert (done.returncode, document["ok"]) == (1, False)
+        failed = {check["check"]: check for check in document["checks"] if not check["ok"]}
+        assert {"chain http://127.0.0.1:9", "purchase chat: seller"} <= set(failed)
+        assert all(check["fix"] for check in failed.values())
+        assert "FAIL" in run("doctor", home=home).stdout
+
+    def test_a_seller_with_other_terms_and_a_token_that_is_none_are_found(
+        self, tmp_path: Path, devnet: Devnet, seller: StandInSeller, seller_server: Listening
+    ) -> None:
+        home = tmp_path / "home"
+        pool = Pool.open(Home.open(home))
+        sign_pool(pool, seller_server.url, 1)
+        pool.close()
+        well = checks_of(run("doctor", "--json", home=home).stdout)
+        assert well["purchase chat: seller"]["ok"]
+        assert "0.001 USDC, as pinned" in str(well["purchase chat: seller"]["found"])
+
+        seller.price_atomic = 5000
+        ill = checks_of(run("doctor", "--rpc", devnet.rpc_url, "--json", home=home).stdout)
+        assert "0.005 USDC" in str(ill["purchase chat: seller"]["found"])
+        assert "farebox probe" in str(ill["purchase chat: seller"]["fix"])
+        assert not ill["purchase chat: token and wallet"]["ok"]
+        assert "no token contract" in str(ill["purchase chat: token and wallet"]["found"])
+
+    def test_a_store_that_cannot_be_opened_is_the_first_finding(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        home.mkdir(mode=0o700)
+        (home / "buyer.db").mkdir()
+        done = run("doctor", "--json", home=home)
+        assert done.returncode == 1
+        assert checks_of(done.stdout)["store"]["fix"]
+
+
+def checks_of(text: str) -> dict[str, dict[str, object]]:
+    return {check["check"]: check for check in json.loads(text)["checks"]}
