@@ -79,8 +79,8 @@ def buyer(chain: Devnet, payer: DevAccount, pay_to: str, tmp_path: Path) -> Iter
             where = ["--endpoint", url, "--model", MODEL, "--rpc", chain.rpc_url]
             limits = ["--count", str(COUNT), "--max-price", "0.001", "--signer", "keyfile:buyer.key", "--yes"]
             buyer.farebox("buy", NAME, *where, *limits)
-            # No key from here on: nothing that runs may need one.
-            key_file.unlink()
+            # No key in its place from here on: nothing that runs may need one.
+            key_file.rename(tmp_path / "put-away.key")
             yield buyer
 
 
@@ -156,3 +156,16 @@ def test_an_answer_lost_after_the_settlement_is_found_on_the_chain(buyer: Buyer)
 
     assert buyer.counts() == {"ready": COUNT - 1, "spent": 1, "unknown": 0}
     assert buyer.earned_atomic == PRICE_ATOMIC
+
+
+def test_probe_tells_the_sdks_offer_and_pay_takes_it_once(buyer: Buyer) -> None:
+    probed = buyer.farebox("probe", f"{buyer.url}/paid")
+    offers = json.dumps(probed)
+    assert buyer.chain.token in offers
+    assert buyer.earned_atomic == 0
+
+    wallet = ["--signer", "keyfile:put-away.key", "--rpc", buyer.chain.rpc_url]
+    paid = buyer.farebox("pay", f"{buyer.url}/paid", "--max-price", "0.001", *wallet)
+    assert paid["ok"] is True
+    assert (buyer.runs, buyer.earned_atomic) == (1, PRICE_ATOMIC)
+    assert buyer.counts()["ready"] == COUNT
