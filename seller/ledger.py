@@ -315,8 +315,7 @@ class Ledger:
     ) -> Claim:
         begun = mode is Mode.ASYNC
         connection.execute(
-            "UPDATE payments SET mode = ?, work = ?, owner = ?, runs = runs + ?, attempts = 0, due_ms = 0"
-            " WHERE id = ?",
+            "UPDATE payments SET mode = ?, work = ?, owner = ?, runs = runs + ?, attempts = 0, due_ms = 0 WHERE id = ?",
             (
                 mode.value,
                 (Work.RUNNING if begun else Work.WAITING).value,

@@ -118,6 +118,8 @@ class Seller:
             # Without a key its account is unknown here; the chain settler's worker is looked for under any name.
             self.counter.trouble = lambda: None if outbox.anybody_settles() else SettlementUnavailable("no worker")
             return
+        if self._key is not None:
+            self._key.prepare()
         worker = self._worker = Worker(ledger, outbox, self._settler(outbox), self.counter)
         self.counter.trouble = lambda: worker.problem
         self._task = asyncio.create_task(worker.run(), name="settlement")
