@@ -8,7 +8,7 @@ LEASE_SIZE = 64
 LEASE_SHARE = 4
 # An authorization must outlive the seller's own time-out by this much, or it is not handed out: clocks differ, and a
 # seller that settles after it served needs time to do so.
-CLAIM_MARGIN_S = 60
+CLAIM_MARGIN_S = 120
 
 # Authorizations one `buy` or refill signs at most; 10,000 take a few seconds and 10 MB.
 SIGN_COUNT_MAX = 10_000

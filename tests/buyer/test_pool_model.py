@@ -1,0 +1,158 @@
+"""The pool against a model: whatever happens in whatever order, nothing is lost, freed or used for two requests."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from buyer.home import Home
+from buyer.pool import Claim, Counts, Pool, Spender
+from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress
+from tests.buyer.parts import NOW_S, add_purchase, add_signed
+
+WORKERS = 2
+KEYS = st.sampled_from([f"request {number}" for number in range(6)])
+WHO = st.integers(0, WORKERS - 1)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Two workers on one pool, with top-ups, lost answers, repetitions, closings and power losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.home = Home.open(Path(self.folder.name) / "home")
+        self.boot = 0
+        self.pool = Pool.open(self.home, boot="boot 0")
+        self.purchase = add_purchase(self.pool)
+        self.workers = [self.pool.spender(lease_size=3) for _ in range(WORKERS)]
+        self.signed = 0
+        # The model: which request an authorization was shown to a seller for, and those that were answered.
+        self.shown: dict[bytes, str] = {}
+        self.spent: set[bytes] = set()
+        self.claimed: list[tuple[int, Claim]] = []
+        self.sent: list[tuple[int, Claim]] = []
+
+    def teardown(self) -> None:
+        self.pool.close()
+        self.folder.cleanup()
+
+    @rule(count=st.integers(1, 5), days=st.integers(1, 3))
+    def sign_more(self, count: int, days: int) -> None:
+        add_signed(self.pool, self.purchase, count, valid_before_s=NOW_S + days * 86_400)
+        self.signed += count
+
+    @rule(who=WHO, key=KEYS)
+    def claim(self, who: int, key: str) -> None:
+        open_keys = {claim.request_key for _, claim in self.claimed + self.sent}
+        try:
+            claim = self.workers[who].claim(self.purchase, key, NOW_S)
+        except AuthorizationsExhausted:
+            assert self.pool.counts("p").ready == 0
+        except (RequestInProgress, OutcomeUnknown):
+            assert key in open_keys | set(self.shown.values())
+        else:
+            assert key not in open_keys
+            assert claim.authorization.nonce not in self.shown
+            self.claimed.append((who, claim))
+
+    @rule(who=WHO, key=KEYS)
+    def repeat(self, who: int, key: str) -> None:
+        try:
+            claim = self.workers[who].reopen(key, NOW_S)
+        except RequestInProgress:
+            assert key in {claim.request_key for _, claim in self.claimed + self.sent}
+            return
+        if claim is not None:
+            assert self.shown[claim.authorization.nonce] == key
+            assert claim.authorization.nonce not in self.spent
+            self.sent.append((who, claim))
+
+    @precondition(lambda self: self.claimed)
+    @rule(data=st.data())
+    def send_or_abort(self, data: st.DataObject) -> None:
+        who, claim = self.claimed.pop(data.draw(st.integers(0, len(self.claimed) - 1)))
+        if data.draw(st.booleans()):
+            self.workers[who].sent(claim)
+            self.sent.append((who, claim))
+        else:
+            self.workers[who].abort(claim)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), ending=st.sampled_from(["served", "lost", "never left"]))
+    def end(self, data: st.DataObject, ending: str) -> None:
+        who, claim = self.sent.pop(data.draw(st.integers(0, len(self.sent) - 1)))
+        nonce, worker = claim.authorization.nonce, self.workers[who]
+        if ending == "served":
+            worker.served(claim, status=200, receipt=None, latency_ms=1)
+            self._show(claim)
+            self.spent.add(nonce)
+        elif ending == "lost":
+            worker.lost(claim, status=None, reason="lost")
+            self._show(claim)
+        else:
+            worker.never_left(claim)
+
+    @rule(who=WHO)
+    def restart(self, who: int) -> None:
+        self.workers[who].close()
+        self.workers[who] = self.pool.spender(lease_size=3)
+        for other, claim in self.sent:
+            if other == who:
+                self._show(claim)
+        self._forget(who)
+
+    @rule()
+    def lose_power(self) -> None:
+        """The machine goes down: another boot finds the store, and nobody closed anything."""
+        for worker in self.workers:
+            abandon(worker)
+        self.pool.close()
+        self.boot += 1
+        self.pool = Pool.open(self.home, boot=f"boot {self.boot}")
+        self.workers = [self.pool.spender(lease_size=3) for _ in range(WORKERS)]
+        for _, claim in self.claimed + self.sent:
+            self._show(claim)
+        for who in range(WORKERS):
+            self._forget(who)
+
+    @invariant()
+    def nothing_is_lost_and_nothing_comes_back(self) -> None:
+        counts = self.pool.counts("p")
+        assert counts.signed == self.signed
+        assert counts.spent == len(self.spent)
+        assert (counts.claimed, counts.sent) == (len(self.claimed), len(self.sent))
+        seen = set(self.shown) | {claim.authorization.nonce for _, claim in self.claimed + self.sent}
+        assert counts.ready + counts.unknown + len(self.spent) + counts.claimed + counts.sent == self.signed
+        assert counts.ready <= self.signed - len(seen)
+        assert self.pool.worst_case_loss_atomic("p") == 1000 * (self.signed - counts.spent)
+
+    def _show(self, claim: Claim) -> None:
+        """Note that a seller may have seen it, and check that it never was for another request."""
+        assert self.shown.setdefault(claim.authorization.nonce, claim.request_key) == claim.request_key
+
+    def _forget(self, who: int) -> None:
+        self.claimed = [(other, claim) for other, claim in self.claimed if other != who]
+        self.sent = [(other, claim) for other, claim in self.sent if other != who]
+
+
+def abandon(worker: Spender) -> None:
+    """Let go of a worker's lock as the kernel does for a dead process, without a word to the store."""
+    import os
+
+    os.close(worker._worker._descriptor)
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPoolMachine = PoolMachine.TestCase
+
+
+def test_counts_know_what_was_signed() -> None:
+    assert Counts(1, 2, 3, 4, 5, 6, 7).signed == 28
+    assert Counts(1, 2, 3, 4, 5, 6, 7).live == 10
