@@ -113,8 +113,7 @@ class Responder:
         """The answer is good: get the money right, durably, then let it go."""
         claim, seller = self._claim, self._seller
         if self._watch.client_is_gone:
-            self._closed = True
-            await self._end_without_goods("client_gone")
+            await self._keep_for_later()
             return
         try:
             if claim.mode is Mode.ASYNC and not claim.credit:
@@ -123,6 +122,9 @@ class Responder:
             else:
                 if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
                     self._transaction = await seller.settle(claim)
+                    if self._watch.client_is_gone:
+                        await self._keep_for_later()
+                        return
                 await seller.ledger.delivered(claim)
         except FareboxError as error:
             await self._answer_refusal(error)
@@ -130,6 +132,11 @@ class Responder:
         seller.metrics.served(self._quote.route, "credit" if claim.credit else "paid")
         headers = receipt_headers(receipt(claim, self._transaction), claim.payment.x402_version)
         await self._release(_paid_headers(self._start_headers()) + headers + ([_CREDIT] if claim.credit else []))
+
+    async def _keep_for_later(self) -> None:
+        """Nobody listens any more: an answer that goes nowhere is not delivered, and money that moved is a credit."""
+        self._closed = True
+        await self._end_without_goods("client_gone")
 
     async def _pass_failure(self) -> None:
         """The upstream said no: its answer goes through as it is, and nothing is charged for it."""
