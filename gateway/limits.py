@@ -11,6 +11,8 @@ REQUEST_ID_CHARS_MAX = 256
 # A model name; the longest public ones have about 100 characters.
 MODEL_CHARS_MAX = 512
 
+# From a request's head to the end of its body.
+BODY_TIMEOUT_S = 60.0
 # Calls in flight at once; past it a client is told to come back, with nothing claimed.
 CONCURRENT_MAX = 512
 # What those clients are told to wait.
@@ -38,7 +40,8 @@ KEPT_S = 600.0
 POOL_POLL_S = 1.0
 # A seller that refused its own pinned terms is not asked again before this: each asking locks up one authorization.
 TERMS_CHANGED_PAUSE_S = 30.0
-# Between two questions to the chain about authorizations of unknown fate.
+# Between two questions to the chain about payments of unknown fate; doubled while the answer stays the same.
 RECONCILE_EVERY_S = 15.0
+RECONCILE_EVERY_S_MAX = 600.0
 # Calls in flight get this long to end after SIGTERM; then they are recorded as unknown.
 STOP_TIMEOUT_S = 30.0

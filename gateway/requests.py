@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from gateway.envelope import Headers, Problem, Refused
-from gateway.limits import BODY_BYTES_MAX, HEADERS_BYTES_MAX, MODEL_CHARS_MAX, REQUEST_ID_CHARS_MAX
+from gateway.limits import BODY_BYTES_MAX, BODY_TIMEOUT_S, HEADERS_BYTES_MAX, MODEL_CHARS_MAX, REQUEST_ID_CHARS_MAX
 from gateway.models import ModelName, parse_model
 
 __all__ = ["Call", "ClientGone", "parse_call", "read_body"]
@@ -82,24 +83,26 @@ class Call:
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """Return the request's body. Raises `Refused` (413) past the cap, `ClientGone` when it never ends."""
+    """Return the request's body. Raises `Refused` (413 past the cap, 408 past the time), `ClientGone`."""
     for name, value in scope["headers"]:
         if name == b"content-length" and (not value.isdigit() or int(value) > BODY_BYTES_MAX):
             raise _too_large()
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read_body(receive)
+    except TimeoutError:
+        problem = Problem(408, "body_timed_out", f"body: it was not complete after {BODY_TIMEOUT_S:.0f} s")
+        raise Refused(problem) from None
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body = bytearray()
+    while (message := await receive())["type"] == "http.request":
+        body += message.get("body", b"")
         if len(body) > BODY_BYTES_MAX:
             raise _too_large()
-        return body
-    parts = bytearray()
-    while message["type"] == "http.request":
-        parts += message.get("body", b"")
-        if len(parts) > BODY_BYTES_MAX:
-            raise _too_large()
         if not message.get("more_body"):
-            return bytes(parts)
-        message = await receive()
+            return bytes(body)
     raise ClientGone
 
 

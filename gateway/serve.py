@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -25,7 +26,8 @@ from gateway.admin import admin_app
 from gateway.app import GatewayApp, HostCheck
 from gateway.config import GatewayConfig, Listen, parse_listen
 from gateway.desk import Desk
-from gateway.limits import POOL_POLL_S, RECONCILE_EVERY_S, STOP_TIMEOUT_S
+from gateway.limits import POOL_POLL_S, STOP_TIMEOUT_S
+from gateway.reconciler import Reconciler
 from gateway.upstream import Upstream
 
 __all__ = ["Addresses", "run", "shed_wallet_environment"]
@@ -127,32 +129,19 @@ def _stop_on_signals(servers: list[_Server], desk: Desk) -> None:
 
 async def _watch_pool(desk: Desk) -> None:
     """Notice what other processes buy, refill and remove."""
-
-    async def reload() -> None:
-        desk.shelf.reload()
-
-    await _repeat(POOL_POLL_S, reload)
+    while True:
+        await asyncio.sleep(POOL_POLL_S)
+        try:
+            desk.shelf.reload()
+        except FareboxError as error:
+            log.warning("%s: %s", error.code, error.message)
 
 
 async def _reconcile(desk: Desk) -> None:
-    """Ask the chain about payments of unknown fate, wherever a purchase or the configuration names an RPC endpoint."""
-
-    async def ask() -> None:
-        for purchase in desk.shelf.purchases:
-            rpc_urls = desk.config.rpc or list(purchase.rpc_urls)
-            if rpc_urls and desk.pool.counts(purchase.name).unknown:
-                await desk.pool.reconcile(purchase.name, rpc_urls)
-
-    await _repeat(RECONCILE_EVERY_S, ask)
-
-
-async def _repeat(every_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    reconciler = Reconciler(desk.pool, desk.shelf, desk.config.rpc)
     while True:
-        await asyncio.sleep(every_s)
-        try:
-            await work()
-        except FareboxError as error:
-            log.warning("%s: %s", error.code, error.message)
+        await asyncio.sleep(POOL_POLL_S)
+        await reconciler.run(time.monotonic())
 
 
 def _bound(setting: str, listen: Listen) -> socket.socket:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -220,10 +220,12 @@ def sign_pool(
     model: str = MODEL,
     price_atomic: int = PRICE_ATOMIC,
     valid_s: int = 86_400,
+    asset: Asset = ASSET,
+    rpc_urls: tuple[str, ...] = (),
 ) -> None:
     """Sign `count` authorizations into the pool as `farebox buy` does, without a chain to ask first."""
     now_s = int(time.time())
-    offer = offer_at(price_atomic)
+    offer = replace(offer_at(price_atomic), asset=asset)
 
     def authorization() -> Authorization:
         return Authorization(KEY.address, PAY_TO, price_atomic, 0, now_s + valid_s, secrets.token_bytes(32))
@@ -242,7 +244,7 @@ def sign_pool(
                 price_cap_atomic=price_atomic,
                 ttl_s=valid_s,
                 refill=None,
-                rpc_urls=(),
+                rpc_urls=rpc_urls,
                 terms=terms_from_wire(requirements(offer)),
                 now_s=now_s,
             )

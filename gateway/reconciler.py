@@ -1,0 +1,54 @@
+"""Asks the chain about payments of unknown fate, often while there is news and seldom while there is none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from buyer.pool import Pool
+from buyer.purchase import Purchase
+from contracts.errors import FareboxError
+from gateway.limits import RECONCILE_EVERY_S, RECONCILE_EVERY_S_MAX
+from gateway.shelf import Shelf
+
+__all__ = ["Reconciler"]
+
+log = logging.getLogger("farebox.gateway")
+
+
+@dataclass(slots=True)
+class _Round:
+    """When a purchase is next asked about, and how many unknown payments were left by the last answer."""
+
+    unknown: int
+    wait_s: float
+    next_s: float
+
+
+class Reconciler:
+    """Settles unknown payments of the purchases on a shelf. `rpc_urls` serve purchases that name no endpoint."""
+
+    def __init__(self, pool: Pool, shelf: Shelf, rpc_urls: Sequence[str]) -> None:
+        self._pool, self._shelf, self._rpc_urls = pool, shelf, list(rpc_urls)
+        self._rounds: dict[str, _Round] = {}
+
+    async def run(self, now_s: float) -> None:
+        """Ask about every purchase whose turn it is; an endpoint that fails is tried again at the next turn."""
+        for purchase in self._shelf.purchases:
+            try:
+                await self._ask(purchase, now_s)
+            except FareboxError as error:
+                log.warning("purchase %s: %s: %s", purchase.name, error.code, error.message)
+
+    async def _ask(self, purchase: Purchase, now_s: float) -> None:
+        rpc_urls = list(purchase.rpc_urls) or self._rpc_urls
+        unknown = self._pool.counts(purchase.name).unknown
+        last = self._rounds.get(purchase.name)
+        if not rpc_urls or not unknown or (last and unknown == last.unknown and now_s < last.next_s):
+            return
+        # Written down before the question, so that an endpoint which never answers is not asked at every turn.
+        wait_s = min(2 * last.wait_s, RECONCILE_EVERY_S_MAX) if last and last.unknown == unknown else RECONCILE_EVERY_S
+        self._rounds[purchase.name] = _Round(unknown, wait_s, now_s + wait_s)
+        found = await self._pool.reconcile(purchase.name, rpc_urls)
+        self._rounds[purchase.name].unknown = found["unknown"]
