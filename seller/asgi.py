@@ -14,7 +14,7 @@ from typing import Any
 
 from contracts.errors import FareboxError
 from seller.answers import Answer
-from seller.body import ClientGone, model_of, read_body
+from seller.body import BodyBudget, BodyReader, ClientGone, model_of
 from seller.config import SellerConfig, read_config
 from seller.pricebook import Quote, Route
 from seller.responder import Responder
@@ -50,6 +50,7 @@ class PaymentMiddleware:
     ) -> None:
         self.app = app
         self.seller = seller or Seller(read_config(config))
+        self.bodies = BodyBudget()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -94,11 +95,21 @@ class PaymentMiddleware:
         return self.seller.answers.not_listed(scope["method"], path, methods=book.methods(path) if exact else [])
 
     async def _priced(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        quote: Quote | None = None
+        reader = BodyReader(self.bodies)
         try:
-            payment = payment_in(scope["headers"])
-            body = await read_body(receive, scope["headers"]) if payment or route.by_model else b""
-            quote = route.quote_for(model_of(scope["headers"], body) if route.by_model else None)
+            await self._read_and_serve(reader, route, scope, receive, send)
+        finally:
+            reader.close()
+
+    async def _read_and_serve(
+        self, reader: BodyReader, route: Route, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        quote: Quote | None = None
+        headers = scope["headers"]
+        try:
+            payment = payment_in(headers)
+            body = await reader.read(receive, headers) if payment or route.by_model else b""
+            quote = route.quote_for(model_of(headers, body) if route.by_model else None)
             if payment is None:
                 self.seller.metrics.served(route.match, "unpaid")
                 await self.seller.answers.unpaid(quote).send(send, head=scope["method"] == "HEAD")

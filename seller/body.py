@@ -13,10 +13,15 @@ from typing import Any
 
 import msgspec
 
-from contracts.errors import MalformedMessage
-from seller.limits import FORM_PARTS_MAX, MODEL_NAME_CHARS_MAX, REQUEST_BODY_BYTES_MAX
+from contracts.errors import LocalError, MalformedMessage
+from seller.limits import (
+    FORM_PARTS_MAX,
+    MODEL_NAME_CHARS_MAX,
+    REQUEST_BODIES_BYTES_MAX,
+    REQUEST_BODY_BYTES_MAX,
+)
 
-__all__ = ["BodyTooLarge", "ClientGone", "model_of", "read_body"]
+__all__ = ["BodyBudget", "BodyReader", "BodyTooLarge", "Busy", "ClientGone", "model_of"]
 
 Receive = Callable[[], Awaitable[Any]]
 Headers = Iterable[tuple[bytes, bytes]]
@@ -33,24 +38,56 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, headers: Headers) -> bytes:
-    """Return the whole request body. Raises `BodyTooLarge` before more than the cap is held, or `ClientGone`."""
-    for name, value in headers:
-        if name == b"content-length" and (not value.isdigit() or int(value[:20]) > REQUEST_BODY_BYTES_MAX):
-            raise BodyTooLarge(f"body: {value[:20].decode('latin-1')} bytes, at most {REQUEST_BODY_BYTES_MAX} are read")
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > REQUEST_BODY_BYTES_MAX:
+class Busy(LocalError):
+    """The bodies of other requests fill the memory set aside for them."""
+
+    code, http_status, retry_after_s = "busy", 503, 1
+    remedy = "send the request again in a moment"
+
+
+class BodyReader:
+    """Reads one request's body out of a memory budget that all requests share; `close` gives its share back."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._taken = 0
+
+    async def read(self, receive: Receive, headers: Headers) -> bytes:
+        """Return the whole body. Raises `BodyTooLarge` before more than the cap is held, `Busy`, or `ClientGone`."""
+        for name, value in headers:
+            if name == b"content-length" and (not value.isdigit() or int(value[:20]) > REQUEST_BODY_BYTES_MAX):
+                raise BodyTooLarge(f"body: at most {REQUEST_BODY_BYTES_MAX} bytes are read")
+        chunks: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            self._take(len(chunk))
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks) if len(chunks) > 1 else chunk
+
+    def close(self) -> None:
+        """Give back what was taken."""
+        self._budget.held_bytes -= self._taken
+        self._taken = 0
+
+    def _take(self, size: int) -> None:
+        if self._taken + size > REQUEST_BODY_BYTES_MAX:
             raise BodyTooLarge(f"body: at most {REQUEST_BODY_BYTES_MAX} bytes are read")
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks) if len(chunks) > 1 else chunk
+        if self._budget.held_bytes + size > self._budget.bytes_max:
+            raise Busy("too many large requests at once")
+        self._taken += size
+        self._budget.held_bytes += size
+
+
+class BodyBudget:
+    """How many bytes of bodies are held at this moment, by all requests together."""
+
+    def __init__(self, bytes_max: int = REQUEST_BODIES_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
 
 
 def model_of(headers: Headers, body: bytes) -> str | None:
@@ -79,6 +116,7 @@ def model_of(headers: Headers, body: bytes) -> str | None:
 
 def _json_model(body: bytes) -> object:
     try:
+        check_nesting(body)
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if any(key != "model" and key.casefold() == "model" for key in members):
             raise MalformedMessage("model: is spelled in another letter case; write `model`")

@@ -43,7 +43,6 @@ class Claim:
     id: int
     payment: VerifiedPayment
     mode: Mode
-    first: bool
     credit: bool = False
     transaction_hash: str = ""
 
@@ -261,7 +260,7 @@ class Ledger:
                 "UPDATE payments SET work = 'running', runs = runs + 1, owner = ?, updated_ms = ? WHERE id = ?",
                 (self.owner.id, _now_ms(), row["id"]),
             )
-            return Claim(row["id"], payment, Mode(row["mode"]), False, True, row["transaction_hash"] or "")
+            return Claim(row["id"], payment, Mode(row["mode"]), True, row["transaction_hash"] or "")
         if money is Money.LOST:
             raise PaymentReplayed(f"this authorization cannot be settled: {row['reason']}")
         raise SettlementUnavailable(
@@ -308,7 +307,7 @@ class Ledger:
             ),
         ).fetchone()
         books.enter(connection, row)
-        return Claim(row["id"], payment, mode, True)
+        return Claim(row["id"], payment, mode)
 
     def _reserve_again(
         self, connection: sqlite3.Connection, row: sqlite3.Row, payment: VerifiedPayment, mode: Mode
@@ -325,7 +324,7 @@ class Ledger:
             ),
         )
         books.move(connection, row["id"], MoneyEvent.RESERVE_AGAIN, _now_ms())
-        return Claim(row["id"], payment, mode, False)
+        return Claim(row["id"], payment, mode)
 
     # Store
 

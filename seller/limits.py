@@ -7,6 +7,8 @@ OFFER_TIMEOUT_S = 300
 
 # A paid request's body is held in memory for its digest and its model; long contexts and audio files fit.
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
+# All request bodies held at once; beyond it a request is asked to come again.
+REQUEST_BODIES_BYTES_MAX = 512 * 1024 * 1024
 # Parts of a multipart form that are looked at for `model`.
 FORM_PARTS_MAX = 64
 # An answer held back until it is settled (`after`) may not be larger.

@@ -86,10 +86,6 @@ class PriceBook:
         method: str = scope["method"]
         return self._routes.get(("GET" if method == "HEAD" else method, path))
 
-    def sells_at(self, path: str) -> bool:
-        """Tell whether any method is listed for `path`."""
-        return any(listed == path for _, listed in self._routes)
-
     def methods(self, path: str) -> list[str]:
         """Return the methods listed for `path`."""
         return [method for method, listed in self._routes if listed == path]

@@ -29,7 +29,7 @@ from seller.limits import (
     IN_FLIGHT_MAX,
     RESEND_AFTER_S,
 )
-from seller.settlement.evidence import Evidence, paid_by, would_settle
+from seller.settlement.evidence import Evidence, logs_by_authorization, paid_by, would_settle
 from seller.settlement.key import GasKey
 from seller.settlement.multicall import aggregate_call, aggregate_results
 from seller.settlement.outbox import Form, Item, Outbox, Stale, Transaction, Verdict, now_ms
@@ -61,6 +61,7 @@ class ChainSettler:
         self._key = key
         self._evidence = Evidence(rpc, token)
         self._resent_ms: dict[int, int] = {}
+        self._has_multicall: bool | None = None
 
     async def close(self) -> None:
         """Nothing is held open here."""
@@ -74,6 +75,8 @@ class ChainSettler:
 
         Raises `ChainUnavailable`, or `SettlementUnavailable` when the account has no ether for gas.
         """
+        if len(items) > 1 and not await self._can_batch():
+            items = items[:1]
         accepted, refused = await self._simulate(items)
         verdicts = [await self._evidence.judge(item) for item in refused]
         await self._outbox.conclude(verdicts)
@@ -112,6 +115,13 @@ class ChainSettler:
         return judged, bool(still_open)
 
     # Sending
+
+    async def _can_batch(self) -> bool:
+        if self._has_multicall is None:
+            self._has_multicall = await self._rpc.call("eth_getCode", address_text(MULTICALL3), "latest") != "0x"
+            if not self._has_multicall:
+                _log.warning("there is no Multicall3 on this chain; payments are settled one by one")
+        return self._has_multicall
 
     async def _simulate(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
         """Return (what the chain would settle, what it would refuse), trying each item alone after a failure."""
@@ -210,9 +220,10 @@ class ChainSettler:
 
     async def _judge(self, transaction: Transaction, receipt: dict[str, Any]) -> list[int]:
         items = self._outbox.carried_by(transaction)
+        logs = logs_by_authorization(receipt["logs"], self._token)
         verdicts = []
         for item in items:
-            if paid_by(receipt["logs"], item.authorization, self._token):
+            if paid_by(logs, item.authorization, self._token):
                 verdicts.append(Verdict(item, MoneyEvent.CHAIN_PAID, str(receipt["transactionHash"])))
             else:
                 verdicts.append(await self._evidence.judge(item, on_chain=True))

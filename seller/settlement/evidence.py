@@ -25,9 +25,12 @@ from contracts.schemes.exact_eip3009 import (
     settle_call,
     was_paid,
 )
+from contracts.typed_data import word_of_address
 from seller.settlement.outbox import Item, Verdict
 
-__all__ = ["Evidence", "paid_by", "would_settle"]
+__all__ = ["Evidence", "logs_by_authorization", "paid_by", "would_settle"]
+
+Log = dict[str, Any]
 
 _log = logging.getLogger("farebox.seller.settlement")
 
@@ -58,11 +61,13 @@ class Evidence:
                 if topic == AUTHORIZATION_CANCELED_TOPIC:
                     return Verdict(item, MoneyEvent.HOPELESS, reason=SettlementFailed.code)
                 receipt = await self._rpc.call("eth_getTransactionReceipt", transaction_hash)
-                if receipt is not None and paid_by(receipt["logs"], authorization, self._token.address):
-                    return Verdict(item, MoneyEvent.CHAIN_PAID, transaction_hash)
+                if receipt is not None:
+                    logs = logs_by_authorization(receipt["logs"], self._token.address)
+                    if paid_by(logs, authorization, self._token.address):
+                        return Verdict(item, MoneyEvent.CHAIN_PAID, transaction_hash)
         except RpcRefused as error:
             raise ChainUnavailable(f"the chain's node refused to answer: {error.message}") from None
-        except (KeyError, TypeError, IndexError):
+        except (KeyError, TypeError, IndexError, ValueError):
             raise ChainUnavailable("the chain's node gave an incomplete answer") from None
         return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentReplayed.code)
 
@@ -87,8 +92,8 @@ async def would_settle(rpc: Rpc, token: Address, authorization: Authorization, s
     return True
 
 
-def paid_by(logs: Sequence[dict[str, Any]], authorization: Authorization, token: Address) -> bool:
-    """Tell whether one transaction's logs show this authorization paid.
+def logs_by_authorization(logs: Sequence[Log], token: Address) -> dict[tuple[str, str], list[Log]]:
+    """Return one transaction's token logs, by the (payer, nonce) topics of the authorization they belong to.
 
     In a batch, only the logs from its own nonce to the next nonce count: another payment of the same payer and value
     must not pass for this one.
@@ -97,6 +102,16 @@ def paid_by(logs: Sequence[dict[str, Any]], authorization: Authorization, token:
     ours = [log for log in logs if str(log["address"]).lower() == token_text and log["topics"]]
     starts = [index for index, log in enumerate(ours) if str(log["topics"][0]).lower() == AUTHORIZATION_USED_TOPIC]
     if len(starts) == 1:
-        return was_paid(ours, authorization, token)
-    bounds = [*starts, len(ours)]
-    return any(was_paid(ours[start:end], authorization, token) for start, end in pairwise(bounds))
+        return {_key_topics(ours[starts[0]]): ours}
+    return {_key_topics(ours[start]): ours[start:end] for start, end in pairwise([*starts, len(ours)])}
+
+
+def paid_by(logs: dict[tuple[str, str], list[Log]], authorization: Authorization, token: Address) -> bool:
+    """Tell whether a transaction, given by its `logs_by_authorization`, shows this authorization paid."""
+    key = "0x" + word_of_address(authorization.payer).hex(), "0x" + authorization.nonce.hex()
+    return was_paid(logs.get(key, ()), authorization, token)
+
+
+def _key_topics(used: Log) -> tuple[str, str]:
+    payer, nonce = used["topics"][1:3]
+    return str(payer).lower(), str(nonce).lower()

@@ -28,7 +28,7 @@ class GasKey:
     @staticmethod
     def prepare() -> None:
         """Load what signing needs now, a third of a second of imports, instead of while a client waits."""
-        import eth_abi.abi
+        import eth_abi.abi  # noqa: F401
         import eth_account  # noqa: F401
 
     def sign(

@@ -199,6 +199,15 @@ async def test_a_body_above_the_cap_is_413_without_being_read(local: Window) -> 
         assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
 
 
+async def test_when_large_bodies_fill_the_memory_a_request_is_asked_to_come_again(local: Window) -> None:
+    local.middleware.bodies.bytes_max = 1000
+    answer = await local.client.post(CHAT, content=bytes(1001))
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "busy")
+    assert "retry-after" in answer.headers
+    assert local.middleware.bodies.held_bytes == 0
+    assert (await local.client.post(CHAT, content=BODY)).status_code == 402
+
+
 async def test_head_is_priced_like_get_and_runs_nothing(local: Window) -> None:
     answer = await local.client.head("/paid")
     assert answer.status_code == 402

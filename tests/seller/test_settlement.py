@@ -19,7 +19,7 @@ from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, cancel_cal
 from contracts.signature import SigningKey
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Worker
-from seller.settlement.evidence import paid_by
+from seller.settlement.evidence import logs_by_authorization, paid_by
 from seller.settlement.key import read_gas_key
 from seller.settlement.outbox import Item, Outbox
 from tests.paying import authorize, encode, payment_document
@@ -102,6 +102,21 @@ async def test_one_payment_alone_goes_to_the_token_itself(shop: Shop) -> None:
     await bench.resolve()
     (transaction,) = shop.seller.ledger.transactions(20)
     assert shop.chain.rpc("eth_getTransactionReceipt", transaction)["to"].lower() == shop.chain.token.lower()
+
+
+async def test_where_there_is_no_multicall_payments_settle_one_by_one(shop: Shop) -> None:
+    code = shop.chain.rpc("eth_getCode", address_text(MULTICALL3), "latest")
+    shop.chain.rpc("anvil_setCode", address_text(MULTICALL3), "0x")
+    try:
+        await raw_payments(shop, 3)
+        bench = Bench(shop)
+        for _ in range(3):
+            await bench.submit()
+        await bench.resolve()
+    finally:
+        shop.chain.rpc("anvil_setCode", address_text(MULTICALL3), code)
+    assert money(shop) == {"settled": 3}
+    assert len(shop.seller.ledger.transactions(20)) == 3
 
 
 async def test_a_bad_item_is_left_out_of_the_batch_before_it_costs_gas(shop: Shop) -> None:
@@ -353,8 +368,9 @@ def test_another_payment_of_the_same_payer_does_not_pass_for_one_that_moved_noth
     transfer = log([TRANSFER_TOPIC, *parties], word_of_uint(5))
     used = [log([AUTHORIZATION_USED_TOPIC, parties[0], "0x" + a.nonce.hex()], b"") for a in (burnt, paid)]
     logs = [used[0], used[1], transfer]
-    assert not paid_by(logs, burnt, token)  # type: ignore[arg-type]
-    assert paid_by(logs, paid, token)  # type: ignore[arg-type]
+    by_authorization = logs_by_authorization(logs, token)  # type: ignore[arg-type]
+    assert not paid_by(by_authorization, burnt, token)  # type: ignore[arg-type]
+    assert paid_by(by_authorization, paid, token)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
