@@ -33,7 +33,7 @@ model_list:
       # call. Clients may: the gateway presents the payment of a failed request again, and takes no second one.
       num_retries: 0
       max_retries: 0
-      # All paid models are one entry here: one unknown model name must not shut the others out for a while.
+      # LiteLLM shuts a model out for seconds after one 404 or 401. Here that says nothing of the next call.
       cooldown_time: 0
       # Display only, and per token because LiteLLM knows no price per call. `farebox receipts` is the truth.
       input_cost_per_token: {price}

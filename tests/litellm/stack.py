@@ -28,8 +28,11 @@ from gateway.demo.model_server import model_server_app
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
 
 MODEL = "demo-model"
+PAID = f"paid/{MODEL}"
 RARE_MODEL = "rare-model"
 FREE_MODEL = "free-model"
+OWN_MODEL = "own-model"
+OWN_NAME = "paid/own-name"
 PRICE = "0.001"
 PRICE_ATOMIC = 1000
 COUNT = 60
@@ -172,7 +175,8 @@ class Stack:
         before = self.books(name)
         yield
         expected = Books(ready, spent, unknown, model_calls, spent * PRICE_ATOMIC)
-        assert self.books(name) - before == expected
+        moved = self.books(name) - before
+        assert moved == expected, f"the books moved by {moved}, expected {expected}"
 
     def _settled(self) -> bool:
         status = httpx.get(f"http://{self._seller_admin}/status", timeout=10, trust_env=False).json()
@@ -193,10 +197,19 @@ class Stack:
         self.crew.wait_ready(proxy, f"{self.proxy_url}/health/liveliness", timeout_s=_START_TIMEOUT_S)
 
     def _add_the_users_own_settings(self, file: Path) -> None:
-        """Add what a user's proxy has besides: a model `own`, and two retries for everything."""
+        """Add what a user has besides: two retries, a model of its own, and a copy of the paid entry for one model."""
         document = yaml.safe_load(file.read_text())
         own = {"model": f"openai/{FREE_MODEL}", "api_base": f"{self.free_model.url}/v1", "api_key": "none"}
-        document["model_list"].append({"model_name": "own", "litellm_params": own})
+        paid = document["model_list"][0]
+        copied = {
+            **paid,
+            "model_name": OWN_NAME,
+            "litellm_params": {**paid["litellm_params"], "model": f"openai/{PAID}"},
+        }
+        document["model_list"] += [
+            {"model_name": OWN_MODEL, "litellm_params": own},
+            copied,
+        ]
         document["router_settings"] = {"num_retries": 2}
         file.write_text(yaml.safe_dump(document))
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,17 +13,14 @@ import openai
 import pytest
 
 from contracts.headers import decode_settlement_response
-from tests.litellm.stack import COUNT, FREE_MODEL, MODEL, PRICE_ATOMIC, RARE_MODEL, Stack
+from tests.litellm.stack import COUNT, FREE_MODEL, OWN_MODEL, OWN_NAME, PAID, PRICE_ATOMIC, RARE_MODEL, Stack
 
 # The first test waits for every part to start.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-PAID = f"paid/{MODEL}"
 # LiteLLM puts the renamed headers of these routes back; see the callback.
 ROUTES_WITH_RECEIPT = ("chat", "streamed chat", "embeddings", "responses")
 _numbers = itertools.count(1)
-
-Send = Callable[..., httpx.Response]
 
 
 def said() -> str:
@@ -140,7 +136,7 @@ def test_the_retries_of_an_openai_client_are_one_purchase(running_stack: Stack) 
 def test_the_users_own_models_keep_their_retries(running_stack: Stack) -> None:
     before = running_stack.free_model.calls
     with running_stack.moving(), running_stack.free_model.refusing(503):
-        answer = chat(running_stack, said(), model="own", disable_fallbacks=True)
+        answer = chat(running_stack, said(), model=OWN_MODEL, disable_fallbacks=True)
     assert answer.status_code == 503
     assert running_stack.free_model.calls - before == 3
 
@@ -165,12 +161,20 @@ def test_an_empty_pool_falls_back_to_the_free_model(running_stack: Stack) -> Non
     assert "farebox refill rare" in refused.text or "farebox buy rare" in refused.text
 
 
-def test_a_model_nobody_sells_does_not_shut_the_others_out(running_stack: Stack) -> None:
-    with running_stack.moving(ready=-1, spent=1, model_calls=1):
-        missing = chat(running_stack, said(), model="paid/no-such-model", disable_fallbacks=True)
-        sold = chat(running_stack, said(), disable_fallbacks=True)
-    assert missing.status_code == 404
-    assert sold.status_code == 200, sold.text
+@pytest.mark.parametrize("model", [PAID, OWN_NAME])
+def test_one_failed_call_does_not_shut_a_model_out(running_stack: Stack, model: str) -> None:
+    with running_stack.moving(ready=-2, spent=1, unknown=1, model_calls=2):
+        with running_stack.model.refusing(404):
+            failed = chat(running_stack, said(), model=model, disable_fallbacks=True)
+        served = chat(running_stack, said(), model=model, disable_fallbacks=True)
+    assert failed.status_code == 404
+    assert served.status_code == 200, served.text
+
+
+def test_a_model_nobody_sells_is_not_found_and_costs_nothing(running_stack: Stack) -> None:
+    with running_stack.moving():
+        answer = chat(running_stack, said(), model="paid/no-such-model", disable_fallbacks=True)
+    assert answer.status_code == 404
 
 
 def test_asking_litellm_for_its_health_buys_nothing(running_stack: Stack) -> None:
@@ -183,7 +187,7 @@ def test_asking_litellm_for_its_health_buys_nothing(running_stack: Stack) -> Non
 def test_the_model_list_is_what_the_gateway_sells(running_stack: Stack) -> None:
     with running_stack.openai() as client, running_stack.moving():
         listed = sorted(model.id for model in client.models.list())
-    assert listed == sorted([PAID, f"paid/{RARE_MODEL}", FREE_MODEL, "own"])
+    assert listed == sorted([PAID, f"paid/{RARE_MODEL}", FREE_MODEL, OWN_MODEL, OWN_NAME])
 
 
 def test_a_clients_own_price_cap_reaches_the_gateway(running_stack: Stack) -> None:
