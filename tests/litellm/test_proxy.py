@@ -207,6 +207,7 @@ def test_a_clients_own_request_id_makes_a_repetition_free(running_stack: Stack) 
     assert first.json()["choices"] == second.json()["choices"]
 
 
-def test_no_authorization_is_lost_between_the_books(running_stack: Stack) -> None:
-    books = running_stack.books()
-    assert books.ready + books.spent + books.unknown == COUNT
+def test_the_seller_owns_exactly_what_the_buyer_spent(running_stack: Stack) -> None:
+    demo, rare = running_stack.books(), running_stack.books("rare")
+    assert demo.ready + demo.spent + demo.unknown == COUNT
+    assert demo.seller_balance_atomic == (demo.spent + rare.spent) * PRICE_ATOMIC
