@@ -47,7 +47,14 @@ def sell(
 
 
 @commands.command("settle", rich_help_panel="Sell")
-def settle(config: _Config = Path("seller.yaml"), as_json: _Json = False) -> None:
+def settle(
+    config: _Config = Path("seller.yaml"),
+    admin_listen: Annotated[
+        str | None,
+        typer.Option("--admin-listen", help="Where health, metrics and books are shown.", metavar="HOST:PORT"),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
     """Settle what sellers put into the store: for servers that mount the middleware and hold no gas key."""
     import asyncio
 
@@ -59,7 +66,7 @@ def settle(config: _Config = Path("seller.yaml"), as_json: _Json = False) -> Non
     with exit_on_error(as_json=as_json):
         _log_to_stderr()
         seller = Seller(read_config(config), settles=True)
-        asyncio.run(run(seller, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
+        asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
 
 
 def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
@@ -85,8 +92,10 @@ def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
             for row in document["prices"]:
                 table.add_row(row["match"], row["model"] or "", row["price"])
             out.print(table)
-            out.print(f"selling on [bold]{port}[/]  books on {admin}/status")
+            out.print(f"selling on [bold]{port}[/]")
         out.print(f"money goes to {seller.config.pay_to} on {network.label}")
+        if admin:
+            out.print(f"books on {admin}/status")
         if seller.gas_account:
             out.print(f"settling with gas account {seller.gas_account}")
 

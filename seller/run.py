@@ -40,18 +40,16 @@ async def sell(seller: Seller, admin_listen: str | None, announce: Announce) -> 
     application = PaymentMiddleware(ReverseProxy(upstream), seller=seller)
     with _listening(seller.config.listen, "listen") as port, _optional(admin_listen) as admin_port:
         async with _opened(seller), _stopping() as stopped:
-            servers = [(_server(application, lifespan="on"), port)]
-            if admin_listen is not None and admin_port is not None:
-                admin = admin_app(seller, split_host_port(admin_listen, "--admin-listen")[0])
-                servers.append((_server(admin, lifespan="off"), admin_port))
+            servers = [(_server(application, lifespan="on"), port), *_admin(seller, admin_listen, admin_port)]
             await _serve(servers, stopped, lambda: announce(_address(port), _address(admin_port)))
 
 
-async def settle(seller: Seller, announce: Announce) -> None:
+async def settle(seller: Seller, admin_listen: str | None, announce: Announce) -> None:
     """Settle what other processes put into the store, until SIGTERM or SIGINT."""
-    async with _opened(seller), _stopping() as stopped:
-        announce("", "")
-        await stopped.wait()
+    with _optional(admin_listen) as admin_port:
+        async with _opened(seller), _stopping() as stopped:
+            servers = _admin(seller, admin_listen, admin_port)
+            await _serve(servers, stopped, lambda: announce("", _address(admin_port)))
 
 
 @asynccontextmanager
@@ -95,6 +93,13 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _admin(seller: Seller, admin_listen: str | None, port: socket.socket | None) -> list[tuple[_Server, socket.socket]]:
+    if admin_listen is None or port is None:
+        return []
+    host, _ = split_host_port(admin_listen, "--admin-listen")
+    return [(_server(admin_app(seller, host), lifespan="off"), port)]
 
 
 def _server(application: Any, *, lifespan: Any) -> _Server:

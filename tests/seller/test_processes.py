@@ -143,8 +143,12 @@ async def test_sigterm_lets_a_stream_in_flight_finish(funded: Devnet, tmp_path: 
 async def test_a_mounted_middleware_and_farebox_settle_share_the_work(funded: Devnet, tmp_path: Path) -> None:
     config = write_settings(funded, tmp_path, "http://127.0.0.1:9", "auto")
     async with open_shop(funded, tmp_path, settle="auto", settles=False, funds=0) as mounted:
-        with command("settle", "--config", str(config), "--json") as (process, out):
-            assert (await document_of(out))["gas_account"] == funded.accounts[GAS].address
+        words = ("settle", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json")
+        with command(*words) as (process, out):
+            document = await document_of(out)
+            assert document["gas_account"] == funded.accounts[GAS].address
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(document["admin"] + "/readyz")).text == "ready\n"
             for _ in range(3):
                 assert (await mounted.buy()).status_code == 200
             await mounted.settled()
