@@ -82,30 +82,22 @@ async def test_a_file_is_sold_through_the_ordinary_messages(shop: Shop, tmp_path
 
 
 async def test_a_full_disk_sells_nothing_and_leaves_free_routes_open(shop: Shop) -> None:
-    header = shop.payment()
     database = shop.seller.ledger.database
 
-    def fill(connection: sqlite3.Connection) -> None:
-        connection.execute("CREATE TABLE filler (data BLOB)")
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {pages}")
-        # Use up the free rooms inside the pages there are.
-        for size in (2000, 500, 100, 20):
-            try:
-                while True:
-                    connection.execute("INSERT INTO filler VALUES (zeroblob(?))", (size,))
-            except sqlite3.OperationalError:
-                continue
+    def allow_pages(connection: sqlite3.Connection, pages: int | None = None) -> None:
+        """Let the file grow to `pages`; without a number, no further."""
+        (present,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages or present}")
 
-    database.transact(fill)
-    answers = [await shop.buy(header if turn == 0 else None) for turn in range(60)]
+    database.transact(allow_pages)
+    answers = [await shop.buy() for _ in range(60)]
     refused = [answer for answer in answers if answer.status_code != 200]
     assert refused
     for answer in refused:
         assert (answer.status_code, error_of(answer)["code"]) == (503, "store_unavailable")
         assert "retry-after" in answer.headers
     assert (await shop.client.get("/v1/models")).status_code == 200
-    database.transact(lambda connection: connection.execute("PRAGMA max_page_count = 1073741823"))
+    database.transact(lambda connection: allow_pages(connection, 2**30))
     assert (await shop.buy()).status_code == 200
     await shop.settled()
     served = shop.seller.ledger.sums()
