@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +15,7 @@ from buyer.http import open_client, send
 from buyer.limits import PROBE_TIMEOUT_S
 from contracts.errors import MalformedMessage, NotForSale, SellerUnreachable
 from contracts.limits import BODY_402_BYTES_MAX
+from contracts.wire import decode_json
 
 __all__ = ["Probe", "probe_base", "probe_url"]
 
@@ -119,8 +121,8 @@ def _inference_request(url: str, model: str | None) -> Outgoing:
 def _error_message(incoming: Incoming) -> str:
     """Return the text of an OpenAI-shaped error, shortened and made printable."""
     try:
-        message = msgspec.json.decode(incoming.body)["error"]["message"]
-    except (msgspec.DecodeError, TypeError, KeyError):
+        message = decode_json(incoming.body, dict[str, Any], "body")["error"]["message"]
+    except (MalformedMessage, TypeError, KeyError):
         return ""
     return f": {_printable(str(message))}"
 

@@ -25,10 +25,12 @@ from buyer.home import Home
 from buyer.http import open_client, send
 from buyer.limits import SIGNER_ANSWER_BYTES_MAX, SIGNER_PARALLEL, SIGNER_TIMEOUT_S
 from contracts.address import Address, address_text, parse_address
-from contracts.errors import FareboxError, NameUnknown, SignerFailed, UsageError
+from contracts.errors import FareboxError, MalformedMessage, NameUnknown, SignerFailed, UsageError
+from contracts.nesting import recursion_limit_kept
 from contracts.schemes.exact_eip3009 import Authorization, cancel_digest, digest
 from contracts.signature import SigningKey, parse_signature
 from contracts.typed_data import Domain
+from contracts.wire import decode_json
 
 __all__ = [
     "KeySigner",
@@ -145,7 +147,8 @@ class KeySigner:
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""
-        from eth_account import Account
+        with recursion_limit_kept():
+            from eth_account import Account
 
         signed = Account.sign_transaction(
             {
@@ -262,11 +265,11 @@ class RemoteSigner:
                 f"the remote signer at {httpx.URL(self._base).host} does not answer ({problem})"
             ) from None
         try:
-            answer = msgspec.json.decode(incoming.body)
-        except msgspec.DecodeError:
+            answer = decode_json(incoming.body, dict[str, Any], "body")
+        except MalformedMessage:
             answer = None
-        if not isinstance(answer, dict) or incoming.status != 200:
-            reason = answer.get("code") or answer.get("error") if isinstance(answer, dict) else "its answer is not JSON"
+        if answer is None or incoming.status != 200:
+            reason = "its answer is not JSON" if answer is None else answer.get("code") or answer.get("error")
             raise SignerFailed(f"the remote signer answered {incoming.status}: {str(reason)[:120]}")
         return answer
 
@@ -316,7 +319,8 @@ def _read_secret(path: Path) -> bytes:
 
 
 def _read_keystore(path: Path) -> bytes:
-    from eth_account import Account
+    with recursion_limit_kept():
+        from eth_account import Account
 
     text = _read_private(path, "keystore")
     try:

@@ -8,6 +8,8 @@ HEADER_BYTES_MAX = 16 * 1024
 BODY_402_BYTES_MAX = 64 * 1024
 # Offers one 402 may list before a reader stops looking.
 OFFERS_MAX = 32
+# Levels of arrays and objects in JSON of strangers. Tool schemas of a chat call have some ten.
+JSON_DEPTH_MAX = 512
 # Decimal digits of a uint256.
 UINT_DIGITS_MAX = 78
 # An ERC-6492 wrapped signature carries a factory call; more than this is not a signature.
@@ -31,6 +33,19 @@ STORE_BUSY_TIMEOUT_S = 5.0
 STORE_QUEUE_MAX = 4096
 # Writes joined into one commit; bounds the latency of the first.
 STORE_GROUP_MAX = 256
+# A database server: connecting; one statement, by the server's clock; the answer to it, by ours, for a server that
+# stands still; a transaction that does nothing, as of a process that was stopped while it had the turn to write.
+STORE_CONNECT_TIMEOUT_S = 5
+STORE_STATEMENT_TIMEOUT_S = 10.0
+STORE_ANSWER_TIMEOUT_S = 12.0
+STORE_IDLE_TIMEOUT_S = 10.0
+# After a failed connection, how long calls are refused without trying again.
+STORE_RECONNECT_PAUSE_S = 0.5
+# Silence after which each side of a connection asks whether the other is there, and how often before it gives up: a
+# machine that is gone is noticed within idle + probes x interval.
+STORE_KEEPALIVE_IDLE_S = 15
+STORE_KEEPALIVE_INTERVAL_S = 5
+STORE_KEEPALIVE_PROBES = 3
 
 # Anvil answers within half a second; a machine that compiles beside it may need far longer.
 DEVNET_START_TIMEOUT_S = 60.0

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from contracts.errors import MalformedMessage
+from contracts.nesting import check_nesting
 
 __all__ = [
     "FacilitatorRequest",
@@ -175,6 +176,7 @@ def encode_json(message: msgspec.Struct) -> bytes:
 def decode_json(data: bytes, kind: type[T], field: str) -> T:
     """Return `data` as a message of `kind`. Raises `MalformedMessage` naming `field` and the first wrong member."""
     try:
+        check_nesting(data)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedMessage(f"{field}: {error}") from None

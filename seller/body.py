@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from contracts.errors import LocalError, MalformedMessage
+from contracts.nesting import check_nesting
 from seller.limits import (
     FORM_PARTS_MAX,
     MODEL_NAME_CHARS_MAX,

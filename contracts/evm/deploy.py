@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contracts.errors import LocalError
 from contracts.evm.artifact import load_artifact
 from contracts.limits import DEVNET_POLL_S, DEVNET_RECEIPT_TIMEOUT_S
+from contracts.nesting import recursion_limit_kept
 
 __all__ = ["DeployFailed", "deploy"]
 
@@ -31,8 +32,9 @@ def deploy(
     `UsageError` for an unknown artifact and `DeployFailed` when the arguments do not fit, the constructor reverts or
     no receipt comes in time.
     """
-    from web3 import HTTPProvider, Web3
-    from web3.exceptions import Web3Exception
+    with recursion_limit_kept():
+        from web3 import HTTPProvider, Web3
+        from web3.exceptions import Web3Exception
 
     artifact = load_artifact(artifact_name)
     web3 = Web3(HTTPProvider(rpc_url))

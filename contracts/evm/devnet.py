@@ -36,6 +36,7 @@ from contracts.limits import (
     DEVNET_START_TIMEOUT_S,
     DEVNET_STOP_TIMEOUT_S,
 )
+from contracts.nesting import recursion_limit_kept
 from contracts.typed_data import word_of_address, word_of_uint
 
 __all__ = ["DevAccount", "Devnet", "DevnetFailed"]
@@ -238,7 +239,8 @@ def _word(address: str) -> bytes:
 
 
 def _derive_accounts() -> list[DevAccount]:
-    from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
+    with recursion_limit_kept():
+        from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
     from eth_keys.datatypes import PrivateKey
 
     seed = seed_from_mnemonic(_PHRASE, "")

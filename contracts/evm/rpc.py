@@ -18,6 +18,7 @@ import msgspec
 
 from contracts.errors import ChainUnavailable, ConfigInvalid, RemoteError
 from contracts.limits import RPC_ANSWER_BYTES_MAX, RPC_BATCH_MAX, RPC_CONNECT_TIMEOUT_S, RPC_TIMEOUT_S
+from contracts.nesting import check_nesting
 
 __all__ = ["Rpc", "RpcRefused"]
 
@@ -131,6 +132,7 @@ class Rpc:
         if response.status_code in _BUSY_STATUSES:
             raise _Unusable(f"status {response.status_code}")
         try:
+            check_nesting(data)
             return msgspec.json.decode(data)
         except (ValueError, RecursionError):
             raise _Unusable(f"status {response.status_code}, not JSON") from None

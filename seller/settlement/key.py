@@ -9,6 +9,7 @@ from pathlib import Path
 
 from contracts.address import Address
 from contracts.errors import ConfigInvalid, FareboxError
+from contracts.nesting import recursion_limit_kept
 from contracts.signature import SigningKey
 from seller.settlement.outbox import Form, now_ms
 
@@ -29,7 +30,9 @@ class GasKey:
     def prepare() -> None:
         """Load what signing needs now, a third of a second of imports, instead of while a client waits."""
         import eth_abi.abi  # noqa: F401
-        import eth_account  # noqa: F401
+
+        with recursion_limit_kept():
+            import eth_account  # noqa: F401
 
     def sign(
         self,
@@ -43,7 +46,8 @@ class GasKey:
         priority_fee_wei: int,
     ) -> Form:
         """Return a signed EIP-1559 transaction, ready to be stored and sent."""
-        from eth_account import Account
+        with recursion_limit_kept():
+            from eth_account import Account
 
         signed = Account.sign_transaction(
             {
