@@ -212,10 +212,18 @@ class Shop:
 
 def settle(chain: Devnet, authorization: Authorization, signature: bytes, offer: Offer) -> str:
     """Put one payment on the local chain and return its transaction hash."""
-    data = "0x" + exact_eip3009.settle_call(authorization, signature).hex()
-    call = {"from": chain.accounts[9].address, "to": offer.asset.address_text, "data": data}
+    return call_token(chain, offer.asset.address_text, exact_eip3009.settle_call(authorization, signature))
+
+
+def call_token(chain: Devnet, token: str, data: bytes) -> str:
+    """Send a transaction from an account that is nobody's, wait until it is mined, and return its hash."""
+    call = {"from": chain.accounts[9].address, "to": token, "data": "0x" + data.hex()}
     sent: str = chain.rpc("eth_sendTransaction", call)
-    assert chain.rpc("eth_getTransactionReceipt", sent)["status"] == "0x1"
+    deadline = time.monotonic() + WAIT_S
+    while (mined := chain.rpc("eth_getTransactionReceipt", sent)) is None:
+        assert time.monotonic() < deadline, "never mined"
+        time.sleep(0.01)
+    assert mined["status"] == "0x1"
     return sent
 
 
