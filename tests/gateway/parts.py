@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -294,14 +294,17 @@ class Gateway:
 
     def call(self, work: Callable[[Desk], T]) -> T:
         """Run `work` on the gateway's own loop."""
-        assert self._loop is not None
-        assert self.desk is not None
-        desk = self.desk
 
-        async def run() -> T:
+        async def run(desk: Desk) -> T:
             return work(desk)
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(WAIT_S)
+        return self.run(run)
+
+    def run(self, work: Callable[[Desk], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine on the gateway's own loop."""
+        assert self._loop is not None
+        assert self.desk is not None
+        return asyncio.run_coroutine_threadsafe(work(self.desk), self._loop).result(WAIT_S)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -264,21 +264,23 @@ def test_authorizations_too_old_to_send_are_not_sent(home: Path, seller: StandIn
     assert seller.requests == []
 
 
-def test_a_store_that_says_no_is_503_and_nothing_leaves(street: Street) -> None:
-    set_read_only(street, True)
+def test_a_store_that_went_read_only_is_503_and_nothing_leaves(street: Street) -> None:
+    store = store_of(street)
+    store.execute("PRAGMA query_only = ON")
     answer = street.http.post(CHAT, json=ask("a"))
     assert (answer.status_code, code(answer)) == (503, "store_unavailable")
     assert answer.headers["retry-after"]
     assert street.seller.requests == []
     assert street.http.get("/readyz").status_code == 503
     assert street.http.get("/healthz").status_code == 200
-    set_read_only(street, False)
+    store.execute("PRAGMA query_only = OFF")
     assert street.http.get("/readyz").status_code == 200
     assert street.http.post(CHAT, json=ask("a")).status_code == 200
 
 
-def set_read_only(street: Street, on: bool) -> None:
-    street.gateway.call(lambda desk: desk.pool.database._writer.execute(f"PRAGMA query_only = {'ON' if on else 'OFF'}"))
+def store_of(street: Street) -> Any:
+    """Return the connection the gateway writes its pool through."""
+    return street.gateway.call(lambda desk: desk.pool.database.transact(lambda connection: connection))
 
 
 def metrics(street: Street) -> str:
