@@ -1,0 +1,157 @@
+"""`verify`: from the bytes of a payment header to the verdict on its signature, against the curve alone and peers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coincurve import PublicKey
+from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found, unused-ignore]
+from coincurve.context import GLOBAL_CONTEXT
+
+from bench.harness import Call, Plan, measure
+from bench.report import Report, Target, row
+from bench.workload import SignedPayment, an_offer, keys, sign_payments, typed_data
+from contracts.address import address_text
+from contracts.headers import PAYMENT_SIGNATURE, decode_payment
+from contracts.limits import EXPIRY_MARGIN_S
+from contracts.offers import Offer, requirements
+from contracts.schemes.exact_eip3009 import digest
+from contracts.signature import recover
+from seller.verify import verify
+
+__all__ = ["raw_recover", "run"]
+
+RAW = "libsecp256k1 recover, C call alone"
+OURS = "Farebox: header to verdict"
+OURS_SIGNATURE = "Farebox: digest and recover alone"
+COINCURVE = "coincurve: recover alone"
+ETH_ACCOUNT = "eth-account: encode and recover"
+SDK = "official SDK: header to verdict, chain stand-in"
+SDK_SIGNATURE = "official SDK: signature alone, chain stand-in"
+
+_PAYMENTS, _PAYERS = 256, 16
+
+
+def run(plan: Plan) -> Report:
+    """Measure local verification."""
+    offer = an_offer()
+    payments = sign_payments(offer, keys(_PAYERS), _PAYMENTS)
+    samples = measure(_cases(offer, payments), plan)
+    ours = row(OURS, samples, RAW)
+    assert ours.ratio is not None
+    return Report(
+        bench="verify",
+        title="one payment header verified locally, without the chain",
+        rounds=plan.rounds,
+        rows=[row(name, samples, RAW) for name in samples],
+        targets=[Target("local verify against raw libsecp256k1 recover", "at most", 1.3, ours.ratio)],
+        notes=[
+            f"{_PAYMENTS} payments of {_PAYERS} payers in turn; every verdict is checked once before the clock starts.",
+            "Stand-in: the official SDK asks the chain for the payer's code and simulates; here both answer at once.",
+        ],
+    )
+
+
+def _cases(offer: Offer, payments: Sequence[SignedPayment]) -> list[Call]:
+    now_s = int(time.time())
+    digests = [digest(payment.authorization, offer.domain) for payment in payments]
+    headers = [payment.header.encode() for payment in payments]
+    documents = [typed_data(payment.authorization, offer) for payment in payments]
+
+    def ours(index: int) -> bytes:
+        payment = decode_payment(PAYMENT_SIGNATURE, headers[index % _PAYMENTS])
+        return verify(payment, offer, now_s, EXPIRY_MARGIN_S).authorization.payer
+
+    def ours_signature(index: int) -> bytes:
+        payment = payments[index % _PAYMENTS]
+        return recover(digest(payment.authorization, offer.domain), payment.signature)
+
+    def coincurve(index: int) -> PublicKey:
+        signature = payments[index % _PAYMENTS].signature
+        compact = signature[:64] + bytes((signature[64] - 27,))
+        return PublicKey.from_signature_and_message(compact, digests[index % _PAYMENTS], hasher=None)
+
+    from eth_account import Account
+    from eth_account.messages import encode_typed_data
+
+    def eth_account(index: int) -> str:
+        message = encode_typed_data(full_message=documents[index % _PAYMENTS])
+        signer: str = Account.recover_message(message, signature=payments[index % _PAYMENTS].signature)
+        return signer
+
+    sdk, sdk_signature = _sdk(offer, payments)
+    for index, payment in enumerate(payments):
+        payer = payment.authorization.payer
+        assert ours(index) == ours_signature(index) == payer
+        assert eth_account(index) == address_text(payer)
+    return [
+        Call(RAW, raw_recover(digests, [payment.signature for payment in payments])),
+        Call(COINCURVE, coincurve),
+        Call(OURS_SIGNATURE, ours_signature),
+        Call(OURS, ours),
+        Call(ETH_ACCOUNT, eth_account),
+        Call(SDK_SIGNATURE, sdk_signature),
+        Call(SDK, sdk),
+    ]
+
+
+def raw_recover(digests: Sequence[bytes], signatures: Sequence[bytes]) -> Callable[[int], object]:
+    """Return the C call that no verification can do without, on signatures that are parsed already."""
+    context, call = GLOBAL_CONTEXT.ctx, lib.secp256k1_ecdsa_recover
+    public_key = ffi.new("secp256k1_pubkey *")
+    parsed = [ffi.new("secp256k1_ecdsa_recoverable_signature *") for _ in signatures]
+    for one, signature, message in zip(parsed, signatures, digests, strict=True):
+        compact, recovery_id = signature[:64], signature[64] - 27
+        assert lib.secp256k1_ecdsa_recoverable_signature_parse_compact(context, one, compact, recovery_id)
+        assert call(context, public_key, one, message)
+    count = len(parsed)
+    return lambda index: call(context, public_key, parsed[index % count], digests[index % count])
+
+
+class _ChainStandIn:
+    """Answers the SDK's questions to the chain at once: only the token has code, every simulated transfer succeeds."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def get_code(self, address: str) -> bytes:
+        return b"\x01" if address == self._token else b""
+
+    def read_contract(self, *_: object) -> None:
+        """Simulate nothing."""
+
+
+def _sdk(offer: Offer, payments: Sequence[SignedPayment]) -> tuple[Callable[[int], bool], Callable[[int], bool]]:
+    import msgspec
+    from x402.http.utils import decode_payment_signature_header
+    from x402.mechanisms.evm.exact import ExactEvmFacilitatorScheme
+    from x402.mechanisms.evm.exact.eip3009_utils import classify_eip3009_signature
+    from x402.mechanisms.evm.types import ExactEIP3009Payload
+    from x402.schemas import PaymentRequirements
+
+    chain: Any = _ChainStandIn(offer.asset.address_text)
+    scheme = ExactEvmFacilitatorScheme(chain)
+    wanted = PaymentRequirements.model_validate(msgspec.to_builtins(requirements(offer)))
+    headers = [payment.header for payment in payments]
+    decoded = [decode_payment_signature_header(header) for header in headers]
+    authorizations = [ExactEIP3009Payload.from_dict(each.payload).authorization for each in decoded]
+
+    def whole(index: int) -> bool:
+        payment: Any = decode_payment_signature_header(headers[index % _PAYMENTS])
+        return payment.accepted == wanted and scheme.verify(payment, wanted).is_valid
+
+    def signature(index: int) -> bool:
+        return classify_eip3009_signature(
+            chain,
+            authorizations[index % _PAYMENTS],
+            payments[index % _PAYMENTS].signature,
+            offer.network.chain_id,
+            offer.asset.address_text,
+            offer.asset.name,
+            offer.asset.version,
+        ).valid
+
+    assert all(whole(index) and signature(index) for index in range(len(payments)))
+    return whole, signature
