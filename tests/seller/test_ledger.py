@@ -141,6 +141,15 @@ async def test_sums_equal_the_payments_through_every_turn(tmp_path: Path) -> Non
     reopened.close()
 
 
+async def test_money_that_never_came_for_goods_that_never_left_is_no_loss(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    claim = await reserve(ledger, payment())
+    await bring(ledger, claim, [OWE, SUBMIT, MoneyEvent.HOPELESS], begun=False, delivered=False)
+    sums = ledger.sums()
+    assert (sums.payments, sums.lost_atomic, sums.outstanding_atomic) == ({"lost": 1}, 0, 0)
+    ledger.close()
+
+
 async def test_amounts_past_sixty_four_bits_are_counted_exactly(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     huge = Offer("exact", OFFER.network, OFFER.asset, 2**200 + 1, OFFER.pay_to, 300)

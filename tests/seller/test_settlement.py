@@ -13,6 +13,7 @@ from contracts.address import address_text
 from contracts.errors import ConfigInvalid
 from contracts.evm.devnet import Devnet
 from contracts.evm.token import call_object
+from contracts.headers import decode_payment
 from contracts.lifecycle import Money
 from contracts.networks import MULTICALL3
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, cancel_call, cancel_digest, settle_call
@@ -253,6 +254,23 @@ async def test_two_workers_never_hold_one_account(shop: Shop) -> None:
     assert await first.outbox.hold("account", lambda _: False)
     assert await second.outbox.hold("account", lambda holder: holder == "first")
     assert not await first.outbox.hold("account", lambda _: False)
+
+
+async def test_a_payment_that_was_taken_back_meanwhile_is_not_sent(chain: Devnet, tmp_path: Path) -> None:
+    async with open_shop(chain, tmp_path, settle="before", settles=False) as shop:
+        payment = decode_payment("PAYMENT-SIGNATURE", shop.payment())
+        quote = shop.seller.book.routes[0].quote_for(None)
+        claim = await shop.seller.claim(payment, quote, bytes(32))
+        await shop.seller.ledger.owe(claim, delivered=False)
+        bench = Bench(shop)
+        assert await bench.worker._hold()
+        seen = bench.outbox.due(50)
+        assert [item.id for item in seen] == [claim.id]
+        # Its client has waited too long, between the worker's look and its write.
+        await shop.seller.ledger.give_up(claim, "settlement_unavailable")
+        await bench.settler.submit(seen)
+        assert bench.outbox.sent(bench.settler._key.address) == []
+        assert shop.earned == 0
 
 
 async def test_a_lost_send_does_not_stop_the_next_ten_payments(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
