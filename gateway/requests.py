@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from starlette.types import Receive, Scope
 
+from contracts.nesting import check_nesting
 from gateway.envelope import Headers, Problem, Refused
 from gateway.limits import BODY_BYTES_MAX, BODY_TIMEOUT_S, HEADERS_BYTES_MAX, MODEL_CHARS_MAX, REQUEST_ID_CHARS_MAX
 from gateway.models import ModelName, parse_model
@@ -157,6 +158,7 @@ def _parse_fields(headers: Headers, body: bytes) -> dict[str, msgspec.Raw]:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             raise Refused(Problem(415, "unsupported_encoding", "content-encoding: send the body uncompressed"))
     try:
+        check_nesting(body)
         return _Fields.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(_bad(f"body: expected a JSON object: {error}")) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_a_broken_body_is_400_and_names_the_field(street: Street, body: bytes, f
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(field)
     assert street.gateway.counts() == Counts(ready=COUNT)
+
+
+def test_deep_nesting_does_not_end_the_process_where_a_library_raised_the_recursion_limit(
+    street: Street,
+) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        answer = street.http.post(CHAT, content=b'{"model": "m", "x": ' + b"[" * 120_000 + b"]" * 120_000 + b"}")
+    finally:
+        sys.setrecursionlimit(before)
+    assert answer.status_code == 400
+    assert street.http.post(CHAT, json=ask("a")).status_code == 200
 
 
 def test_a_body_at_the_cap_is_forwarded_and_one_above_is_413(street: Street) -> None:
