@@ -20,6 +20,8 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 # A settings file is read by people; a larger one is a mistake or an attack.
 _FILE_BYTES_MAX = 1024 * 1024
+# Levels of lists and sections; no settings have ten. The parser's events come without recursion, its nodes do not.
+_DEPTH_MAX = 32
 
 
 class SettingInvalid(ValueError):
@@ -50,6 +52,7 @@ def load_settings(path: Path, model: type[M]) -> M:
 def parse_settings(text: str, model: type[M], origin: str) -> M:
     """Return the settings in YAML `text`; `origin` names it in errors."""
     try:
+        _refuse_deep_nesting(text, origin)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicate_keys(node, origin)
         data = yaml.safe_load(text)
@@ -59,8 +62,6 @@ def parse_settings(text: str, model: type[M], origin: str) -> M:
         raise ConfigInvalid(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
     except ValueError as error:  # PyYAML lets the date 2020-13-45 and a number of 5,000 digits through to Python
         raise ConfigInvalid(f"{origin}: not YAML: {error}") from None
-    except RecursionError:
-        raise ConfigInvalid(f"{origin}: nested too deeply") from None
     if not isinstance(data, dict):
         raise ConfigInvalid(f"{origin}: expected `key: value` lines")
     try:
@@ -123,6 +124,15 @@ def _line_of(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
             node = node.value[part]
             line = node.start_mark.line + 1
     return line
+
+
+def _refuse_deep_nesting(text: str, origin: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH_MAX:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ConfigInvalid(f"{origin}:{line}: nested too deeply")
 
 
 def _refuse_duplicate_keys(node: yaml.Node | None, origin: str) -> None:

@@ -125,7 +125,7 @@ def test_settings_cannot_be_changed_once_read() -> None:
         ("pay_to: 2020-13-45", "seller.yaml: not YAML"),
         ("pay_to: " + "1" * 5000, "seller.yaml: not YAML"),
         ("pay_to: a\nrpc: &loop [*loop]", "seller.yaml:2: `rpc.0`"),
-        ("pay_to: " + "[" * 20_000, "seller.yaml: nested too deeply"),
+        ("pay_to: " + "[" * 20_000, "seller.yaml:1: nested too deeply"),
     ],
     ids=lambda text: text[:40],
 )
