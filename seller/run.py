@@ -148,6 +148,9 @@ def _listening(address: str, field: str) -> Iterator[socket.socket]:
     except OSError as error:
         raise ConfigInvalid(f"{field}: cannot listen on {address}: {error.strerror}") from None
     with listening:
+        # Python's own event loop leaves this off for accepted connections, and an answer written in two parts would
+        # wait 40 ms for the client's delayed acknowledgement.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
 
 

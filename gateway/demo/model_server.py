@@ -252,6 +252,8 @@ def main() -> None:
     options = parser.parse_args()
     app = _minilm_app(options.models) if options.minilm else model_server_app(options.models or ("demo-model",))
     listener = socket.create_server(("127.0.0.1", options.port))
+    # Accepted connections inherit it; without it, small writes wait for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sys.stdout.write(f"listening on http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
