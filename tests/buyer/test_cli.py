@@ -200,6 +200,17 @@ def test_two_processes_at_once_never_sign_twice(town: Town) -> None:
     assert town.counts() == Counts(ready=45)
 
 
+def test_a_run_steps_back_while_another_process_signs_for_the_same_purchase(town: Town) -> None:
+    town.buy("--max-price", "0.001", "--yes", "--auto-refill", "--refill-threshold", "9")
+    with town.home.exclusively("sign-p"):
+        code, document, _ = town.run("process", "p")
+        assert (code, document["processed"][0]["action"]) == (OK, "skipped")
+        assert "another farebox process" in document["processed"][0]["reason"]
+        code, document, _ = town.buy()
+        assert (code, document["error"]["code"]) == (FAILED, "request_in_progress")
+    assert town.counts() == Counts(ready=5)
+
+
 def test_process_asks_the_chain_about_open_outcomes(town: Town) -> None:
     town.buy()
     town.spend(1, ending="lost")

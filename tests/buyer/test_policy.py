@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import tracemalloc
 
 import msgspec
 import pytest
@@ -177,7 +178,11 @@ def test_a_bomb_or_nonsense_is_a_named_error(headers: dict[str, str], body: byte
 def test_a_body_is_never_unpacked_beyond_its_cap() -> None:
     bomb = gzip.compress(bytes(50 * 1024 * 1024))
     assert len(bomb) < BODY_402_BYTES_MAX
+    tracemalloc.start()
     assert read_capped([bomb], "gzip", BODY_402_BYTES_MAX) is None
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1024 * 1024
     assert read_capped([gzip.compress(b"small")], "gzip", BODY_402_BYTES_MAX) == b"small"
     assert read_capped([b"x"], "br", BODY_402_BYTES_MAX) is None
 
