@@ -1,0 +1,240 @@
+"""What a room sees of its store, whichever kind it is.
+
+A room writes SQL once. `execute` takes `?` or `:name` for values, and a row answers by index and by name. Text both
+stores understand: `ON CONFLICT … DO NOTHING | DO UPDATE`, `RETURNING`, an alias for every subquery, partial indexes;
+what only SQLite knows (rowid, `INSERT OR …`, PRAGMA, `lastrowid`) stays out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from contracts.errors import StoreUnavailable
+from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
+from contracts.storage.presence import Presence
+
+__all__ = ["Conflict", "Connection", "Cursor", "Database", "Row", "Values", "Work"]
+
+T = TypeVar("T")
+Values = Sequence[Any] | Mapping[str, Any]
+
+
+class Conflict(Exception):
+    """A constraint (unique, check, not null, foreign key) refused a write; nothing of it was written.
+
+    It ends the function that met it: a room cannot catch it inside a transaction and go on.
+    """
+
+
+class Row(Protocol):
+    """One row: `row[0]`, `row["name"]`, `a, b = row`."""
+
+    def __getitem__(self, key: int | str, /) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+
+
+class Cursor(Protocol):
+    """What a statement returned."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What a function that reads or writes is given."""
+
+    def execute(self, sql: str, values: Values = (), /) -> Cursor: ...
+    def executemany(self, sql: str, rows: Iterable[Values], /) -> Cursor: ...
+
+
+Work = Callable[[sqlite3.Connection], T]
+
+
+class Database(ABC):
+    """One store, open for this process.
+
+    `transact` runs a function inside one write transaction, on the caller's thread. `write` does the same from asyncio
+    without blocking the loop, joining waiting writes into one commit. A function that raises is rolled back alone.
+    `read` runs a function that only reads, outside any write transaction. Everything raises `StoreUnavailable` when
+    the store says no, and `Conflict` when a constraint does. Writers of one store take turns, in all processes and
+    machines; nobody waits longer than `STORE_BUSY_TIMEOUT_S` for its turn.
+
+    `name` is what errors call it; it tells no secret and no address.
+    """
+
+    path: Path
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._gate = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._pending: queue.Queue[_Pending | None] = queue.Queue(STORE_QUEUE_MAX)
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    @abstractmethod
+    def is_local(self) -> bool:
+        """Whether a write takes microseconds: False where each one crosses a network and would hold an event loop."""
+
+    @abstractmethod
+    def transact(self, work: Work[T], *, durable: bool = True) -> T:
+        """Run `work` in one write transaction and return its result once it is committed."""
+
+    async def write(self, work: Work[T], *, durable: bool = True) -> T:
+        """`transact` for asyncio: waits for the next group commit. Raises `StoreUnavailable` when the queue is full."""
+        # A cancelled caller must not cancel the write: it may be committed already.
+        result: T = await asyncio.shield(asyncio.wrap_future(self._enqueue(work, durable)))
+        return result
+
+    @abstractmethod
+    def read(self, work: Work[T]) -> T:
+        """Run `work`, which only reads. It sees everything that was reported written."""
+
+    async def check_writable(self) -> None:
+        """Write what is there already. Raises `StoreUnavailable` when the next real write would fail."""
+        await self.write(self._touch, durable=False)
+
+    @abstractmethod
+    def presence(self) -> Presence:
+        """Show this process to the others that use the store, under a new name. Raises `StoreUnavailable`."""
+
+    @abstractmethod
+    def era(self) -> str:
+        """Return what stays the same as long as no committed write can have been lost. Raises `StoreUnavailable`.
+
+        Unsynced writes are lost with the machine, so SQLite's is the machine's boot.
+        """
+
+    @abstractmethod
+    def exclusively(self, name: str) -> AbstractContextManager[None]:
+        """Hold the lock `name` while a block runs; it ends with the process at the latest.
+
+        Raises `RequestInProgress` when another process, or this one, holds it.
+        """
+
+    def close(self) -> None:
+        """Finish the waiting writes and close the store. Further calls raise `StoreUnavailable`."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        if self._thread is not None:
+            self._pending.put(None)
+            self._thread.join()
+        self._close()
+
+    # What a kind of store provides
+
+    @abstractmethod
+    def _begin(self, durable: bool) -> Any:
+        """Wait for our turn and begin a write transaction. Raises `StoreUnavailable`."""
+
+    @abstractmethod
+    def _commit(self) -> None:
+        """Commit. Raises `StoreUnavailable`."""
+
+    @abstractmethod
+    def _roll_back(self) -> None:
+        """Leave the transaction, if there is one, without a word."""
+
+    @abstractmethod
+    def _is_inside(self) -> bool:
+        """Tell whether the transaction still stands after an error inside it."""
+
+    @abstractmethod
+    def _told(self, error: BaseException) -> BaseException:
+        """Return what the caller is told: the driver's errors by our names, everything else as it is."""
+
+    @abstractmethod
+    def _touch(self, connection: Connection) -> None:
+        """Write a page with what it holds already."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close what is open. Nothing else runs any more."""
+
+    # Group commit
+
+    def _enqueue(self, work: Work[T], durable: bool) -> Future[T]:
+        pending = _Pending(work, durable, Future())
+        with self._gate:
+            if self._closed:
+                raise StoreUnavailable(f"{self.name}: is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve_writes, name=f"writer {self.name}", daemon=True)
+                self._thread.start()
+            try:
+                self._pending.put_nowait(pending)
+            except queue.Full:
+                raise StoreUnavailable(f"{self.name}: {STORE_QUEUE_MAX} writes are waiting") from None
+        return pending.result
+
+    def _serve_writes(self) -> None:
+        stopping = False
+        while not stopping:
+            group: list[_Pending] = []
+            head = self._pending.get()
+            while head is not None:
+                group.append(head)
+                if len(group) == STORE_GROUP_MAX:
+                    break
+                try:
+                    head = self._pending.get_nowait()
+                except queue.Empty:
+                    break
+            stopping = head is None
+            if group:
+                self._commit_group(group)
+
+    def _commit_group(self, group: list[_Pending]) -> None:
+        """Run every member under its own savepoint, commit once, and only then report."""
+        with self._write_lock:
+            try:
+                connection = self._begin(any(pending.durable for pending in group))
+                if len(group) == 1:
+                    outcomes: list[tuple[Any, BaseException | None]] = [(group[0].work(connection), None)]
+                else:
+                    outcomes = [self._attempt(connection, pending.work) for pending in group]
+                self._commit()
+            except BaseException as error:  # noqa: BLE001 - handed to every waiting caller
+                self._roll_back()
+                outcomes = [(None, self._told(error)) for _ in group]
+        for pending, (result, failure) in zip(group, outcomes, strict=True):
+            if failure is not None:
+                pending.result.set_exception(failure)
+            else:
+                pending.result.set_result(result)
+
+    def _attempt(self, connection: Any, work: Work[Any]) -> tuple[Any, BaseException | None]:
+        connection.execute("SAVEPOINT member")
+        try:
+            result = work(connection)
+        except BaseException as error:
+            if not self._is_inside():
+                raise  # a full disk or a lost connection ends the whole group
+            connection.execute("ROLLBACK TO SAVEPOINT member")
+            connection.execute("RELEASE SAVEPOINT member")
+            return None, self._told(error)
+        connection.execute("RELEASE SAVEPOINT member")
+        return result, None
+
+
+class _Pending:
+    __slots__ = ("durable", "result", "work")
+
+    def __init__(self, work: Work[Any], durable: bool, result: Future[Any]) -> None:
+        self.work, self.durable, self.result = work, durable, result

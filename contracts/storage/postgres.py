@@ -1,0 +1,275 @@
+"""PostgreSQL as a book of account that many machines share.
+
+One writer at a time per room, as SQLite has it: each write transaction first takes the room's advisory lock and keeps
+it until the commit, so what it read cannot have changed (READ COMMITTED sees all that was committed before each
+statement, and nobody else commits). Waiting writes of a process share one transaction and one sync.
+
+Every commit is synced, `durable=False` too: the round trips cost more than the server's disk. The answer to a commit
+can be lost with the connection. Then nobody knows whether it was written: the caller is told `StoreUnavailable`, and
+nothing is repeated here. Rows, uniques and the `WHERE lease = …` of every step stay the last guard. The next call
+connects anew.
+
+What a second replica costs the first: they take turns, so each waits for the other's group, at most `STORE_GROUP_MAX`
+writes of some round trips each and one sync. Reads wait for nobody.
+
+Locks and settings live as long as their connection: a pooler in between must pool sessions, not transactions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import secrets
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import psycopg
+
+from contracts.errors import RequestInProgress, StoreUnavailable
+from contracts.storage.database import Conflict, Connection, Database, Work
+from contracts.storage.dialect import postgres_ddl
+from contracts.storage.migrations import Script, due_scripts, read_scripts
+from contracts.storage.presence import Life
+from contracts.storage.session import Server, Session, unavailable
+
+__all__ = ["PostgresDatabase", "ServerPresence", "open_postgres"]
+
+T = TypeVar("T")
+
+# Advisory locks have one space of two 32-bit numbers, where rooms take turns ("Fare", room), and one of 64 bits,
+# where processes and exclusive tasks have theirs.
+_TURNS = 0x46617265
+_SCHEMA = re.compile(r"[a-z][a-z0-9_]*")
+_ERA = """
+    SELECT (SELECT system_identifier FROM pg_control_system()), pg_database.oid,
+        left(pg_walfile_name(pg_current_wal_lsn()), 8)
+    FROM pg_database WHERE datname = current_database()
+"""
+# What does not make a connection suspect: another process kept its turn too long, or a statement took too long.
+_TOO_SLOW = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+
+
+def open_postgres(url: str, migrations_package: str) -> PostgresDatabase:
+    """Open `postgresql://user@host/database`; the room's tables are in the schema `farebox_<room>`."""
+    room = migrations_package.split(".", 1)[0]
+    assert _SCHEMA.fullmatch(room), f"{room!r} does not name a schema"
+    scripts = read_scripts(migrations_package)
+    server = Server(url, f"farebox_{room}")
+    server.check()
+    database = PostgresDatabase(server)
+    try:
+        database.migrate(scripts)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+class PostgresDatabase(Database):
+    """A room's schema on a server. One connection writes, one reads; both are made when needed and made again."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.name)
+        self._server = server
+        self._turn = f"BEGIN; SELECT pg_advisory_xact_lock({_TURNS}, {_signed(zlib.crc32(server.schema.encode()), 32)})"
+        self._writer: Session | None = None
+        # Whether an error may have come from what the connection remembers, as of a table that a newer Farebox changed.
+        self._suspect = False
+        self._reader: Session | None = None
+        self._read_lock = threading.Lock()
+
+    @property
+    def is_local(self) -> bool:
+        """See `Database.is_local`."""
+        return False
+
+    def transact(self, work: Work[T], *, durable: bool = True) -> T:
+        """See `Database.transact`. Threads that wait here share a commit."""
+        return self._enqueue(work, durable).result()
+
+    def read(self, work: Work[T]) -> T:
+        """See `Database.read`."""
+        with self._read_lock:
+            while True:
+                if self._closed:
+                    raise StoreUnavailable(f"{self.name}: is closed")
+                known = self._reader
+                session: Any = known or self._server.connect(read_only=True)
+                self._reader = session
+                try:
+                    return work(session)
+                except psycopg.Error as error:
+                    lost, self._reader = session.is_lost, None
+                    session.close()
+                    if not (lost and known):
+                        raise unavailable(self.name, error) from None
+
+    def presence(self) -> ServerPresence:
+        """See `Database.presence`: a lock of the server's, held by a connection of its own."""
+        return ServerPresence(self._server)
+
+    def era(self) -> str:
+        """See `Database.era`. It changes with server and database (a restored copy) and timeline (a failover)."""
+        with contextlib.closing(self._server.connect(read_only=True)) as session:
+            try:
+                return "-".join(str(value) for value in session.execute(_ERA).fetchone())
+            except psycopg.Error as error:
+                if error.sqlstate is None:
+                    raise unavailable(self.name, error) from None
+                return secrets.token_hex(16)  # a server that does not tell: every era is a new one, which is safe
+
+    @contextlib.contextmanager
+    def exclusively(self, name: str) -> Iterator[None]:
+        """See `Database.exclusively`: a lock of the server's."""
+        number = int.from_bytes(hashlib.sha256(f"{self._server.schema} {name}".encode()).digest()[:8], signed=True)
+        with contextlib.closing(self._server.connect()) as session:
+            if not _take(session, number, self.name):
+                raise RequestInProgress(
+                    f"{name}: another farebox process is at work on it", remedy="wait until it is done"
+                )
+            yield
+
+    def migrate(self, scripts: list[Script]) -> None:
+        """Run what is due of a room's scripts, all in one transaction."""
+        schema = self._server.schema
+
+        def apply(connection: Connection) -> None:
+            (missing,) = connection.execute("SELECT to_regnamespace(?) IS NULL", (schema,)).fetchone()
+            if missing:
+                connection.execute(f"CREATE SCHEMA {schema}")
+            connection.execute("CREATE TABLE IF NOT EXISTS migrations (version BIGINT PRIMARY KEY)")
+            (done,) = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()
+            for number, statements in due_scripts(scripts, done, self.name):
+                for statement in statements:
+                    connection.execute(postgres_ddl(statement))
+                connection.execute("INSERT INTO migrations (version) VALUES (?)", (number,))
+
+        self.transact(apply)
+
+    def _begin(self, durable: bool) -> Any:
+        if self._suspect and self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._suspect = False
+        known = self._writer
+        session = self._writer = known or self._server.connect()
+        try:
+            session.run(self._turn)
+        except psycopg.Error as error:
+            if not (session.is_lost and known):
+                raise self._told(error) from None
+            # The server went away while nothing was under way, so nothing can have been written.
+            self._writer = None
+            return self._begin(durable)
+        return session
+
+    def _commit(self) -> None:
+        assert self._writer is not None
+        try:
+            tag = self._writer.run("COMMIT")
+        except psycopg.Error as error:
+            if self._writer.is_lost:
+                failure = StoreUnavailable(f"{self.name}: the connection broke in a commit; it may be written or not")
+                raise failure from None
+            raise self._told(error) from None
+        if tag != "COMMIT":
+            raise StoreUnavailable(f"{self.name}: the transaction had failed before its commit")
+
+    def _roll_back(self) -> None:
+        if self._writer is not None:
+            self._writer.roll_back()
+            if self._writer.is_lost:
+                self._writer = None
+
+    def _is_inside(self) -> bool:
+        return self._writer is not None and not self._writer.is_lost and self._writer.is_inside
+
+    def _told(self, error: BaseException) -> BaseException:
+        if isinstance(error, psycopg.IntegrityError):
+            return Conflict(error.diag.message_primary or str(error))
+        if not isinstance(error, psycopg.Error):
+            return error
+        self._suspect = self._suspect or not isinstance(error, _TOO_SLOW)
+        return unavailable(self.name, error)
+
+    def _touch(self, connection: Connection) -> None:
+        connection.execute("UPDATE migrations SET version = version WHERE version = 1")
+
+    def _close(self) -> None:
+        with self._write_lock, self._read_lock:
+            for session in (self._writer, self._reader):
+                if session is not None:
+                    session.close()
+
+
+class ServerPresence:
+    """Presence on any machine: an advisory lock held by a connection, which the server releases when that ends."""
+
+    def __init__(self, server: Server) -> None:
+        """Take a new lock. Raises `StoreUnavailable`."""
+        self.id = secrets.token_hex(8)
+        self._server = server
+        self._gate = threading.Lock()
+        self._session: Session | None = None
+        self.hold()
+
+    def hold(self) -> None:
+        """See `Presence.hold`. Takes the lock again where the connection was lost."""
+        with self._gate:
+            self._held()
+
+    def life_of(self, other_id: str) -> Life:
+        """See `Presence.life_of`. Nobody is untraceable: the server knows every lock there is."""
+        if other_id == self.id:
+            return Life.ALIVE
+        with self._gate:
+            session = self._held()
+            try:
+                high, low = divmod(int(other_id, 16), 1 << 32)
+                row = session.execute(
+                    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
+                    " AND classid::bigint = ? AND objid::bigint = ?"
+                    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                    (high, low),
+                ).fetchone()
+            except psycopg.Error as error:
+                raise unavailable(self._server.name, error) from None
+        return Life.ALIVE if row is not None else Life.ENDED
+
+    def forget(self, other_id: str) -> None:
+        """See `Presence.forget`. There is nothing left behind."""
+
+    def close(self) -> None:
+        """See `Presence.close`."""
+        with self._gate:
+            if self._session is not None:
+                self._session.close()
+
+    def _held(self) -> Session:
+        if self._session is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._session.run("SELECT 1")
+                return self._session
+            self._session.close()
+            self._session = None
+        session = self._server.connect()
+        # The server may take its time to see that our former connection is gone.
+        if not _take(session, _signed(int(self.id, 16), 64), self._server.name):
+            session.close()
+            raise StoreUnavailable(f"{self._server.name}: the sign of life of a lost connection is still there")
+        self._session = session
+        return session
+
+
+def _take(session: Session, number: int, name: str) -> bool:
+    try:
+        return bool(session.execute("SELECT pg_try_advisory_lock(?)", (number,)).fetchone()[0])
+    except psycopg.Error as error:
+        raise unavailable(name, error) from None
+
+
+def _signed(number: int, bits: int) -> int:
+    return number - (1 << bits) if number >> (bits - 1) else number

@@ -1,0 +1,50 @@
+"""Every test that takes `place` runs once on each kind of store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stores.parts import Migrations, Place
+from tests.stores.servers import URL_VARIABLE, OwnServer, Server, own_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """One server for the whole run: the one that FAREBOX_POSTGRES_URL names, else our own."""
+    given = os.environ.get(URL_VARIABLE)
+    if given:
+        server = Server(given)
+        yield server
+        server.drop_databases()
+        return
+    with own_server() as server:
+        yield server
+
+
+@pytest.fixture
+def fragile() -> Iterator[OwnServer]:
+    """A server for this test alone, which it may stop."""
+    with own_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A place without any store yet."""
+    if request.param == "sqlite":
+        return Place("sqlite", lambda room: f"sqlite:///{tmp_path}/{room}.db")
+    server: Server = request.getfixturevalue("postgres")
+    url = server.new_database()
+    return Place("postgresql", lambda _room: url)
+
+
+@pytest.fixture
+def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Migrations:
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return Migrations(folder)

