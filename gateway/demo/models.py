@@ -55,7 +55,7 @@ def model_for_sale(crew: Crew, upstream: str | None, model: str | None) -> Model
         raise UsageError(f"--model: expected minilm, or a model of the server named by --upstream, got {model!r}")
     server = _start(crew)
     return ModelForSale(
-        _address(server), _STAND_IN, "A stand-in for a model: deterministic answers, nothing behind them"
+        _address(server), _STAND_IN, "A stand-in for a model, which answers the same question always alike"
     )
 
 

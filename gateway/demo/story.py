@@ -234,7 +234,8 @@ class _Story:
                 ("seller on chain, before", self._money(books.seller_before_atomic)),
                 ("seller on chain, after", self._money(books.seller_after_atomic)),
                 ("settlement transactions", str(len(books.settlement_tx_hashes))),
-            ]
+            ],
+            amounts=True,
         )
         gained, price = self._money(books.seller_delta_atomic), self._money(books.price_atomic)
         self.teller.verdict(f"The chain says {gained} {agree} {books.spent} x {price}.", good=books.agree)

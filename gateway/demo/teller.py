@@ -49,13 +49,13 @@ class Teller:
         """Show on a terminal that something is being waited for."""
         return nullcontext() if self._silent or not out.is_terminal else out.status(f"[dim]{escape(text)}[/]")
 
-    def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Show names and values in two columns."""
+    def table(self, rows: Sequence[tuple[str, str]], *, amounts: bool = False) -> None:
+        """Show names and values in two columns; `amounts` end in one line."""
         if self._silent:
             return
         grid = Table.grid(padding=(0, 3))
         grid.add_column(style="dim")
-        grid.add_column(justify="right")
+        grid.add_column(justify="right" if amounts else "left")
         for name, value in rows:
             grid.add_row(f"   {name}", value)
         out.print(grid)
