@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from starlette.applications import Starlette
@@ -10,11 +9,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from buyer.pool import Pool
 from contracts.errors import FareboxError
 from gateway.desk import Desk
 
-__all__ = ["admin_app", "check_writable", "health_routes", "readiness"]
+__all__ = ["admin_app", "health_routes", "readiness"]
 
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -22,7 +20,7 @@ _NO_STORE = {"cache-control": "no-store"}
 async def readiness(desk: Desk) -> list[str]:
     """Return why the gateway cannot serve a paid call now; nothing when it can."""
     try:
-        await check_writable(desk.pool)
+        await desk.pool.database.check_writable()
         ready = {name: counts.ready for name, counts in desk.shelf.counts()}
     except FareboxError as error:
         return [error.message]
@@ -33,11 +31,6 @@ async def readiness(desk: Desk) -> list[str]:
     if not any(ready.values()):
         return ["no purchase has an authorization left; run `farebox refill NAME`"]
     return []
-
-
-async def check_writable(pool: Pool) -> None:
-    """Raise `StoreUnavailable` when the next payment could not be written down."""
-    await pool.database.write(_touch, durable=False)
 
 
 def health_routes(desk: Desk) -> list[Route]:
@@ -70,12 +63,6 @@ def admin_app(desk: Desk) -> Starlette:
         routes=[*health_routes(desk), Route("/status", status), Route("/metrics", metrics)],
         exception_handlers={FareboxError: unavailable},
     )
-
-
-def _touch(connection: sqlite3.Connection) -> None:
-    """Write one page with what it holds already: a full or read-only disk says so here, and not at the next payment."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    connection.execute(f"PRAGMA user_version = {int(version)}")
 
 
 async def _status(desk: Desk) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from contracts.evm.token import read_head
 from contracts.money import format_amount
 from contracts.networks import DEVNET_CHAIN_ID
 from contracts.offers import Offer, requirements
-from gateway.admin import check_writable
 from gateway.config import GatewayConfig, host_only
 
 __all__ = ["Check", "examine"]
@@ -102,8 +101,8 @@ async def _check(name: str, look: Look) -> Check:
 
 
 async def _store(pool: Pool) -> str:
-    await check_writable(pool)
-    return f"{pool.database.path} can be written"
+    await pool.database.check_writable()
+    return f"{pool.database.name} can be written"
 
 
 async def _chain(url: str) -> str:
