@@ -1,6 +1,8 @@
 """secp256k1 signatures: make them from a key, recover the signer, refuse every malleable form.
 
 libsecp256k1 (through coincurve) is a hard requirement, without fallback: a pure-Python curve is 200 times slower.
+`recover` is most of what a seller computes for a request, so it calls the library itself; coincurve's own `PublicKey`
+makes three more objects on the way.
 Sources: EIP-2 (low s), EIP-3009 reference token (v 27/28), SEC 2 (curve order).
 """
 
@@ -9,6 +11,8 @@ from __future__ import annotations
 import re
 
 from coincurve import PrivateKey, PublicKey
+from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found, unused-ignore]
+from coincurve.context import GLOBAL_CONTEXT
 
 from contracts.address import Address
 from contracts.errors import InvalidSignature, MalformedMessage, SignerFailed
@@ -21,7 +25,12 @@ _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _LOW_S_MAX = (_ORDER // 2).to_bytes(32, "big")
 _ZERO_WORD = bytes(32)
 _HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
-_RECOVERY_ID = {0: b"\x00", 1: b"\x01", 27: b"\x00", 28: b"\x01"}
+_RECOVERY_ID = {0: 0, 1: 1, 27: 0, 28: 1}
+
+_PARSED = ffi.typeof("secp256k1_ecdsa_recoverable_signature *")
+_POINT = ffi.typeof("secp256k1_pubkey *")
+_POINT_BYTES = ffi.typeof("unsigned char[65]")
+_SIZE = ffi.typeof("size_t *")
 
 
 class SigningKey:
@@ -70,11 +79,17 @@ def recover(digest: bytes, signature: bytes) -> Address:
         raise InvalidSignature("signature: s lies in the upper half of the curve order, which tokens refuse")
     if s == _ZERO_WORD or signature[:32] == _ZERO_WORD:
         raise InvalidSignature("signature: r and s must not be zero")
-    try:
-        public_key = PublicKey.from_signature_and_message(signature[:64] + recovery_id, digest, hasher=None)
-    except Exception:  # noqa: BLE001 - coincurve raises bare Exception when no point fits
-        raise InvalidSignature("signature: no public key fits it") from None
-    return _address_of(public_key)
+    assert len(digest) == 32
+    context = GLOBAL_CONTEXT.ctx
+    parsed, point = ffi.new(_PARSED), ffi.new(_POINT)
+    if not (
+        lib.secp256k1_ecdsa_recoverable_signature_parse_compact(context, parsed, signature, recovery_id)
+        and lib.secp256k1_ecdsa_recover(context, point, parsed, digest)
+    ):
+        raise InvalidSignature("signature: no public key fits it")
+    uncompressed = ffi.new(_POINT_BYTES)
+    lib.secp256k1_ec_pubkey_serialize(context, uncompressed, ffi.new(_SIZE, 65), point, lib.SECP256K1_EC_UNCOMPRESSED)
+    return Address(keccak(ffi.buffer(uncompressed)[1:])[12:])
 
 
 def vrs(signature: bytes) -> tuple[int, bytes, bytes]:
