@@ -25,11 +25,19 @@ def postgres() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def fragile() -> Iterator[OwnServer]:
-    """A server for this test alone, which it may stop."""
+@pytest.fixture(scope="session")
+def breakable() -> Iterator[OwnServer]:
+    """A second server. Take `fragile` instead."""
     with own_server() as server:
         yield server
+
+
+@pytest.fixture
+def fragile(breakable: OwnServer) -> Iterator[OwnServer]:
+    """A server that no other test uses meanwhile: it may be stopped, crashed, frozen and set wrongly."""
+    yield breakable
+    breakable.start()
+    breakable.reset_settings()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

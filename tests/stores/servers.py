@@ -66,8 +66,14 @@ class OwnServer(Server):
         pgexec("pg_ctl", arguments, bin_path=running.bin_path, user=running.system_user)
 
     def start(self) -> None:
-        """Start it again on the same data and the same address."""
+        """Start it again on the same data and the same address, unless it runs."""
         self._running.ensure_postgres_running()
+
+    def reset_settings(self) -> None:
+        """Undo every ALTER SYSTEM."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM RESET ALL")
+            connection.execute("SELECT pg_reload_conf()")
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
