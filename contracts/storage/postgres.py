@@ -48,8 +48,6 @@ _ERA = """
         left(pg_walfile_name(pg_current_wal_lsn()), 8)
     FROM pg_database WHERE datname = current_database()
 """
-# What does not make a connection suspect: another process kept its turn too long, or a statement took too long.
-_TOO_SLOW = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
 
 def open_postgres(url: str, migrations_package: str) -> PostgresDatabase:
@@ -76,8 +74,6 @@ class PostgresDatabase(Database):
         self._server = server
         self._turn = f"BEGIN; SELECT pg_advisory_xact_lock({_TURNS}, {_signed(zlib.crc32(server.schema.encode()), 32)})"
         self._writer: Session | None = None
-        # Whether an error may have come from what the connection remembers, as of a table that a newer Farebox changed.
-        self._suspect = False
         self._reader: Session | None = None
         self._read_lock = threading.Lock()
 
@@ -150,10 +146,6 @@ class PostgresDatabase(Database):
         self.transact(apply)
 
     def _begin(self, durable: bool) -> Any:
-        if self._suspect and self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._suspect = False
         known = self._writer
         session = self._writer = known or self._server.connect()
         try:
@@ -190,10 +182,7 @@ class PostgresDatabase(Database):
     def _told(self, error: BaseException) -> BaseException:
         if isinstance(error, psycopg.IntegrityError):
             return Conflict(error.diag.message_primary or str(error))
-        if not isinstance(error, psycopg.Error):
-            return error
-        self._suspect = self._suspect or not isinstance(error, _TOO_SLOW)
-        return unavailable(self.name, error)
+        return unavailable(self.name, error) if isinstance(error, psycopg.Error) else error
 
     def _touch(self, connection: Connection) -> None:
         connection.execute("UPDATE migrations SET version = version WHERE version = 1")
