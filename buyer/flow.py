@@ -22,6 +22,7 @@ from buyer.endpoint import origin_of
 from buyer.payment import SignedPayment
 from buyer.purchase import Purchase
 from buyer.spender import Claim, Spender
+from contracts.crash import checkpoint
 from contracts.errors import (
     FareboxError,
     MalformedMessage,
@@ -169,15 +170,18 @@ def pay_with_pool(
     except BaseException as problem:
         spender.lost(claim, status=None, reason=f"given up while waiting: {type(problem).__name__}")
         raise
+    checkpoint("buyer.answered")
     receipt = _receipt(incoming)
     if 200 <= incoming.status < 300:
         # The answer is paid for, and the client shall have it even when our disk fails: unrecorded, the row stays SENT
         # and becomes UNKNOWN, never READY.
         with contextlib.suppress(StoreUnavailable):
             spender.served(claim, status=incoming.status, receipt=receipt, latency_ms=round((clock() - started) * 1000))
+        checkpoint("buyer.recorded")
         return Outcome("served", claim, incoming, receipt)
     cause = _refusal(incoming, receipt, purchase.offer) or _no_service(incoming, purchase.origin)
     spender.lost(claim, status=incoming.status, reason=f"{cause.code}: {cause.message}")
+    checkpoint("buyer.lost")
     return Outcome(_kind(cause), claim, incoming, receipt, cause)
 
 

@@ -24,6 +24,7 @@ from buyer.purchase import Purchase, RefillPolicy, Terms
 from buyer.rows import find_purchase, insert_purchase, insert_terms, refill_text, urls_text
 from buyer.signers import Signer
 from contracts.address import Address, address_text
+from contracts.crash import checkpoint
 from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowed, UsageError
 from contracts.limits import VALIDITY_S_MAX
 from contracts.money import format_amount
@@ -168,6 +169,7 @@ def carry_out(
         return purchase, [*plan.resumed, *new]
 
     purchase, intents = pool.database.transact(reserve)
+    checkpoint("buyer.intended")
     _sign_and_store(pool, intents, signer, progress, clock)
     return purchase
 
@@ -196,9 +198,11 @@ def _sign_and_store(
         for start in range(0, len(group), SIGN_CHUNK):
             chunk = group[start : start + SIGN_CHUNK]
             signatures = bounded.sign_authorizations([intent.authorization for intent in chunk], offer.domain)
+            checkpoint("buyer.signed")
             signed = list(zip(chunk, signatures, strict=True))
             signed_s = int(clock())
             pool.database.transact(lambda connection: store_signed(connection, signed, signed_s))  # noqa: B023 - runs at once
+            checkpoint("buyer.stored")
             done += len(chunk)
             if progress is not None:
                 progress(done, len(intents))

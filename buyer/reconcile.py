@@ -74,6 +74,7 @@ async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[sqlite3.Row]
         if sql is not None:
             bound = {"id": row["id"], **values}
             changed = database.transact(lambda connection: moved(connection, sql, bound))  # noqa: B023 - runs at once
+            checkpoint("buyer.reconciled")
             found[event] += changed
         elif row["state"] == "unknown":
             found["unknown"] += 1

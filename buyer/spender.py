@@ -21,6 +21,7 @@ from buyer.moves import move_sql, moved
 from buyer.payment import payment_headers
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
+from contracts.crash import checkpoint
 from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress, StoreUnavailable
 from contracts.lifecycle import AuthorizationEvent
 from contracts.schemes.exact_eip3009 import Authorization
@@ -126,6 +127,7 @@ class Spender:
                     heapq.heappush(slots, slot)
                     raise
                 if won:
+                    checkpoint("buyer.claimed")
                     _, row_id, authorization, signature = slot
                     name = receipt_id(authorization.nonce)
                     return Claim(purchase, authorization, signature, request_key, name, row_id)
@@ -152,6 +154,7 @@ class Spender:
         values = {"id": row["id"], "lease": self._worker.id}
         if not self._database.transact(lambda connection: moved(connection, _PRESENT_AGAIN, values), durable=False):
             raise RequestInProgress("this request was just presented again by another call")
+        checkpoint("buyer.presented_again")
         name = receipt_id(authorization.nonce)
         return Claim(purchase, authorization, row["signature"], request_key, name, row["id"], again=True)
 
@@ -169,6 +172,7 @@ class Spender:
             return
         if not self._move(_SEND, claim):
             raise StoreUnavailable("the claim is no longer held by this process")
+        checkpoint("buyer.sent")
 
     def abort(self, claim: Claim) -> None:
         """The request ended before anything was sent: the authorization is free again."""
@@ -232,6 +236,7 @@ class Spender:
                 f"{purchase.name}: no authorization is left to spend",
                 remedy=f"run `farebox refill {purchase.name} --count N`",
             )
+        checkpoint("buyer.leased")
         return slots
 
     def _share(self, connection: sqlite3.Connection, values: dict[str, int | str], whose: str) -> list[_Slot]:

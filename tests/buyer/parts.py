@@ -285,8 +285,12 @@ def closed_port_url() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+def token_at(address: str) -> Asset:
+    return Asset(parse_address(address), "USDC", "2", 6, "USDC")
+
+
 def token_of(chain: Devnet) -> Asset:
-    return Asset(parse_address(chain.token), "USDC", "2", 6, "USDC")
+    return token_at(chain.token)
 
 
 def json_body(document: Any) -> bytes:

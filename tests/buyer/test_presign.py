@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -42,19 +46,15 @@ BALANCE = 100 * PRICE
 
 
 class Wallet(KeySigner):
-    """A key that counts what it signs, and can be told to die after so many signatures."""
+    """A key that counts what it signs."""
 
-    def __init__(self, secret: bytes, dies_after: int | None = None) -> None:
+    def __init__(self, secret: bytes) -> None:
         super().__init__(secret)
         self.signed: list[Authorization] = []
-        self.dies_after = dies_after
 
     def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
-        signatures = super().sign_authorizations(authorizations, domain)
         self.signed += authorizations
-        if self.dies_after is not None and len(self.signed) >= self.dies_after:
-            raise KeyboardInterrupt
-        return signatures
+        return super().sign_authorizations(authorizations, domain)
 
 
 @pytest.fixture
@@ -185,20 +185,22 @@ def test_two_runs_prepared_at_once_do_not_promise_the_same_money(
 
 
 def test_what_was_being_signed_at_a_crash_is_exposure_and_signed_again_unchanged(
-    chain: Devnet, pool: Pool, offer: Offer, wallet: Wallet
+    chain: Devnet, pool: Pool, wallet: Wallet
 ) -> None:
-    dying = Wallet(chain.accounts[0].key, dies_after=51)
-    with pytest.raises(KeyboardInterrupt):
-        sign(pool, draft(offer, dying, chain.rpc_url), dying, 80)
-    # The first chunk of 50 is stored; the second was signed, and died before it was.
+    wanted = [str(pool.home.path), chain.rpc_url, chain.token, chain.accounts[0].key.hex()]
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.buyer.buying", *wanted], cwd=Path(__file__).parents[2], check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    # The first chunk of 50 is stored; of the second, the signatures died with the process.
     assert pool.counts("p") == Counts(ready=50)
     assert pool.worst_case_loss_atomic("p") == 80 * PRICE
     purchase = pool.purchase("p")
     pending = {intent.authorization.nonce for intent in pool.database.read(lambda c: intents_of(c, purchase))}
     assert len(pending) == 30
     with pytest.raises(InsufficientBalance):
-        sign(pool, draft(offer, wallet, chain.rpc_url, name="q"), wallet, 21)
-    sign(pool, draft(offer, wallet, chain.rpc_url, existing=purchase), wallet, 10)
+        sign(pool, draft(purchase.offer, wallet, chain.rpc_url, name="q"), wallet, 21)
+    sign(pool, draft(purchase.offer, wallet, chain.rpc_url, existing=purchase), wallet, 10)
     assert {signed.nonce for signed in wallet.signed} == pending
     assert pool.counts("p") == Counts(ready=80)
     assert pool.worst_case_loss_atomic("p") == 80 * PRICE
