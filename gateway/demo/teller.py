@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,6 +13,10 @@ from rich.table import Table
 from contracts.console import out, progress
 
 __all__ = ["Teller"]
+
+# A long command is broken the way a shell reads it back.
+_COLUMNS = 88
+_CONTINUED = " \\\n       "
 
 
 class Teller:
@@ -36,8 +41,9 @@ class Teller:
 
     def command(self, *arguments: str) -> None:
         """Show a command as a user would type it."""
+        lines = textwrap.wrap(shlex.join(arguments), _COLUMNS, break_long_words=False, break_on_hyphens=False)
         if not self._silent:
-            out.print(f"   [green]$ {escape(shlex.join(arguments))}[/]")
+            out.print(f"   [green]$ {escape(_CONTINUED.join(lines))}[/]")
 
     def output(self, text: str) -> None:
         """Show what a command printed."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
 from tests.e2e.parts import run_demo
 
 
-def test_the_demo_makes_five_paid_calls_and_its_books_equal_the_chain() -> None:
-    document = run_demo()
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return run_demo()
+
+
+def test_the_demo_makes_five_paid_calls_and_its_books_equal_the_chain(document: dict[str, Any]) -> None:
     assert document["ok"] is True
     assert document["calls"] == 5
     assert document["signed"] == 20
@@ -23,8 +29,7 @@ def test_the_demo_makes_five_paid_calls_and_its_books_equal_the_chain() -> None:
     assert document["first_byte_ms"] > 0
 
 
-def test_nothing_of_the_demo_is_left_running() -> None:
-    addresses = run_demo()["addresses"]
+def test_nothing_of_the_demo_is_left_running(document: dict[str, Any]) -> None:
     for name in ("rpc", "seller", "gateway", "model_server"):
         with pytest.raises(httpx.ConnectError):
-            httpx.get(addresses[name])
+            httpx.get(document["addresses"][name])
