@@ -149,3 +149,22 @@ def test_the_field_named_is_that_of_the_nearest_offer() -> None:
 def test_nothing_matches_when_nothing_is_offered() -> None:
     with pytest.raises(NoMatchingOffer):
         match_offer(requirements(OFFER), [])
+
+
+def test_an_offer_made_from_another_is_matched_by_its_own_price_and_token_only() -> None:
+    dearer = replace(OFFER, amount_atomic=2000)
+    renamed = replace(OFFER, asset=replace(TOKEN, name="Other Dollar"))
+    for offer in (dearer, renamed):
+        assert match_offer(requirements(offer), [OFFER, offer]) is offer
+        with pytest.raises(NoMatchingOffer):
+            match_offer(requirements(OFFER), [offer])
+    assert renamed.domain.name == "Other Dollar"
+
+
+def test_what_a_caller_does_to_a_spelling_changes_no_offer() -> None:
+    spelling = requirements(OFFER)
+    spelling.amount = "1"
+    assert spelling.extra is not None
+    spelling.extra["name"] = "Wrapped Nothing"
+    with pytest.raises(NoMatchingOffer):
+        match_offer(spelling, [OFFER])
