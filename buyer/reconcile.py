@@ -15,6 +15,7 @@ from buyer.limits import EXPIRY_CHAIN_MARGIN_S, RECONCILE_BATCH
 from buyer.moves import move_sql, moved
 from buyer.purchase import Purchase
 from contracts.address import Address
+from contracts.crash import checkpoint
 from contracts.errors import ChainUnavailable, TermsNotAllowed
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token, call_object

@@ -12,6 +12,7 @@ import msgspec
 
 from buyer.flow import Lost, Outcome
 from buyer.pool import Claim
+from contracts.crash import checkpoint
 from contracts.errors import FareboxError, OutcomeUnknown
 from contracts.wire import SettlementResponse
 from gateway.attempts import Record
@@ -47,6 +48,7 @@ class Relay:
                 self._record.add(chunk)
                 if not self._client.started:
                     await self._client.start(answer.status, headers)
+                    checkpoint("gateway.started")
                 await self._client.body(chunk)
                 last = chunk
         except Lost as error:
@@ -55,10 +57,12 @@ class Relay:
         if not self._client.started:
             await self._client.start(answer.status, headers)
         closing = _receipt_comment(outcome, last) if answer.is_event_stream else b""
+        checkpoint("gateway.whole")
         if closing:
             self._record.add(closing)
         self._record.finish()
         await self._client.end(closing)
+        checkpoint("gateway.answered")
         return True
 
     async def _broke_off(self, outcome: Outcome, answer: Answer, error: Lost) -> None:

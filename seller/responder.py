@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from contracts.address import address_text
+from contracts.crash import checkpoint
 from contracts.errors import FareboxError, UpstreamFailed
 from contracts.wire import SettlementResponse
 from seller.answers import RawHeaders, receipt_headers
@@ -82,6 +83,7 @@ class Responder:
             self._transaction = await self._seller.settle(claim)
         if claim.mode is not Mode.ASYNC and not claim.credit:
             await self._seller.ledger.begin(claim)
+        checkpoint("seller.begun")
 
     async def send(self, message: Message) -> None:
         """Take one message of the application's answer."""
@@ -112,6 +114,7 @@ class Responder:
     async def _deliver(self) -> None:
         """The answer is good: get the money right, durably, then let it go."""
         claim, seller = self._claim, self._seller
+        checkpoint("seller.first_byte_held")
         if self._watch.client_is_gone:
             await self._keep_for_later()
             return
@@ -122,6 +125,7 @@ class Responder:
             else:
                 if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
                     self._transaction = await seller.settle(claim)
+                    checkpoint("seller.settled")
                     if self._watch.client_is_gone:
                         await self._keep_for_later()
                         return
@@ -129,6 +133,7 @@ class Responder:
         except FareboxError as error:
             await self._answer_refusal(error)
             return
+        checkpoint("seller.delivered")
         seller.metrics.served(self._quote.route, "credit" if claim.credit else "paid")
         headers = receipt_headers(receipt(claim, self._transaction), claim.payment.x402_version)
         await self._release(_paid_headers(self._start_headers()) + headers + ([_CREDIT] if claim.credit else []))
@@ -167,6 +172,7 @@ class Responder:
         """End the claim. When the store fails here, too, the claim ends with this process."""
         try:
             await self._seller.ledger.give_up(self._claim, reason)
+            checkpoint("seller.given_up")
         except FareboxError as error:
             _log.warning("payment %d stays claimed: %s", self._claim.id, error.message)
 
@@ -185,6 +191,7 @@ class Responder:
         assert self._start is not None
         self._released = True
         await self._send({**self._start, "headers": headers})
+        checkpoint("seller.started")
         for message in self._held:
             await self._send(message)
         self._held.clear()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from contracts.address import address_text
+from contracts.crash import checkpoint
 from contracts.errors import (
     ConfigInvalid,
     ContractPayer,
@@ -158,6 +159,7 @@ class Seller:
         now_s = int(time.time())
         life_s = QUEUED_LIFE_S if self.config.settle == "async" else URGENT_LIFE_S
         verified = verify(payment, quote.offer, now_s, life_s)
+        checkpoint("seller.verified")
         await self.open()
         await self.check_token()
         facts = await self._facts(verified)
@@ -167,6 +169,7 @@ class Seller:
             # Perhaps only our memory of the payer is old.
             facts = await self._facts(verified, fresh=True)
             claim = await self._reserve(verified, quote, request_digest, facts)
+        checkpoint("seller.reserved")
         if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
             await self._refuse_unsettleable(claim, facts)
         self.metrics.claimed(time.perf_counter() - started)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts.address import Address, address_text
+from contracts.crash import checkpoint
 from contracts.errors import ChainUnavailable, SettlementUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.lifecycle import MoneyEvent
@@ -78,6 +79,7 @@ class ChainSettler:
         if len(items) > 1 and not await self._can_batch():
             items = items[:1]
         accepted, refused = await self._simulate(items)
+        checkpoint("settle.simulated")
         verdicts = [await self._evidence.judge(item) for item in refused]
         await self._outbox.conclude(verdicts)
         if accepted:
@@ -94,6 +96,7 @@ class ChainSettler:
                 )
             except Stale:
                 return [item.id for item in refused]
+            checkpoint("settle.stored")
             await self._send(transaction)
         return [item.id for item in refused]
 
@@ -196,6 +199,7 @@ class ChainSettler:
         self._resent_ms[transaction.id] = now_ms()
         try:
             await self._rpc.call("eth_sendRawTransaction", "0x" + transaction.forms[-1].raw.hex())
+            checkpoint("settle.sent")
         except RpcRefused as error:
             _log.info("the node answered a settlement transaction with: %s", error.message)
 
@@ -220,6 +224,7 @@ class ChainSettler:
 
     async def _judge(self, transaction: Transaction, receipt: dict[str, Any]) -> list[int]:
         items = self._outbox.carried_by(transaction)
+        checkpoint("settle.receipt_seen")
         logs = logs_by_authorization(receipt["logs"], self._token)
         verdicts = []
         for item in items:
@@ -228,6 +233,7 @@ class ChainSettler:
             else:
                 verdicts.append(await self._evidence.judge(item, on_chain=True))
         await self._outbox.conclude(verdicts, transaction)
+        checkpoint("settle.concluded")
         return [item.id for item in items]
 
     async def _push(self, transaction: Transaction) -> None:
@@ -242,6 +248,7 @@ class ChainSettler:
                 newest.priority_fee_wei * FEE_BUMP_NUMERATOR // FEE_BUMP_DENOMINATOR + 1,
             )
             await self._outbox.store_form(self._key.address, transaction, form)
+            checkpoint("settle.raised")
             transaction.forms.append(form)
             await self._send(transaction)
         elif now - self._resent_ms.get(transaction.id, 0) >= RESEND_AFTER_S * 1000:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from contracts.crash import checkpoint
 from contracts.errors import (
     ChainUnavailable,
     FareboxError,
@@ -88,6 +89,7 @@ class Counter:
         it may still be on its way.
         """
         await self._ledger.owe(claim, delivered=False)
+        checkpoint("seller.queued")
         event = self._waiting[claim.id] = asyncio.Event()
         self.announce()
         started, poll_s = time.monotonic(), SETTLE_POLL_S

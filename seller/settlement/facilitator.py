@@ -15,6 +15,7 @@ import httpx
 import msgspec
 
 from contracts.address import address_text
+from contracts.crash import checkpoint
 from contracts.errors import FacilitatorUnavailable, MalformedMessage, PaymentExpired, SettlementFailed
 from contracts.lifecycle import MoneyEvent
 from contracts.offers import Offer, requirements
@@ -72,6 +73,7 @@ class FacilitatorSettler:
             await self._outbox.submit(chosen, again_ms=int(RETRY_S * 1000))
         except Stale:
             return []
+        checkpoint("settle.given_away")
         for item in chosen:
             self._start(item)
         return []
@@ -94,6 +96,7 @@ class FacilitatorSettler:
         """Bring one item nearer to its verdict: the chain's word first, then the facilitator's."""
         try:
             verdict = await self._verdict(item)
+            checkpoint("settle.judged")
             if verdict is None:
                 await self._outbox.postpone([item], self._pause_ms(item))
             else:

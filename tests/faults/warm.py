@@ -1,0 +1,242 @@
+"""Starts `farebox` processes quickly: a warm process that has imported everything forks one for each start.
+
+What runs is the whole command in a process of its own, with its own session, environment, folder and log, and a
+`kill -9` ends it like any other. Only the second of importing is saved, which is what lets a thousand kills fit into
+minutes. That a cold start works is shown elsewhere (tests/e2e).
+
+Run as a module it is the warm process: one JSON request a line on stdin, one JSON answer a line on stdout. When its
+stdin ends, it kills everything it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+__all__ = ["Started", "Warm"]
+
+_PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
+# Imported by the commands when they run; a process that was killed shall not pay for them again.
+_LAZY = (
+    "httptools",
+    "uvloop",
+    "uvicorn.protocols.http.httptools_impl",
+    "buyer.reconcile",
+    "buyer.refill",
+    "buyer.signers",
+    "eth_account",
+    "gateway.admin",
+    "gateway.app",
+    "gateway.desk",
+    "gateway.selfcheck",
+    "gateway.serve",
+    "rich.table",
+    "seller.run",
+    "seller.service",
+    "seller.settlement.key",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """One process forked from the warm one."""
+
+    name: str
+    pid: int
+    log: Path
+
+    def kill(self) -> None:
+        """`kill -9`, with everything it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+class Warm:
+    """The warm process. Use as a context manager; nothing it started outlives it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
+        self._turn = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            start_new_session=True,
+        )
+        self._say({"do": "hello"})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
+
+    def start(
+        self,
+        name: str,
+        words: Sequence[str],
+        folder: Path,
+        *,
+        program: str = "farebox",
+        environment: Mapping[str, str] | None = None,
+    ) -> Started:
+        """Start `program WORDS` in `folder`; its output is appended to `folder/logs/NAME.log`."""
+        log = folder / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        answer = self._say(
+            {
+                "do": "start",
+                "program": program,
+                "words": list(words),
+                "folder": str(folder),
+                "log": str(log),
+                "environment": dict(environment or {}),
+            }
+        )
+        return Started(name, answer["pid"], log)
+
+    def wait(self, started: Started) -> int:
+        """Wait until a process has ended; return its exit code, or minus the signal that ended it."""
+        code: int = self._say({"do": "wait", "pid": started.pid})["code"]
+        return code
+
+    def has_ended(self, started: Started) -> bool:
+        """Tell whether a process has ended."""
+        ended: bool = self._say({"do": "poll", "pid": started.pid})["ended"]
+        return ended
+
+    def run(self, name: str, words: Sequence[str], folder: Path, **given: Any) -> tuple[int, str]:
+        """Run a command to its end; return its exit code and what it wrote."""
+        (folder / "logs" / f"{name}.log").unlink(missing_ok=True)
+        started = self.start(name, words, folder, **given)
+        return self.wait(started), started.log.read_text(errors="replace")
+
+    def _say(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._turn:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        assert line, "the warm process has ended"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class _Parent:
+    """The warm process itself."""
+
+    def __init__(self) -> None:
+        self._codes: dict[int, int | None] = {}
+
+    def serve(self) -> None:
+        for module in (*_PROGRAMS.values(), *_LAZY):
+            # A command that is not there yet is reported by the one who asks for it.
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(module)
+        gc.collect()
+        gc.freeze()
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = getattr(self, "_" + request.pop("do"))(**request)
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+        for pid in [pid for pid, code in self._codes.items() if code is None]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def _hello(self) -> dict[str, Any]:
+        return {}
+
+    def _start(self, **order: Any) -> dict[str, Any]:
+        ready_read, ready_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(ready_read)
+            _become(ready_write, **order)
+        os.close(ready_write)
+        # Only a leader of its own group can be killed with all it starts.
+        os.read(ready_read, 1)
+        os.close(ready_read)
+        self._codes[pid] = None
+        return {"pid": pid}
+
+    def _wait(self, pid: int) -> dict[str, Any]:
+        if self._codes[pid] is None:
+            self._codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return {"code": self._codes[pid]}
+
+    def _poll(self, pid: int) -> dict[str, Any]:
+        if self._codes[pid] is None:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                self._codes[pid] = os.waitstatus_to_exitcode(status)
+        return {"ended": self._codes[pid] is not None}
+
+
+def _become(ready: int, program: str, words: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
+    """Turn the fork into a command. Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        os.close(ready)
+        _redirect(log)
+        os.chdir(folder)
+        os.environ.update(environment)
+        from contracts import crash
+
+        crash.arm(os.environ.get(crash.VARIABLE))
+        sys.argv = [program, *words]
+        sys.orig_argv[:] = [sys.executable, "-m", _PROGRAMS[program], *words]
+        importlib.import_module(_PROGRAMS[program]).main()
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except BaseException:  # noqa: BLE001 - the log is all that remains of it
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(log: str) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.close(nothing)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+
+if __name__ == "__main__":
+    _Parent().serve()
