@@ -19,7 +19,7 @@ from typing import Self
 
 import httpx
 
-from contracts.errors import FareboxError, LocalError
+from contracts.errors import LocalError
 
 __all__ = [
     "Child",
@@ -183,11 +183,11 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def demo_folder() -> Iterator[Path]:
-    """Give a folder that only the user can read; it is removed at the end, unless the demo failed: the logs explain."""
+    """Give a folder that only the user can read; it is removed at the end, unless a part failed: its log explains."""
     folder = Path(tempfile.mkdtemp(prefix="farebox-demo-"))
     try:
         yield folder
-    except FareboxError:
+    except DemoFailed:
         raise
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from contracts.errors import UsageError
 from gateway.demo.processes import (
     Child,
     Crew,
@@ -142,6 +143,12 @@ def test_the_folder_stays_when_the_demo_failed_because_its_logs_explain() -> Non
         raise DemoFailed("it broke")
     assert folder.is_dir()
     folder.rmdir()
+
+
+def test_a_refused_option_leaves_no_folder_behind() -> None:
+    with pytest.raises(UsageError), demo_folder() as folder:
+        raise UsageError("--model: no such thing")
+    assert not folder.exists()
 
 
 def test_a_request_to_terminate_runs_the_same_clean_up_as_ctrl_c() -> None:
