@@ -7,21 +7,26 @@ imported inside the command that needs it.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contracts.console import exit_on_error, print_document, progress
+from buyer.wiring import (
+    absolute_spec,
+    all_purchases,
+    closing,
+    confirm,
+    given_rpc_urls,
+    progress_bar,
+    request_from,
+    rpc_urls_for,
+    signer_spec,
+    the_pool,
+)
+from contracts.console import exit_on_error, print_document
 
 if TYPE_CHECKING:
-    from buyer.pool import Pool
-    from buyer.presign import Progress
     from buyer.purchase import Purchase
     from buyer.signers import Signer
 
@@ -32,7 +37,7 @@ commands = typer.Typer()
 
 def _names(incomplete: str) -> list[str]:
     """Complete the name of a purchase."""
-    with _pool() as pool:
+    with the_pool() as pool:
         return [purchase.name for purchase in pool.purchases() if purchase.name.startswith(incomplete)]
 
 
@@ -127,7 +132,7 @@ def buy(
 
     Probes the seller, chooses one of its options, checks the chain, prints the worst-case loss, then signs and stores.
     """
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import plan_document, print_plan, print_purchase, purchase_document
         from buyer.orders import BuyOrder, RefillOrder, parse_ttl, plan_buy
         from buyer.presign import carry_out
@@ -152,20 +157,20 @@ def buy(
             ),
             networks=network or [],
             assets=asset or [],
-            rpc_urls=_rpc_urls(rpc, pool, name),
+            rpc_urls=rpc_urls_for(rpc, pool, name),
             allow_http=allow_http,
         )
-        spec = _signer_spec(signer, pool, name)
-        with pool.home.exclusively(f"sign-{name}"), _closing(open_signer(spec, allow_http=allow_http)) as wallet:
+        spec = signer_spec(signer, pool, name)
+        with pool.home.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as wallet:
             plan, choice = asyncio.run(plan_buy(pool, order, wallet, int(time.time())))
             document: dict[str, Any] = {"ok": True, "dry_run": dry_run, "plan": plan_document(plan, choice)}
             if not as_json:
                 print_plan(plan, choice)
             if not dry_run:
-                _confirm("Sign?", yes=yes)
-                with _progress_bar("signing") as advance:
+                confirm("Sign?", yes=yes)
+                with progress_bar("signing") as advance:
                     purchase = carry_out(pool, plan, wallet, progress=advance)
-                remember_signer(pool.home, name, _absolute(spec))
+                remember_signer(pool.home, name, absolute_spec(spec))
                 document |= purchase_document(pool, purchase, int(time.time()))
         print_document(document, as_json=as_json, human=lambda: None if dry_run else print_purchase(document))
 
@@ -179,7 +184,7 @@ def _process(
 ) -> None:
     """Refill by policy, and ask the chain about open outcomes. Made for cron: safe to run twice at once."""
     failed = 0
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_processed, processed_document
         from buyer.refill import Processed, process
         from buyer.signers import open_signer
@@ -187,16 +192,16 @@ def _process(
 
         if (name is None) != every:
             raise UsageError("name a purchase, or say --all")
-        purchases = _all_purchases(pool) if name is None else [pool.purchase(name)]
+        purchases = all_purchases(pool) if name is None else [pool.purchase(name)]
         results = []
         for purchase in purchases:
 
             def open_wallet(purchase: Purchase = purchase) -> Signer:
-                return open_signer(_signer_spec(signer, pool, purchase.name))
+                return open_signer(signer_spec(signer, pool, purchase.name))
 
             try:
-                with _progress_bar(f"signing for {purchase.name}") as advance:
-                    urls = _rpc_urls(rpc, pool, purchase.name) if rpc or not purchase.rpc_urls else []
+                with progress_bar(f"signing for {purchase.name}") as advance:
+                    urls = rpc_urls_for(rpc, pool, purchase.name) if rpc or not purchase.rpc_urls else []
                     done = asyncio.run(process(pool, purchase, open_wallet, rpc_urls=urls, progress=advance))
             except RequestInProgress as error:
                 done = Processed(purchase.name, "skipped", error.message)
@@ -217,7 +222,7 @@ commands.command("maintain", hidden=True)(_process)
 @commands.command("list")
 def list_purchases(as_json: _Json = False) -> None:
     """List all purchases."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_purchases, purchase_document
 
         now_s = int(time.time())
@@ -228,7 +233,7 @@ def list_purchases(as_json: _Json = False) -> None:
 @commands.command()
 def status(name: _Name, as_json: _Json = False) -> None:
     """Show one purchase: what is left, spent, open, and the worst-case loss."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_purchase, purchase_document
 
         document = {"ok": True, **purchase_document(pool, pool.purchase(name), int(time.time()))}
@@ -238,15 +243,15 @@ def status(name: _Name, as_json: _Json = False) -> None:
 @commands.command()
 def balance(signer: _SignerOption = None, rpc: _RpcOption = None, as_json: _Json = False) -> None:
     """Show what the wallets hold, what of it is promised by live authorizations, and what is free."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.balances import print_balances, read_balances
         from buyer.signers import open_signer
 
         wallet = None
         if signer is not None:
-            with _closing(open_signer(signer)) as opened:
+            with closing(open_signer(signer)) as opened:
                 wallet = opened.address
-        documents = asyncio.run(read_balances(pool, wallet, _given_rpc_urls(rpc)))
+        documents = asyncio.run(read_balances(pool, wallet, given_rpc_urls(rpc)))
         print_document({"ok": True, "balances": documents}, as_json=as_json, human=lambda: print_balances(documents))
 
 
@@ -257,7 +262,7 @@ def receipts(
     as_json: _Json = False,
 ) -> None:
     """List what was paid for, the newest first."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_receipts, receipt_document
 
         assets = pool.assets()
@@ -275,19 +280,19 @@ def refill(
     as_json: _Json = False,
 ) -> None:
     """Sign more for a purchase now, at the seller's price of today if that is within the cap."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_purchase, purchase_document
         from buyer.refill import top_up
         from buyer.signers import open_signer
         from contracts.errors import UsageError
 
-        spec = _signer_spec(signer, pool, name)
-        with pool.home.exclusively(f"sign-{name}"), _closing(open_signer(spec)) as wallet:
+        spec = signer_spec(signer, pool, name)
+        with pool.home.exclusively(f"sign-{name}"), closing(open_signer(spec)) as wallet:
             purchase = pool.purchase(name)
             if purchase.state != "active":
                 raise UsageError(f"{name}: is {purchase.state}", remedy="buy under another name")
-            with _progress_bar("signing") as advance:
-                urls = _rpc_urls(rpc, pool, name)
+            with progress_bar("signing") as advance:
+                urls = rpc_urls_for(rpc, pool, name)
                 signed = asyncio.run(top_up(pool, purchase, count, wallet, rpc_urls=urls, progress=advance))
         now = purchase_document(pool, pool.purchase(name), int(time.time()))
         document = {"ok": True, "newly_signed": signed, **now}
@@ -309,7 +314,7 @@ def remove(
     as_json: _Json = False,
 ) -> None:
     """End a purchase."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.removal import print_removal, removal_document, revoke
         from buyer.signers import open_signer
         from contracts.errors import UsageError
@@ -320,13 +325,13 @@ def remove(
         if cancel_onchain:
             with (
                 pool.home.exclusively(f"sign-{name}"),
-                _closing(open_signer(_signer_spec(signer, pool, name))) as wallet,
+                closing(open_signer(signer_spec(signer, pool, name))) as wallet,
             ):
 
                 def agree(question: str) -> None:
-                    _confirm(question, yes=yes)
+                    confirm(question, yes=yes)
 
-                asyncio.run(revoke(pool, purchase, wallet, _rpc_urls(rpc, pool, name), agree))
+                asyncio.run(revoke(pool, purchase, wallet, rpc_urls_for(rpc, pool, name), agree))
         elif now:
             pool.remove(purchase)
         else:
@@ -354,7 +359,7 @@ def pay(
     as_json: _Json = False,
 ) -> None:
     """Pay for one request and print its answer. Repeating it after a lost answer presents the same payment."""
-    with exit_on_error(as_json=as_json), _pool() as pool:
+    with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.endpoint import parse_url
         from buyer.orders import PayOrder, pay_once
         from buyer.paid import answer_document, print_announcement, write_answer
@@ -363,123 +368,18 @@ def pay(
 
         parse_url(url, allow_http=allow_http, field="URL")
         order = PayOrder(
-            request=_request(url, method, data, content_type),
+            request=request_from(url, method, data, content_type),
             max_price=max_price,
             networks=network or [],
             assets=asset or [],
-            rpc_urls=_rpc_urls(rpc, pool, None),
+            rpc_urls=rpc_urls_for(rpc, pool, None),
         )
 
         def open_wallet() -> Signer:
-            return open_signer(_signer_spec(signer, pool, None), allow_http=allow_http)
+            return open_signer(signer_spec(signer, pool, None), allow_http=allow_http)
 
         outcome, purchase = asyncio.run(pay_once(pool, order, open_wallet, print_announcement, time.time))
         if outcome.kind != "served" or outcome.claim is None:
             raise outcome.error or OutcomeUnknown("the payment ended without an answer")
         document = answer_document(outcome, outcome.claim, purchase)
         print_document(document, as_json=as_json, human=lambda: write_answer(outcome))
-
-
-@contextmanager
-def _pool() -> Iterator[Pool]:
-    from buyer.home import Home
-    from buyer.pool import Pool
-
-    with Pool.open(Home.open()) as pool:
-        yield pool
-
-
-@contextmanager
-def _closing(signer: Signer) -> Iterator[Signer]:
-    try:
-        yield signer
-    finally:
-        signer.close()
-
-
-def _all_purchases(pool: Pool) -> list[Purchase]:
-    """Return what is for spending, then removed and one-shot ones that are still unsettled."""
-    live = pool.purchases()
-    known = {purchase.id for purchase in live}
-    return live + [purchase for purchase in pool.unsettled() if purchase.id not in known]
-
-
-def _signer_spec(given: str | None, pool: Pool, name: str | None) -> str:
-    from buyer.signers import recall_signer
-    from contracts.errors import NameUnknown, UsageError
-
-    if given is not None:
-        return given
-    if name is not None:
-        try:
-            return recall_signer(pool.home, name)
-        except NameUnknown:
-            pass
-    raise UsageError(
-        "--signer: is required", remedy="name the wallet: --signer keyfile:PATH, keystore:PATH or remote:URL"
-    )
-
-
-def _absolute(spec: str) -> str:
-    """Return a signer whose path does not depend on the folder a later command is run in."""
-    kind, _, place = spec.partition(":")
-    return f"{kind}:{Path(place).expanduser().absolute()}" if kind in ("keyfile", "keystore") else spec
-
-
-def _given_rpc_urls(given: list[str] | None) -> list[str]:
-    named = os.environ.get("FAREBOX_RPC", "")
-    return given or [url for url in named.replace(",", " ").split() if url]
-
-
-def _rpc_urls(given: list[str] | None, pool: Pool, name: str | None) -> list[str]:
-    """Return the endpoints given, else those of the purchase, else all that the home knows."""
-    urls = _given_rpc_urls(given)
-    if urls:
-        return urls
-    purchases = pool.purchases()
-    own = [url for purchase in purchases if purchase.name == name for url in purchase.rpc_urls]
-    return own or list(dict.fromkeys(url for purchase in purchases for url in purchase.rpc_urls))
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    from contracts.errors import UsageError
-
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here", remedy="pass --yes to agree beforehand")
-    if not typer.confirm(question, err=True):
-        progress("nothing was signed")
-        raise typer.Exit(1)
-
-
-@contextmanager
-def _progress_bar(what: str) -> Iterator[Progress]:
-    """Show a bar on stderr, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _request(url: str, method: str | None, data: str | None, content_type: str) -> Any:
-    from buyer.flow import Outgoing
-    from contracts.errors import UsageError
-
-    verb = (method or ("GET" if data is None else "POST")).upper()
-    if not verb.isalpha() or not verb.isascii():
-        raise UsageError(f"--method: expected a word such as GET or POST, got {verb[:20]!r}")
-    if data is None:
-        return Outgoing(verb, url)
-    body = data.encode()
-    try:
-        if data == "@-":
-            body = sys.stdin.buffer.read()
-        elif data.startswith("@"):
-            body = Path(data[1:]).read_bytes()
-    except OSError as error:
-        raise UsageError(f"--data: {data[1:]}: {error.strerror}") from None
-    return Outgoing(verb, url, [("content-type", content_type)], body)

@@ -1,7 +1,8 @@
 """A process that spends, for tests that kill it: `python -m tests.buyer.spending HOME STEP`.
 
 It says on stdout what it did, each line in one write after the step is done; what is in the pipe survives its death.
-With a STEP it kills itself there, otherwise it spends until somebody kills it.
+With a STEP it kills itself there; with `wait` it stops after its first SENT until its stdin ends; otherwise it spends
+until somebody kills it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def main(folder: str, step: str) -> None:
         spender.sent(claim)
         say("sent", nonce, key)
         reach("sent")
+        if step == "wait":
+            sys.stdin.read()
         if number % 3:
             spender.served(claim, status=200, receipt=None, latency_ms=1)
             say("served", nonce, key)

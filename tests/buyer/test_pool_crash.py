@@ -25,7 +25,9 @@ KILLS = int(os.environ.get("FAREBOX_TEST_KILLS", "6"))
 
 def start(home: Home, step: str = "never") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.buyer.spending", str(home.path), step]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
 
 
 def said_by(process: subprocess.Popen[str]) -> list[list[str]]:
@@ -110,14 +112,14 @@ def test_what_a_killed_process_had_in_flight_is_presented_again_for_the_same_req
 def test_a_living_process_keeps_its_lease_when_another_one_opens_the_pool(home: Home) -> None:
     pool, _ = open_pool(home, 10)
     pool.close()
-    process = start(home)
-    assert process.stdout is not None
-    line = process.stdout.readline().split()
-    os.kill(process.pid, signal.SIGSTOP)
+    with start(home, "wait") as process:
+        assert process.stdout is not None
+        words = [process.stdout.readline().split() for _ in range(2)]
+        with Pool.open(home) as other:
+            assert states(other)[words[0][1]] == "sent"
+        process.kill()
     with Pool.open(home) as other:
-        assert states(other)[line[1]] != "ready"
-    os.kill(process.pid, signal.SIGKILL)
-    said_by(process)
+        assert states(other)[words[0][1]] == "unknown"
 
 
 def test_two_processes_on_one_pool_never_use_the_same_authorization(home: Home) -> None:
