@@ -8,14 +8,13 @@ Sources: EIP-2 (low s), EIP-3009 reference token (v 27/28), SEC 2 (curve order).
 
 from __future__ import annotations
 
-import re
-
 from coincurve import PrivateKey, PublicKey
 from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found, unused-ignore]
 from coincurve.context import GLOBAL_CONTEXT
 
 from contracts.address import Address
 from contracts.errors import InvalidSignature, MalformedMessage, SignerFailed
+from contracts.fields import hex_bytes
 from contracts.keccak import keccak
 from contracts.limits import SIGNATURE_BYTES_MAX
 
@@ -24,7 +23,6 @@ __all__ = ["SigningKey", "parse_signature", "recover", "vrs"]
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _LOW_S_MAX = (_ORDER // 2).to_bytes(32, "big")
 _ZERO_WORD = bytes(32)
-_HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*", re.ASCII)
 _RECOVERY_ID = {0: 0, 1: 1, 27: 0, 28: 1}
 
 _PARSED = ffi.typeof("secp256k1_ecdsa_recoverable_signature *")
@@ -58,9 +56,10 @@ class SigningKey:
 
 def parse_signature(text: object, field: str = "payload.signature") -> bytes:
     """Return the bytes of a hex signature of any length up to the cap. Raises `MalformedMessage`."""
-    if not isinstance(text, str) or len(text) > 2 + 2 * SIGNATURE_BYTES_MAX or not _HEX.fullmatch(text):
+    data = hex_bytes(text)
+    if data is None or len(data) > SIGNATURE_BYTES_MAX:
         raise MalformedMessage(f"{field}: expected 0x and an even number of hex digits")
-    return bytes.fromhex(text[2:])
+    return data
 
 
 def recover(digest: bytes, signature: bytes) -> Address:

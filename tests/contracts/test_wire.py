@@ -277,6 +277,10 @@ def test_an_address_reads_in_any_letter_case(address: bytes) -> None:
         "1" * 40,
         "0x" + "g" * 40,
         "0x" + "\uff11" * 40,
+        "0x" + "11" * 19 + "  ",
+        "0x " + "11" * 19 + " ",
+        "0x" + "11" * 20 + " ",
+        "0x" + "11" * 20 + "\n",
         1,
         None,
     ],
@@ -297,7 +301,10 @@ def test_a_mistyped_character_in_a_checksummed_address_is_caught() -> None:
         parse_address(right.replace("0x20", "0x21"), "pay_to")
 
 
-@pytest.mark.parametrize("text", ["", "0x", "0x" + "1" * 63, "0x" + "1" * 65, "1" * 64, "0x" + "z" * 64, b"1", None])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0x", "0x" + "1" * 63, "0x" + "1" * 65, "1" * 64, "0x" + "z" * 64, "0x" + "11 " * 21 + "1", b"1", None],
+)
 def test_other_spellings_of_a_nonce_are_refused(text: object) -> None:
     with pytest.raises(MalformedMessage, match=r"^nonce: expected 0x and 64 hex digits"):
         wire_bytes32(text, "nonce")
