@@ -1,0 +1,116 @@
+"""Reads both stores, the chain and the model server, and says where they disagree. Opens nothing for writing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contracts.address import parse_address
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC
+from contracts.typed_data import word_of_address
+from tests.faults.town import PRICE_ATOMIC, Town
+
+__all__ = ["Books", "differences", "read_books"]
+
+# An authorization in one of these has never left the machine.
+_KEPT = ("ready", "claimed")
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What each party believes at one moment. Nonces are 32 bytes."""
+
+    signed: int
+    states: Counter[str]
+    by_nonce: dict[bytes, tuple[str, str | None]]
+    payments: list[dict[str, object]]
+    used_on_chain: Counter[bytes]
+    earned_atomic: int
+    runs: dict[str, int]
+    lost_atomic: int
+    outstanding_atomic: int
+    problems: list[str] = field(default_factory=list)
+
+
+def read_books(town: Town) -> Books:
+    """Read all books: the chain last, so that it may only be ahead of what was read before."""
+    authorizations = _rows(town.pool_file, "SELECT nonce, state, request_key FROM authorizations")
+    payments = _rows(town.seller_file, "SELECT * FROM payments")
+    sums = {row["name"]: int(str(row["amount_atomic"])) for row in _rows(town.seller_file, "SELECT * FROM books")}
+    return Books(
+        signed=len(authorizations),
+        states=Counter(str(row["state"]) for row in authorizations),
+        by_nonce={bytes(row["nonce"]): (row["state"], row["request_key"]) for row in authorizations},
+        payments=payments,
+        used_on_chain=_used(town),
+        earned_atomic=town.earned_atomic(),
+        runs=town.runs_by_prompt(),
+        lost_atomic=sums.get("lost", 0),
+        outstanding_atomic=sums.get("outstanding", 0),
+    )
+
+
+def differences(books: Books, *, signed: int, quiet: bool) -> list[str]:
+    """Return every broken promise, in words. `quiet`: nothing is under way, so the books must be equal, not only close.
+
+    Doubled: one request with two authorizations, or one authorization used twice. Lost: money that moved without a
+    trace in the books, or goods that will not be paid.
+    """
+    found = []
+    if books.signed != signed:
+        found.append(f"lost: {signed} authorizations were signed, the pool knows {books.signed}")
+    requests = Counter(key for _, key in books.by_nonce.values() if key is not None)
+    found += [f"doubled: {count} authorizations for the request {key}" for key, count in requests.items() if count > 1]
+    digests = Counter(bytes(row["request_digest"]) for row in books.payments)  # type: ignore[arg-type]
+    found += [f"doubled: {n} payments for one request {digest.hex()[:12]}" for digest, n in digests.items() if n > 1]
+    ledger = {bytes(row["nonce"]): str(row["money"]) for row in books.payments}  # type: ignore[arg-type]
+    for nonce, times in books.used_on_chain.items():
+        state = books.by_nonce.get(nonce, ("missing", None))[0]
+        if times > 1:
+            found.append(f"doubled: nonce {nonce.hex()[:12]} was used {times} times")
+        if state in (*_KEPT, "missing", "expired"):
+            found.append(f"lost: nonce {nonce.hex()[:12]} is used on chain, the buyer believes it {state}")
+        if ledger.get(nonce, "missing") not in ("submitted", "settled"):
+            found.append(f"lost: nonce {nonce.hex()[:12]} is used on chain, the seller has it {ledger.get(nonce)}")
+    for nonce, money in ledger.items():
+        if money == "settled" and nonce not in books.used_on_chain:
+            found.append(f"lost: the seller believes {nonce.hex()[:12]} settled, the chain does not")
+    if books.earned_atomic != PRICE_ATOMIC * len(books.used_on_chain):
+        found.append(f"lost: {books.earned_atomic} arrived for {len(books.used_on_chain)} payments")
+    if books.lost_atomic:
+        found.append(f"lost: the seller gave goods for {books.lost_atomic} that will not come")
+    if quiet:
+        found += _still_open(books, ledger)
+    return found
+
+
+def _still_open(books: Books, ledger: dict[bytes, str]) -> list[str]:
+    found = []
+    if books.outstanding_atomic:
+        found.append(f"lost: {books.outstanding_atomic} are still outstanding")
+    for nonce, money in ledger.items():
+        if (money == "settled") != (nonce in books.used_on_chain):
+            found.append(f"lost: the seller has {nonce.hex()[:12]} {money}, the chain disagrees")
+    for nonce, (state, _) in books.by_nonce.items():
+        if state == "spent" and nonce not in books.used_on_chain:
+            found.append(f"lost: the buyer has {nonce.hex()[:12]} spent, the chain does not")
+        if state in ("claimed", "sent"):
+            found.append(f"lost: {nonce.hex()[:12]} is still {state}")
+    return found
+
+
+def _rows(file: Path, query: str) -> list[sqlite3.Row]:
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+        connection.row_factory = sqlite3.Row
+        return connection.execute(query).fetchall()
+
+
+def _used(town: Town) -> Counter[bytes]:
+    topics = [AUTHORIZATION_USED_TOPIC, "0x" + word_of_address(parse_address(town.wallet)).hex()]
+    logs = town.chain.rpc(
+        "eth_getLogs", {"address": town.chain.token, "fromBlock": "0x0", "toBlock": "latest", "topics": topics}
+    )
+    return Counter(bytes.fromhex(log["topics"][2][2:]) for log in logs)

@@ -1,0 +1,209 @@
+"""`kill -9` at random moments, a thousand times: `python -m tests.faults.kills --kills 1000` (`make test-kill`).
+
+Every cycle begins calls through the gateway, kills one or more of gateway, seller and settlement worker at a random
+moment, starts them again, lets each client repeat its own request until it has its goods, and then compares both stores
+with the chain and with what the clients hold. Every hundred kills the town is new, with another settlement policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from contracts.evm.devnet import Devnet
+from tests.faults.audit import differences, read_books
+from tests.faults.town import MODEL, Town, clean_environment, town
+from tests.faults.warm import Warm
+
+__all__ = ["Tally", "storm"]
+
+VICTIMS = (("serve",), ("sell",), ("settle",), ("serve", "sell"), ("sell", "settle"), ("serve", "sell", "settle"))
+POLICIES = ("auto", "before", "after", "async")
+KILLS_PER_TOWN = 100
+CALLS_PER_CYCLE = 4
+# Calls end within some 300 ms on an idle machine: most kills find some of them on their way.
+KILL_WITHIN_S = 0.3
+REPEATS_MAX = 400
+REPEAT_PAUSE_S = 0.05
+QUIET_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a storm did and found. `in_flight` counts the kills that found calls without an answer."""
+
+    kills: int = 0
+    in_flight: int = 0
+    calls: int = 0
+    repeats: int = 0
+    selfchecks: int = 0
+    problems: list[str] = field(default_factory=list)
+    victims: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+
+    def document(self) -> dict[str, Any]:
+        """Return the figures: what was lost and what was doubled, of money, goods and books."""
+        words = Counter(problem.partition(":")[0] for problem in self.problems)
+        return {
+            "kills": self.kills,
+            "kills_with_calls_in_flight": self.in_flight,
+            "kills_by_victim": dict(self.victims),
+            "calls": self.calls,
+            "repeats": self.repeats,
+            "final_answers": dict(self.answers),
+            "selfchecks": self.selfchecks,
+            "lost": words["lost"],
+            "doubled": words["doubled"],
+            "other_problems": len(self.problems) - words["lost"] - words["doubled"],
+        }
+
+
+def storm(folder: Path, kills: int, *, seed: int = 1, say: Any = None) -> Tally:
+    """Kill `kills` times and return what was found."""
+    tally, dice = Tally(), random.Random(seed)
+    with Warm(clean_environment()) as warm, Devnet() as chain:
+        for number in range(0, kills, KILLS_PER_TOWN):
+            place = folder / f"town-{number}"
+            place.mkdir()
+            policy = POLICIES[(number // KILLS_PER_TOWN) % len(POLICIES)]
+            with town(place, chain, warm, settle=policy) as here:
+                _storm_in(here, min(KILLS_PER_TOWN, kills - number), tally, dice, say)
+    return tally
+
+
+def _storm_in(here: Town, kills: int, tally: Tally, dice: random.Random, say: Any) -> None:
+    # An authorization that a seller has seen never serves another request, so each call may take one.
+    signed = (kills + 1) * CALLS_PER_CYCLE
+    here.start_all(signed)
+    for cycle in range(kills):
+        victims = dice.choice(VICTIMS)
+        before = len(tally.problems)
+        asyncio.run(_cycle(here, cycle, victims, tally, dice))
+        tally.kills += 1
+        tally.victims["+".join(victims)] += 1
+        tally.problems += [f"{text} (after kill {tally.kills})" for text in _audit(here, signed, quiet=False)]
+        _selfcheck(here, tally)
+        if say and (tally.kills % 20 == 0 or len(tally.problems) > before):
+            say(tally, tally.problems[before:])
+        if len(tally.problems) > before + 5:
+            return
+    _wait_quiet(here)
+    here.farebox("process", "--all")
+    tally.problems += _audit(here, signed, quiet=True)
+    _selfcheck(here, tally)
+
+
+async def _cycle(here: Town, cycle: int, victims: tuple[str, ...], tally: Tally, dice: random.Random) -> None:
+    moment_s = dice.random() * KILL_WITHIN_S
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        calls = [
+            asyncio.create_task(_call(here, client, f"{cycle}-{number}", dice.random(), tally))
+            for number in range(CALLS_PER_CYCLE)
+        ]
+        await asyncio.sleep(moment_s)
+        tally.in_flight += any(not call.done() for call in calls)
+        await asyncio.to_thread(here.kill, *victims)
+        # Any order may happen after a crash; none may matter.
+        for name in dice.sample(victims, len(victims)):
+            await asyncio.to_thread(here.start, name)
+        for status, code in await asyncio.gather(*calls):
+            tally.calls += 1
+            tally.answers[f"{status} {code}".strip()] += 1
+            if status != 200:
+                tally.problems.append(f"lost: a request ended without its goods: {status} {code}")
+
+
+async def _call(here: Town, client: httpx.AsyncClient, name: str, chance: float, tally: Tally) -> tuple[int, str]:
+    """Ask once, and then repeat the same request until there is a whole answer, or one that will not change."""
+    stream, delay_ms = chance < 0.5, int(chance * 1000) % 40
+    body = {
+        "model": f"paid/{MODEL}",
+        "messages": [{"role": "user", "content": f"call {name}"}],
+        "stream": stream,
+        "metadata": {"x-test-delay-ms": str(delay_ms)},
+    }
+    headers = {"x-farebox-request-id": f"call-{name}"}
+    status, code = 0, "never answered"
+    for repeat in range(REPEATS_MAX):
+        tally.repeats += repeat > 0
+        try:
+            answer = await client.post(f"{here.gateway_url}/v1/chat/completions", json=body, headers=headers)
+        except httpx.HTTPError:
+            await asyncio.sleep(REPEAT_PAUSE_S)
+            continue
+        status, code = answer.status_code, _code_of(answer.text)
+        if status == 200 and _is_whole(answer.text, stream=stream):
+            return 200, ""
+        if status in (400, 402, 409) and code != "request_in_progress":
+            return status, code
+        await asyncio.sleep(REPEAT_PAUSE_S)
+    return status, code
+
+
+def _is_whole(text: str, *, stream: bool) -> bool:
+    return "data: [DONE]" in text if stream else "choices" in text
+
+
+def _code_of(text: str) -> str:
+    try:
+        return str(json.loads(text)["error"]["code"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def _audit(here: Town, signed: int, *, quiet: bool) -> list[str]:
+    return differences(read_books(here), signed=signed, quiet=quiet)
+
+
+def _selfcheck(here: Town, tally: Tally) -> None:
+    words = ("selfcheck", "--rpc", here.chain.rpc_url, "--seller", "seller.yaml", "--json")
+    code, output = here.farebox(*words, expect=None)
+    if code == 2 and "No such command" in output:
+        return
+    tally.selfchecks += 1
+    if code != 0:
+        tally.problems.append(f"selfcheck: exit code {code} after kill {tally.kills}:\n{output}")
+
+
+def _wait_quiet(here: Town) -> None:
+    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    while read_books(here).outstanding_atomic and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Run a storm and print its figures as one JSON document; exit 1 when anything was lost or doubled."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.kills", description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of victims and moments")
+    options = parser.parse_args()
+    started = time.monotonic()
+
+    def say(tally: Tally, problems: list[str]) -> None:
+        words = "".join(f"\n  {problem}" for problem in problems)
+        figures = tally.document()
+        sys.stderr.write(
+            f"{time.monotonic() - started:.0f} s: {tally.kills} kills, {tally.calls} calls, "
+            f"{figures['lost']} lost, {figures['doubled']} doubled, {figures['other_problems']} other{words}\n"
+        )
+
+    with tempfile.TemporaryDirectory(prefix="farebox-kills-") as folder:
+        tally = storm(Path(folder), options.kills, seed=options.seed, say=say)
+    sys.stdout.write(json.dumps({**tally.document(), "seconds": round(time.monotonic() - started)}, indent=2) + "\n")
+    sys.stdout.write("".join(f"{problem}\n" for problem in tally.problems[:50]))
+    sys.exit(bool(tally.problems))
+
+
+if __name__ == "__main__":
+    main()
