@@ -47,6 +47,11 @@ class Home:
         """The store of the pool."""
         return f"sqlite:///{self.path / 'buyer.db'}"
 
+    @property
+    def has_pool(self) -> bool:
+        """Whether there is a pool, which opening it would otherwise make."""
+        return not self.database_url.startswith("sqlite:") or (self.path / "buyer.db").exists()
+
     def folder(self, name: str) -> Path:
         """Return a private folder inside, made when missing."""
         folder = self.path / name

@@ -7,7 +7,6 @@ authorizations, so nothing is signed twice under two nonces.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from contracts.lifecycle import AuthorizationEvent
 from contracts.money import format_amount
 from contracts.offers import Offer
 from contracts.schemes.exact_eip3009 import Authorization
+from contracts.storage import Connection
 
 __all__ = ["Intent", "expire_overdue", "forget_expired", "intend", "intents_of", "room_atomic", "store_signed"]
 
@@ -44,7 +44,7 @@ class Intent:
 
 
 def intend(
-    connection: sqlite3.Connection,
+    connection: Connection,
     purchase: Purchase,
     authorizations: Sequence[Authorization],
     *,
@@ -86,7 +86,7 @@ def intend(
     return [Intent(purchase.id, purchase.terms_id, purchase.terms, signed, from_block) for signed in authorizations]
 
 
-def intents_of(connection: sqlite3.Connection, purchase: Purchase) -> list[Intent]:
+def intents_of(connection: Connection, purchase: Purchase) -> list[Intent]:
     """Return the unfinished signings of a purchase, under the terms they were intended for."""
     rows = connection.execute(
         """SELECT intents.*, terms.x402_version, terms.accepted, terms.decimals, terms.resource, terms.extensions
@@ -100,15 +100,16 @@ def intents_of(connection: sqlite3.Connection, purchase: Purchase) -> list[Inten
     ]
 
 
-def store_signed(connection: sqlite3.Connection, signed: Sequence[tuple[Intent, bytes]], now_s: int) -> None:
+def store_signed(connection: Connection, signed: Sequence[tuple[Intent, bytes]], now_s: int) -> None:
     """Put signed authorizations into the pool in place of their intents. Must run in one synced transaction."""
     for intent, signature in signed:
         authorization, offer = intent.authorization, intent.terms.offer
         key = (offer.network.chain_id, offer.asset.address, authorization.payer, authorization.nonce)
-        connection.execute(
-            """INSERT OR IGNORE INTO authorizations (purchase_id, terms_id, state, chain_id, token, payer, nonce, payee,
+        stored = connection.execute(
+            """INSERT INTO authorizations (purchase_id, terms_id, state, chain_id, token, payer, nonce, payee,
                    value_atomic, valid_after_s, valid_before_s, signature, signed_s, from_block)
-               VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+               VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+               ON CONFLICT (chain_id, token, payer, nonce) DO NOTHING""",
             (
                 intent.purchase_id,
                 intent.terms_id,
@@ -123,9 +124,12 @@ def store_signed(connection: sqlite3.Connection, signed: Sequence[tuple[Intent, 
             ),
         )
         connection.execute("DELETE FROM intents WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?", key)
+        connection.execute(
+            "UPDATE purchases SET signed_count = signed_count + ? WHERE id = ?", (stored.rowcount, intent.purchase_id)
+        )
 
 
-def forget_expired(connection: sqlite3.Connection, purchase: Purchase, chain_now_s: int) -> None:
+def forget_expired(connection: Connection, purchase: Purchase, chain_now_s: int) -> None:
     """Drop intents whose time is over by the chain's clock: signed or not, nobody can use them any more."""
     connection.execute(
         "DELETE FROM intents WHERE purchase_id = ? AND chain_id = ? AND valid_before_s < ?",
@@ -133,12 +137,12 @@ def forget_expired(connection: sqlite3.Connection, purchase: Purchase, chain_now
     )
 
 
-def expire_overdue(connection: sqlite3.Connection, chain_id: int, over_s: int) -> None:
+def expire_overdue(connection: Connection, chain_id: int, over_s: int) -> None:
     """Mark what never left and whose validBefore is before `over_s`, by the clock of its chain, as EXPIRED."""
     connection.execute(_TIME_OVER, {"chain": chain_id, "over": over_s})
 
 
-def room_atomic(connection: sqlite3.Connection, purchase: Purchase, now_s: int) -> int | None:
+def room_atomic(connection: Connection, purchase: Purchase, now_s: int) -> int | None:
     """Return how many atomic units `max_total` and `max_per_day` still leave for signing, or None without such caps."""
     policy = purchase.refill
     rooms = []
@@ -149,7 +153,7 @@ def room_atomic(connection: sqlite3.Connection, purchase: Purchase, now_s: int) 
     return max(0, min(rooms)) if rooms else None
 
 
-def _check_balance(connection: sqlite3.Connection, purchase: Purchase, value_atomic: int, balance_atomic: int) -> None:
+def _check_balance(connection: Connection, purchase: Purchase, value_atomic: int, balance_atomic: int) -> None:
     offer = purchase.offer
     live_atomic = payer_exposure(connection, offer.network.chain_id, offer.asset.address, purchase.payer)
     if live_atomic + value_atomic > balance_atomic:
@@ -159,7 +163,7 @@ def _check_balance(connection: sqlite3.Connection, purchase: Purchase, value_ato
         )
 
 
-def _check_budget(connection: sqlite3.Connection, purchase: Purchase, value_atomic: int, now_s: int) -> None:
+def _check_budget(connection: Connection, purchase: Purchase, value_atomic: int, now_s: int) -> None:
     policy, offer = purchase.refill, purchase.offer
     if policy is not None and policy.max_total_atomic is not None:
         used_atomic = _used_atomic(connection, purchase)
@@ -169,7 +173,7 @@ def _check_budget(connection: sqlite3.Connection, purchase: Purchase, value_atom
         _check_cap("--max-per-day", policy.max_per_day_atomic, signed_atomic, value_atomic, offer)
 
 
-def _used_atomic(connection: sqlite3.Connection, purchase: Purchase) -> int:
+def _used_atomic(connection: Connection, purchase: Purchase) -> int:
     """Return what the purchase has cost and may still cost; what expired or was revoked costs nothing."""
     here = {"purchase": purchase.id}
     query = """SELECT value_atomic, count(*) FROM authorizations
@@ -177,7 +181,7 @@ def _used_atomic(connection: sqlite3.Connection, purchase: Purchase) -> int:
     return _sum(connection, query, here) + exposure_atomic(connection, "purchase_id = :purchase", here)
 
 
-def _signed_today_atomic(connection: sqlite3.Connection, purchase: Purchase, now_s: int) -> int:
+def _signed_today_atomic(connection: Connection, purchase: Purchase, now_s: int) -> int:
     """Return what was signed since midnight UTC, whatever became of it."""
     query = """SELECT value_atomic, count(*) FROM authorizations
                WHERE purchase_id = :purchase AND signed_s >= :day GROUP BY value_atomic
@@ -194,7 +198,7 @@ def _check_cap(flag: str, cap_atomic: int, used_atomic: int, value_atomic: int, 
         )
 
 
-def _sum(connection: sqlite3.Connection, query: str, values: dict[str, int]) -> int:
+def _sum(connection: Connection, query: str, values: dict[str, int]) -> int:
     return sum(int(value) * count for value, count in connection.execute(query, values))
 
 

@@ -19,6 +19,7 @@ import gateway.litellm.cli
 import seller.cli
 from contracts.console import exit_on_error, out, print_document
 from gateway.devnet import devnet
+from gateway.selfcheck import selfcheck
 
 __all__ = ["app", "main"]
 
@@ -167,6 +168,7 @@ app.command(rich_help_panel=_SERVE)(serve)
 app.add_typer(gateway.litellm.cli.commands, name="litellm", rich_help_panel=_SERVE)
 _add(seller.cli.commands, _SELL)
 app.command(rich_help_panel=_LOOK)(doctor)
+app.command(rich_help_panel=_LOOK)(selfcheck)
 app.add_typer(config_commands, name="config", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)
 

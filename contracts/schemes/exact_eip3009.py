@@ -7,8 +7,9 @@ token when anybody submits it, and the money can reach only `payee`. Sources: EI
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -39,6 +40,8 @@ __all__ = [
     "decode_payload",
     "digest",
     "encode_payload",
+    "logs_by_authorization",
+    "paid_by",
     "settle_call",
     "was_paid",
 ]
@@ -56,6 +59,8 @@ _CANCEL_SELECTOR = keccak(b"cancelAuthorization(address,bytes32,uint8,bytes32,by
 TRANSFER_TOPIC = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
 AUTHORIZATION_USED_TOPIC = "0x" + keccak(b"AuthorizationUsed(address,bytes32)").hex()
 AUTHORIZATION_CANCELED_TOPIC = "0x" + keccak(b"AuthorizationCanceled(address,bytes32)").hex()
+
+Log = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +207,28 @@ def was_paid(logs: Iterable[dict[str, Any]], authorization: Authorization, token
         elif topics == [TRANSFER_TOPIC, payer, payee] and str(log["data"]).lower() == value:
             moved = True
     return used and moved
+
+
+def logs_by_authorization(logs: Sequence[Log], token: Address) -> dict[tuple[str, str], list[Log]]:
+    """Return one transaction's token logs, by the (payer, nonce) topics of the authorization they belong to.
+
+    In a batch, only the logs from its own nonce to the next nonce count: another payment of the same payer and value
+    must not pass for this one.
+    """
+    token_text = "0x" + token.hex()
+    ours = [log for log in logs if str(log["address"]).lower() == token_text and log["topics"]]
+    starts = [index for index, log in enumerate(ours) if str(log["topics"][0]).lower() == AUTHORIZATION_USED_TOPIC]
+    if len(starts) == 1:
+        return {_key_topics(ours[starts[0]]): ours}
+    return {_key_topics(ours[start]): ours[start:end] for start, end in pairwise([*starts, len(ours)])}
+
+
+def paid_by(logs: dict[tuple[str, str], list[Log]], authorization: Authorization, token: Address) -> bool:
+    """Tell whether a transaction, given by its `logs_by_authorization`, shows this authorization paid."""
+    key = "0x" + word_of_address(authorization.payer).hex(), "0x" + authorization.nonce.hex()
+    return was_paid(logs.get(key, ()), authorization, token)
+
+
+def _key_topics(used: Log) -> tuple[str, str]:
+    payer, nonce = used["topics"][1:3]
+    return str(payer).lower(), str(nonce).lower()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
 from contracts.address import Address
 from contracts.errors import (
@@ -20,17 +17,14 @@ from contracts.evm.token import Token, call_object, read_head
 from contracts.lifecycle import MoneyEvent
 from contracts.schemes.exact_eip3009 import (
     AUTHORIZATION_CANCELED_TOPIC,
-    AUTHORIZATION_USED_TOPIC,
     Authorization,
+    logs_by_authorization,
+    paid_by,
     settle_call,
-    was_paid,
 )
-from contracts.typed_data import word_of_address
 from seller.settlement.outbox import Item, Verdict
 
 __all__ = ["Evidence", "logs_by_authorization", "paid_by", "would_settle"]
-
-Log = dict[str, Any]
 
 _log = logging.getLogger("farebox.seller.settlement")
 
@@ -90,28 +84,3 @@ async def would_settle(rpc: Rpc, token: Address, authorization: Authorization, s
         _log.info("the chain would refuse nonce 0x%s: %s", authorization.nonce.hex(), error.message)
         return False
     return True
-
-
-def logs_by_authorization(logs: Sequence[Log], token: Address) -> dict[tuple[str, str], list[Log]]:
-    """Return one transaction's token logs, by the (payer, nonce) topics of the authorization they belong to.
-
-    In a batch, only the logs from its own nonce to the next nonce count: another payment of the same payer and value
-    must not pass for this one.
-    """
-    token_text = "0x" + token.hex()
-    ours = [log for log in logs if str(log["address"]).lower() == token_text and log["topics"]]
-    starts = [index for index, log in enumerate(ours) if str(log["topics"][0]).lower() == AUTHORIZATION_USED_TOPIC]
-    if len(starts) == 1:
-        return {_key_topics(ours[starts[0]]): ours}
-    return {_key_topics(ours[start]): ours[start:end] for start, end in pairwise([*starts, len(ours)])}
-
-
-def paid_by(logs: dict[tuple[str, str], list[Log]], authorization: Authorization, token: Address) -> bool:
-    """Tell whether a transaction, given by its `logs_by_authorization`, shows this authorization paid."""
-    key = "0x" + word_of_address(authorization.payer).hex(), "0x" + authorization.nonce.hex()
-    return was_paid(logs.get(key, ()), authorization, token)
-
-
-def _key_topics(used: Log) -> tuple[str, str]:
-    payer, nonce = used["topics"][1:3]
-    return str(payer).lower(), str(nonce).lower()
