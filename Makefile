@@ -1,9 +1,11 @@
 # Farebox: every target sets up what it needs. Needs Python >= 3.11, Node with npm, make and git.
 #   make demo   a paid inference call on a local chain (ARGS="--json" for one document)
 #   make test   the whole test suite                   (ARGS="tests/seller" for a part of it)
+#   make test-kill   kill -9 at random moments, KILLS=1000 times, and audit the books after each
 
 PYTHON ?= python3
 ARGS ?=
+KILLS ?= 1000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,12 +17,13 @@ UV_VERSION := 0.13.8
 ROOMS := contracts registry buyer seller gateway
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-litellm setup-weights demo test check bench contracts lock clean
+.PHONY: help setup setup-litellm setup-weights demo test test-kill check bench contracts lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       a paid inference call on a local chain"
 	@echo "make test       the whole test suite"
+	@echo "make test-kill  kill -9 at random moments, KILLS=1000 times"
 	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
 	@echo "make check      ruff, mypy --strict, import-linter"
 	@echo "make contracts  recompile the Solidity and compare with the committed artifacts"
@@ -75,6 +78,9 @@ demo: setup
 
 test: setup setup-litellm setup-weights
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-kill: setup
+	@$(BIN)/python -m tests.faults.kills --kills $(KILLS)
 
 check: setup
 	@$(BIN)/ruff check .

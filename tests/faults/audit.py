@@ -26,7 +26,7 @@ class Books:
     signed: int
     states: Counter[str]
     by_nonce: dict[bytes, tuple[str, str | None]]
-    payments: list[dict[str, object]]
+    payments: list[sqlite3.Row]
     used_on_chain: Counter[bytes]
     earned_atomic: int
     runs: dict[str, int]
@@ -64,9 +64,9 @@ def differences(books: Books, *, signed: int, quiet: bool) -> list[str]:
         found.append(f"lost: {signed} authorizations were signed, the pool knows {books.signed}")
     requests = Counter(key for _, key in books.by_nonce.values() if key is not None)
     found += [f"doubled: {count} authorizations for the request {key}" for key, count in requests.items() if count > 1]
-    digests = Counter(bytes(row["request_digest"]) for row in books.payments)  # type: ignore[arg-type]
+    digests = Counter(bytes(row["request_digest"]) for row in books.payments)
     found += [f"doubled: {n} payments for one request {digest.hex()[:12]}" for digest, n in digests.items() if n > 1]
-    ledger = {bytes(row["nonce"]): str(row["money"]) for row in books.payments}  # type: ignore[arg-type]
+    ledger = {bytes(row["nonce"]): str(row["money"]) for row in books.payments}
     for nonce, times in books.used_on_chain.items():
         state = books.by_nonce.get(nonce, ("missing", None))[0]
         if times > 1:

@@ -22,8 +22,9 @@ from typing import Any
 import httpx
 
 from contracts.evm.devnet import Devnet
+from tests.faults.asking import Answer, ask_until_final, body_of
 from tests.faults.audit import differences, read_books
-from tests.faults.town import MODEL, Town, clean_environment, town
+from tests.faults.town import Town, clean_environment, town
 from tests.faults.warm import Warm
 
 __all__ = ["Tally", "storm"]
@@ -34,8 +35,6 @@ KILLS_PER_TOWN = 100
 CALLS_PER_CYCLE = 4
 # Calls end within some 300 ms on an idle machine: most kills find some of them on their way.
 KILL_WITHIN_S = 0.3
-REPEATS_MAX = 400
-REPEAT_PAUSE_S = 0.05
 QUIET_TIMEOUT_S = 60.0
 
 
@@ -55,6 +54,7 @@ class Tally:
     def document(self) -> dict[str, Any]:
         """Return the figures: what was lost and what was doubled, of money, goods and books."""
         words = Counter(problem.partition(":")[0] for problem in self.problems)
+        lost, undelivered, doubled = words["lost"], words["undelivered"], words["doubled"]
         return {
             "kills": self.kills,
             "kills_with_calls_in_flight": self.in_flight,
@@ -63,9 +63,11 @@ class Tally:
             "repeats": self.repeats,
             "final_answers": dict(self.answers),
             "selfchecks": self.selfchecks,
-            "lost": words["lost"],
-            "doubled": words["doubled"],
-            "other_problems": len(self.problems) - words["lost"] - words["doubled"],
+            "lost": lost + undelivered,
+            "lost_money": lost,
+            "lost_goods": undelivered,
+            "doubled": doubled,
+            "other_problems": len(self.problems) - lost - undelivered - doubled,
         }
 
 
@@ -117,49 +119,18 @@ async def _cycle(here: Town, cycle: int, victims: tuple[str, ...], tally: Tally,
         # Any order may happen after a crash; none may matter.
         for name in dice.sample(victims, len(victims)):
             await asyncio.to_thread(here.start, name)
-        for status, code in await asyncio.gather(*calls):
+        for answer in await asyncio.gather(*calls):
             tally.calls += 1
-            tally.answers[f"{status} {code}".strip()] += 1
-            if status != 200:
-                tally.problems.append(f"lost: a request ended without its goods: {status} {code}")
+            tally.answers[f"{answer.status} {answer.code}".strip()] += 1
+            if answer.status != 200:
+                tally.problems.append(f"undelivered: a request ended without its goods: {answer.status} {answer.code}")
 
 
-async def _call(here: Town, client: httpx.AsyncClient, name: str, chance: float, tally: Tally) -> tuple[int, str]:
-    """Ask once, and then repeat the same request until there is a whole answer, or one that will not change."""
-    stream, delay_ms = chance < 0.5, int(chance * 1000) % 40
-    body = {
-        "model": f"paid/{MODEL}",
-        "messages": [{"role": "user", "content": f"call {name}"}],
-        "stream": stream,
-        "metadata": {"x-test-delay-ms": str(delay_ms)},
-    }
-    headers = {"x-farebox-request-id": f"call-{name}"}
-    status, code = 0, "never answered"
-    for repeat in range(REPEATS_MAX):
-        tally.repeats += repeat > 0
-        try:
-            answer = await client.post(f"{here.gateway_url}/v1/chat/completions", json=body, headers=headers)
-        except httpx.HTTPError:
-            await asyncio.sleep(REPEAT_PAUSE_S)
-            continue
-        status, code = answer.status_code, _code_of(answer.text)
-        if status == 200 and _is_whole(answer.text, stream=stream):
-            return 200, ""
-        if status in (400, 402, 409) and code != "request_in_progress":
-            return status, code
-        await asyncio.sleep(REPEAT_PAUSE_S)
-    return status, code
-
-
-def _is_whole(text: str, *, stream: bool) -> bool:
-    return "data: [DONE]" in text if stream else "choices" in text
-
-
-def _code_of(text: str) -> str:
-    try:
-        return str(json.loads(text)["error"]["code"])
-    except (ValueError, LookupError, TypeError):
-        return ""
+async def _call(here: Town, client: httpx.AsyncClient, name: str, chance: float, tally: Tally) -> Answer:
+    body = body_of(f"call {name}", {"x-test-delay-ms": str(int(chance * 1000) % 40)}, stream=chance < 0.5)
+    answer = await ask_until_final(here, client, f"call-{name}", body)
+    tally.repeats += answer.repeats
+    return answer
 
 
 def _audit(here: Town, signed: int, *, quiet: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""A town of real processes that can be killed and started again: buyer's gateway, seller, settlement worker, model, chain.
+"""A town of real processes that can be killed and started again: gateway, seller, settlement worker, model server.
 
 The gas key is with `farebox settle` alone, the seller serves with `--no-settle`: three processes on two stores, and any
 of them may die at any moment.
@@ -190,9 +190,11 @@ class Town:
 
 
 @contextmanager
-def town(folder: Path, chain: Devnet, warm: Warm, **given: str) -> Iterator[Town]:
+def town(
+    folder: Path, chain: Devnet, warm: Warm, *, settle: str = "auto", rpc_url: str = "", exposure: str = "1.00"
+) -> Iterator[Town]:
     """Give a town in `folder`, and end all its processes afterwards; after a failure the logs are shown."""
-    built = Town(folder, chain, warm, **given)
+    built = Town(folder, chain, warm, settle, rpc_url, exposure)
     try:
         yield built
     except BaseException:
