@@ -181,7 +181,6 @@ def pay_with_pool(
         return Outcome("served", claim, incoming, receipt)
     cause = _refusal(incoming, receipt, purchase.offer) or _no_service(incoming, purchase.origin)
     spender.lost(claim, status=incoming.status, reason=f"{cause.code}: {cause.message}")
-    checkpoint("buyer.lost")
     return Outcome(_kind(cause), claim, incoming, receipt, cause)
 
 

@@ -197,6 +197,7 @@ class Spender:
     def lost(self, claim: Claim, *, status: int | None, reason: str) -> None:
         """Any other end: the money may have moved, so only the chain may say more."""
         self._lose(claim, status, reason)
+        checkpoint("buyer.lost")
 
     def close(self) -> None:
         """Give back what was not sent. What still waits for an answer becomes UNKNOWN."""
