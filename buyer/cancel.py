@@ -7,7 +7,6 @@ transaction through Multicall3 where the chain has it. What the chain then shows
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from contracts.evm.token import call_object
 from contracts.keccak import keccak
 from contracts.networks import MULTICALL3
 from contracts.schemes.exact_eip3009 import cancel_call
+from contracts.storage import Connection
 
 __all__ = ["Cancellation", "cancel", "plan_cancellation"]
 
@@ -91,12 +91,12 @@ async def cancel(
     return await pool.reconcile_purchase(purchase, rpc_urls, ready_too=True)
 
 
-def _cancellable(connection: sqlite3.Connection, purchase: Purchase) -> list[bytes]:
+def _cancellable(connection: Connection, purchase: Purchase) -> list[bytes]:
     query = "SELECT nonce FROM authorizations WHERE purchase_id = ? AND state IN ('ready', 'unknown') ORDER BY id"
     return [row["nonce"] for row in connection.execute(query, (purchase.id,))]
 
 
-def _note_asked(connection: sqlite3.Connection, purchase: Purchase, nonces: list[bytes]) -> None:
+def _note_asked(connection: Connection, purchase: Purchase, nonces: list[bytes]) -> None:
     connection.executemany(
         "UPDATE authorizations SET cancel_asked = 1 WHERE purchase_id = ? AND nonce = ?",
         [(purchase.id, nonce) for nonce in nonces],

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import sqlite3
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from buyer.home import Home
 from buyer.moves import move_sql
 from contracts.errors import StoreUnavailable
 from contracts.lifecycle import AuthorizationEvent
-from contracts.storage import Database
+from contracts.storage import Connection, Database
 
 __all__ = ["RELEASE_COLUMNS", "Worker", "boot_id", "recover"]
 
@@ -77,7 +76,7 @@ class Worker:
 def recover(database: Database, home: Home, boot: str) -> int:
     """Settle the leases of dead workers and return how many workers that were."""
 
-    def settle(connection: sqlite3.Connection) -> int:
+    def settle(connection: Connection) -> int:
         dead = 0
         for worker_id, worker_boot in connection.execute("SELECT id, boot_id FROM workers").fetchall():
             path = _lock_path(home, worker_id)
@@ -108,7 +107,7 @@ def boot_id() -> str:
     return secrets.token_hex(16)
 
 
-def _end(connection: sqlite3.Connection, worker_id: str) -> None:
+def _end(connection: Connection, worker_id: str) -> None:
     for statement in (_RETURN_READY, _RETURN_CLAIMED, _LOSE_SENT):
         connection.execute(statement, {"lease": worker_id})
     connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from contracts.lifecycle import AUTHORIZATION_TRANSITIONS, AuthorizationEvent
+from contracts.storage import Connection
 
 __all__ = ["move_sql", "moved"]
 
@@ -24,6 +24,6 @@ def move_sql(event: AuthorizationEvent, assignments: str = "", where: str = "id 
     return f"UPDATE authorizations SET state = '{target}'{extra} WHERE {where} AND state IN ({states})"  # noqa: S608 - no input
 
 
-def moved(connection: sqlite3.Connection, sql: str, values: dict[str, Any]) -> bool:
+def moved(connection: Connection, sql: str, values: dict[str, Any]) -> bool:
     """Run a statement of `move_sql` and tell whether a row was in a state that allowed it."""
     return connection.execute(sql, values).rowcount > 0

@@ -6,7 +6,6 @@ the authorizations of a purchase in the seven states sum to what was signed.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +23,7 @@ from buyer.spender import Claim, Spender, usable_until_s
 from contracts.address import Address
 from contracts.money import Asset
 from contracts.offers import offer_from_wire
-from contracts.storage import Database, open_database
+from contracts.storage import Connection, Database, open_database
 from contracts.wire import Requirements
 
 __all__ = ["Claim", "Counts", "Pool", "Spender"]
@@ -209,7 +208,7 @@ class Pool:
         A request that is waiting for its answer ends as it would have.
         """
 
-        def take_back(connection: sqlite3.Connection) -> None:
+        def take_back(connection: Connection) -> None:
             connection.execute("UPDATE purchases SET state = 'removed' WHERE id = ?", (purchase.id,))
             connection.execute(
                 "UPDATE authorizations SET lease = NULL WHERE purchase_id = ? AND state = 'ready'", (purchase.id,)
@@ -222,14 +221,14 @@ class Pool:
         self.database.close()
 
 
-def count_states(connection: sqlite3.Connection, purchase_id: int) -> Counts:
+def count_states(connection: Connection, purchase_id: int) -> Counts:
     """Return the authorizations of one purchase by state."""
     query = "SELECT state, count(*) FROM authorizations WHERE purchase_id = ? GROUP BY state"
     by_state: dict[str, int] = dict(connection.execute(query, (purchase_id,)).fetchall())
     return Counts(**by_state)
 
 
-def payer_exposure(connection: sqlite3.Connection, chain_id: int, token: Address, payer: Address) -> int:
+def payer_exposure(connection: Connection, chain_id: int, token: Address, payer: Address) -> int:
     """Return atomic units: everything signed by `payer` in `token` that may still be used, of all purchases."""
     return exposure_atomic(
         connection,
@@ -238,7 +237,7 @@ def payer_exposure(connection: sqlite3.Connection, chain_id: int, token: Address
     )
 
 
-def exposure_atomic(connection: sqlite3.Connection, where: str, values: dict[str, Any]) -> int:
+def exposure_atomic(connection: Connection, where: str, values: dict[str, Any]) -> int:
     """Return atomic units of live authorizations and of intents, which a signer may have signed already."""
     query = f"""
         SELECT value_atomic, count(*) FROM authorizations

@@ -8,7 +8,6 @@ signer is asked; a crash between signing and storing leaves intents that the nex
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from contracts.limits import VALIDITY_S_MAX
 from contracts.money import format_amount
 from contracts.offers import Offer
 from contracts.schemes.exact_eip3009 import Authorization
+from contracts.storage import Connection
 
 __all__ = ["Draft", "Plan", "carry_out", "check_wallet", "choose_option", "count_for_budget", "prepare"]
 
@@ -153,7 +153,7 @@ def carry_out(
         raise TermsNotAllowed("the signer's wallet is not the one that was checked")
     now_s = int(clock())
 
-    def reserve(connection: sqlite3.Connection) -> tuple[Purchase, list[Intent]]:
+    def reserve(connection: Connection) -> tuple[Purchase, list[Intent]]:
         purchase = _purchase_on_disk(connection, plan.draft, now_s)
         chain_now_s = plan.facts.head.timestamp_s - EXPIRY_CHAIN_MARGIN_S
         forget_expired(connection, purchase, chain_now_s)
@@ -208,7 +208,7 @@ def _sign_and_store(
                 progress(done, len(intents))
 
 
-def _purchase_on_disk(connection: sqlite3.Connection, draft: Draft, now_s: int) -> Purchase:
+def _purchase_on_disk(connection: Connection, draft: Draft, now_s: int) -> Purchase:
     """Insert a new purchase, or bring an existing one to the draft's terms and policy."""
     existing = draft.existing
     if existing is None:
@@ -246,7 +246,7 @@ def _purchase_on_disk(connection: sqlite3.Connection, draft: Draft, now_s: int) 
     return find_purchase(connection, draft.name)
 
 
-def _carry_over(connection: sqlite3.Connection, existing: Purchase, offer: Offer, terms_id: int) -> None:
+def _carry_over(connection: Connection, existing: Purchase, offer: Offer, terms_id: int) -> None:
     """Let what is signed already serve new terms that differ only in what a signature does not cover."""
     connection.execute(
         """UPDATE authorizations SET terms_id = ?

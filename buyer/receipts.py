@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 
 from buyer.limits import RECEIPTS_MAX
 from buyer.spender import receipt_id
 from contracts.address import address_text
 from contracts.errors import UsageError
+from contracts.storage import Connection, Row
 
 __all__ = ["Receipt", "find_receipt", "read_receipts"]
 
@@ -51,22 +51,23 @@ _LEFT = """
 _NEWEST_FIRST = "ORDER BY claimed_s DESC, authorizations.id DESC LIMIT :limit"
 
 
-def read_receipts(connection: sqlite3.Connection, *, name: str | None, limit: int) -> list[Receipt]:
+def read_receipts(connection: Connection, *, name: str | None, limit: int) -> list[Receipt]:
     """Return the newest receipts first, of one purchase name or of all. Raises `UsageError` for a silly limit."""
     if not 0 < limit <= RECEIPTS_MAX:
         raise UsageError(f"--limit: expected 1 to {RECEIPTS_MAX}, got {limit}")
-    query = f"{_LEFT} AND request_key IS NOT NULL AND (:name IS NULL OR purchases.name = :name) {_NEWEST_FIRST}"
+    of_name = "(CAST(:name AS TEXT) IS NULL OR purchases.name = :name)"
+    query = f"{_LEFT} AND request_key IS NOT NULL AND {of_name} {_NEWEST_FIRST}"
     return [_receipt(row) for row in connection.execute(query, {"name": name, "limit": limit})]
 
 
-def find_receipt(connection: sqlite3.Connection, request_key: str) -> Receipt | None:
+def find_receipt(connection: Connection, request_key: str) -> Receipt | None:
     """Return the newest receipt of one logical request, or None when nothing ever left for it."""
     query = f"{_LEFT} AND request_key = :key {_NEWEST_FIRST}"
     row = connection.execute(query, {"key": request_key, "limit": 1}).fetchone()
     return None if row is None else _receipt(row)
 
 
-def _receipt(row: sqlite3.Row) -> Receipt:
+def _receipt(row: Row) -> Receipt:
     return Receipt(
         receipt_id=receipt_id(row["nonce"]),
         purchase=row["name"],

@@ -6,7 +6,6 @@ chain's own clock, read from the same endpoint in the same batch, is safely past
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from contracts.evm.token import Token, call_object
 from contracts.keccak import keccak
 from contracts.lifecycle import AuthorizationEvent
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC
-from contracts.storage import Database
+from contracts.storage import Connection, Database, Row
 from contracts.typed_data import word_of_address
 
 __all__ = ["reconcile"]
@@ -58,7 +57,7 @@ async def reconcile(
     return found
 
 
-async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[sqlite3.Row], found: dict[str, int]) -> int:
+async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[Row], found: dict[str, int]) -> int:
     """Judge some rows by one batch of one endpoint, and return the head's timestamp."""
     answers = await rpc.batch(
         [("eth_getBlockByNumber", ["latest", False])]
@@ -82,7 +81,7 @@ async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[sqlite3.Row]
     return head_s
 
 
-async def _what_used_it(rpc: Rpc, row: sqlite3.Row) -> tuple[str, str | None, dict[str, str | None]]:
+async def _what_used_it(rpc: Rpc, row: Row) -> tuple[str, str | None, dict[str, str | None]]:
     """Tell a transfer from a revocation by the token's events.
 
     Where the endpoint does not search logs, a nonce that we never asked to revoke was used for its transfer: nobody
@@ -112,12 +111,12 @@ async def _check_chain(rpc: Rpc, purchase: Purchase) -> None:
         )
 
 
-def _sweep(connection: sqlite3.Connection, purchase: Purchase, over_s: int) -> None:
+def _sweep(connection: Connection, purchase: Purchase, over_s: int) -> None:
     expire_overdue(connection, purchase.offer.network.chain_id, over_s)
     forget_expired(connection, purchase, over_s)
 
 
-def _state_call(row: sqlite3.Row) -> bytes:
+def _state_call(row: Row) -> bytes:
     return _AUTHORIZATION_STATE + word_of_address(row["payer"]) + bytes(row["nonce"])
 
 

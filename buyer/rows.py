@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from contracts.address import Address
 from contracts.errors import NameUnknown
 from contracts.offers import offer_from_wire
 from contracts.schemes.exact_eip3009 import Authorization
+from contracts.storage import Connection, Cursor, Row
 from contracts.wire import Requirements, ResourceInfo
 
 __all__ = [
@@ -33,7 +33,7 @@ PURCHASE_QUERY = """
 """
 
 
-def purchase_from_row(row: sqlite3.Row) -> Purchase:
+def purchase_from_row(row: Row) -> Purchase:
     """Return the purchase in a row of `PURCHASE_QUERY`."""
     return Purchase(
         id=row["id"],
@@ -53,7 +53,7 @@ def purchase_from_row(row: sqlite3.Row) -> Purchase:
     )
 
 
-def terms_from_row(row: sqlite3.Row) -> Terms:
+def terms_from_row(row: Row) -> Terms:
     """Return the pinned terms in a row that has the columns of `terms`."""
     accepted = msgspec.json.decode(row["accepted"], type=Requirements)
     return Terms(
@@ -65,7 +65,7 @@ def terms_from_row(row: sqlite3.Row) -> Terms:
     )
 
 
-def find_purchase(connection: sqlite3.Connection, name: str) -> Purchase:
+def find_purchase(connection: Connection, name: str) -> Purchase:
     """Return the purchase of that name that is not removed. Raises `NameUnknown`."""
     row = connection.execute(PURCHASE_QUERY + "WHERE name = ? AND state != 'removed'", (name,)).fetchone()
     if row is None:
@@ -73,11 +73,11 @@ def find_purchase(connection: sqlite3.Connection, name: str) -> Purchase:
     return purchase_from_row(row)
 
 
-def insert_terms(connection: sqlite3.Connection, terms: Terms, now_s: int) -> int:
+def insert_terms(connection: Connection, terms: Terms, now_s: int) -> int:
     """Store pinned terms and return their id."""
     cursor = connection.execute(
         """INSERT INTO terms (x402_version, accepted, decimals, resource, extensions, pinned_s)
-           VALUES (?, ?, ?, ?, ?, ?)""",
+           VALUES (?, ?, ?, ?, ?, ?) RETURNING id""",
         (
             terms.x402_version,
             _json(terms.accepted),
@@ -87,11 +87,11 @@ def insert_terms(connection: sqlite3.Connection, terms: Terms, now_s: int) -> in
             now_s,
         ),
     )
-    return _row_id(cursor)
+    return _returned_id(cursor)
 
 
 def insert_purchase(
-    connection: sqlite3.Connection,
+    connection: Connection,
     *,
     name: str,
     kind: str,
@@ -108,7 +108,7 @@ def insert_purchase(
     """Store a new purchase with its first terms and return its id. A one-shot purchase begins draining."""
     cursor = connection.execute(
         """INSERT INTO purchases (name, kind, state, endpoint, model, payer, price_cap_atomic, ttl_s, refill, rpc_urls,
-                                  terms_id, created_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                                  terms_id, created_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
         (
             name,
             kind,
@@ -124,7 +124,7 @@ def insert_purchase(
             now_s,
         ),
     )
-    return _row_id(cursor)
+    return _returned_id(cursor)
 
 
 def refill_text(refill: RefillPolicy | None) -> str | None:
@@ -137,7 +137,7 @@ def urls_text(urls: tuple[str, ...]) -> str:
     return _json(list(urls))
 
 
-def authorization_from_row(row: sqlite3.Row) -> Authorization:
+def authorization_from_row(row: Row) -> Authorization:
     """Return what was, or is to be, signed."""
     return Authorization(
         payer=Address(row["payer"]),
@@ -153,6 +153,5 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _row_id(cursor: sqlite3.Cursor) -> int:
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+def _returned_id(cursor: Cursor) -> int:
+    return int(cursor.fetchone()["id"])

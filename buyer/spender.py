@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import os
 import re
-import sqlite3
 import threading
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from contracts.crash import checkpoint
 from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress, StoreUnavailable
 from contracts.lifecycle import AuthorizationEvent
 from contracts.schemes.exact_eip3009 import Authorization
-from contracts.storage import Database
+from contracts.storage import Connection, Database, Row
 from contracts.wire import SettlementResponse
 
 __all__ = ["Claim", "Spender", "receipt_id", "usable_until_s"]
@@ -240,11 +239,11 @@ class Spender:
         checkpoint("buyer.leased")
         return slots
 
-    def _share(self, connection: sqlite3.Connection, values: dict[str, int | str], whose: str) -> list[_Slot]:
+    def _share(self, connection: Connection, values: dict[str, int | str], whose: str) -> list[_Slot]:
         connection.execute(_TAKE_OVERDUE, values)
         free = f"{_FREE} AND {whose} ORDER BY valid_before_s, authorizations.id LIMIT :limit"
         (available,) = connection.execute(
-            f"SELECT count(*) FROM ({free})",  # noqa: S608 - constants only
+            f"SELECT count(*) FROM ({free}) AS free",  # noqa: S608 - constants only
             {**values, "limit": self._lease_size * LEASE_SHARE},
         ).fetchone()
         share = max(1, min(self._lease_size, available // LEASE_SHARE))
@@ -254,10 +253,8 @@ class Spender:
         )
         return [(row["valid_before_s"], row["id"], authorization_from_row(row), row["signature"]) for row in rows]
 
-    def _open_row(self, request_key: str) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._database.read(
-            lambda connection: connection.execute(_OPEN, (request_key,)).fetchone()
-        )
+    def _open_row(self, request_key: str) -> Row | None:
+        row: Row | None = self._database.read(lambda connection: connection.execute(_OPEN, (request_key,)).fetchone())
         return row
 
     def _check_process(self) -> None:
@@ -275,7 +272,7 @@ def receipt_id(nonce: bytes) -> str:
     return "rcpt_" + nonce.hex()[:24]
 
 
-def _claim(connection: sqlite3.Connection, values: dict[str, int | str | None]) -> bool:
+def _claim(connection: Connection, values: dict[str, int | str | None]) -> bool:
     open_row = connection.execute(_IS_OPEN, (values["request_key"],)).fetchone()
     if open_row is None:
         return moved(connection, _CLAIM, values)
@@ -284,7 +281,7 @@ def _claim(connection: sqlite3.Connection, values: dict[str, int | str | None]) 
     raise RequestInProgress("this request is already waiting for its answer")
 
 
-def _purchase_as_signed(connection: sqlite3.Connection, row: sqlite3.Row) -> Purchase:
+def _purchase_as_signed(connection: Connection, row: Row) -> Purchase:
     """Return the purchase of an authorization under the terms it was signed for."""
     query = PURCHASE_QUERY.replace("purchases.terms_id", ":terms") + "WHERE purchases.id = :purchase"
     found = connection.execute(query, {"terms": row["terms_id"], "purchase": row["purchase_id"]}).fetchone()

@@ -5,9 +5,8 @@ Every function runs inside a write transaction that the caller holds, so a payme
 
 from __future__ import annotations
 
-import sqlite3
-
 from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
+from contracts.storage import Connection, Row
 from seller.policy import Mode
 
 __all__ = ["BOOKS", "enter", "move", "remove"]
@@ -17,12 +16,12 @@ BOOKS = ("earned", "outstanding", "exposure", "lost")
 _CLAIMED = (Money.RESERVED, Money.QUEUED, Money.SUBMITTED)
 
 
-def enter(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+def enter(connection: Connection, row: Row) -> None:
     """Count a payment that was just inserted."""
     _count_claimed(connection, row, int(row["value_atomic"]))
 
 
-def remove(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+def remove(connection: Connection, row: Row) -> None:
     """Delete a payment for which nothing was done and nothing was sent; its key is free again."""
     if Money(row["money"]) in _CLAIMED:
         _count_claimed(connection, row, -int(row["value_atomic"]))
@@ -30,7 +29,7 @@ def remove(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
 
 
 def move(
-    connection: sqlite3.Connection,
+    connection: Connection,
     payment_id: int,
     event: MoneyEvent,
     now_ms: int,
@@ -39,7 +38,7 @@ def move(
     transaction_hash: str | None = None,
 ) -> Money:
     """Advance one payment's money by `event` and return its new state."""
-    row: sqlite3.Row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    row: Row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
     before = Money(row["money"])
     after = advance_money(before, event)
     delivered = row["work"] == Work.DELIVERED.value
@@ -60,7 +59,7 @@ def move(
     return after
 
 
-def _count_claimed(connection: sqlite3.Connection, row: sqlite3.Row, delta_atomic: int) -> None:
+def _count_claimed(connection: Connection, row: Row, delta_atomic: int) -> None:
     """Money on its way is outstanding; where the goods leave first, it is also exposure."""
     on_credit_atomic = delta_atomic if row["mode"] == Mode.ASYNC.value else 0
     _add_to_payer(connection, row, outstanding_atomic=delta_atomic, exposure_atomic=on_credit_atomic)
@@ -69,15 +68,15 @@ def _count_claimed(connection: sqlite3.Connection, row: sqlite3.Row, delta_atomi
 
 
 def _add_to_payer(
-    connection: sqlite3.Connection,
-    row: sqlite3.Row,
+    connection: Connection,
+    row: Row,
     *,
     settled_atomic: int = 0,
     outstanding_atomic: int = 0,
     exposure_atomic: int = 0,
 ) -> None:
     key = (row["chain_id"], row["token"], row["payer"])
-    connection.execute("INSERT OR IGNORE INTO payers (chain_id, token, payer) VALUES (?, ?, ?)", key)
+    connection.execute("INSERT INTO payers (chain_id, token, payer) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", key)
     sums = connection.execute("SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", key).fetchone()
     connection.execute(
         "UPDATE payers SET settled_count = settled_count + ?, settled_atomic = ?, outstanding_atomic = ?,"
@@ -92,11 +91,11 @@ def _add_to_payer(
     )
 
 
-def _add_to_book(connection: sqlite3.Connection, row: sqlite3.Row, name: str, delta_atomic: int) -> None:
+def _add_to_book(connection: Connection, row: Row, name: str, delta_atomic: int) -> None:
     if delta_atomic == 0:
         return
     key = (row["chain_id"], row["token"], name)
-    connection.execute("INSERT OR IGNORE INTO books (chain_id, token, name) VALUES (?, ?, ?)", key)
+    connection.execute("INSERT INTO books (chain_id, token, name) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", key)
     (amount,) = connection.execute(
         "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = ?", key
     ).fetchone()

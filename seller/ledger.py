@@ -6,7 +6,6 @@ free, weighs the payer's exposure, and takes the key, or it refuses. Only then m
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from typing import Literal, TypeVar
 from contracts.address import Address
 from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable, StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent, Work
-from contracts.storage import Database, open_database
+from contracts.storage import Conflict, Connection, Database, Life, Row, open_database
 from seller import books
 from seller.limits import RUNS_MAX
-from seller.owner import Owner
 from seller.policy import Caps, Mode, Standing, choose_mode
 from seller.verify import VerifiedPayment
 
@@ -76,7 +74,7 @@ class Ledger:
         self.chain_id = chain_id
         self.token = token
         try:
-            self.owner = Owner(self.database.path)
+            self.owner = self.database.presence()
             self._transact(
                 lambda connection: connection.execute("INSERT INTO owners (id) VALUES (?)", (self.owner.id,))
             )
@@ -112,7 +110,7 @@ class Ledger:
         `InsufficientFunds` (402), or a failure of ours (503).
         """
 
-        def work(connection: sqlite3.Connection) -> Claim:
+        def work(connection: Connection) -> Claim:
             standing = self._standing(connection, payment, balance_atomic)
             row = connection.execute(
                 "SELECT * FROM payments WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?",
@@ -140,7 +138,7 @@ class Ledger:
     async def owe(self, claim: Claim, *, delivered: bool) -> None:
         """Put a claim in the settlement queue, durably; with `delivered`, its first byte is about to leave."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             if delivered:
                 _end_work(connection, claim.id, Work.DELIVERED)
             books.move(connection, claim.id, MoneyEvent.OWE, _now_ms())
@@ -183,7 +181,7 @@ class Ledger:
     def sums(self) -> Sums:
         """Return the books."""
 
-        def work(connection: sqlite3.Connection) -> Sums:
+        def work(connection: Connection) -> Sums:
             key = (self.chain_id, self.token)
             amounts: dict[str, str] = dict(
                 connection.execute("SELECT name, amount_atomic FROM books WHERE chain_id = ? AND token = ?", key)
@@ -210,11 +208,15 @@ class Ledger:
     def recover(self) -> int:
         """Take up the payments of processes that have ended; return how many such processes there were."""
         names = self.database.read(lambda connection: connection.execute("SELECT id FROM owners").fetchall())
-        gone = [row["id"] for row in names if self.owner.is_gone(row["id"])]
+        gone = [row["id"] for row in names if self.is_gone(row["id"])]
         for owner_id in gone:
             self._end_owner(owner_id)
-            self.owner.forget(owner_id)
+            self.database.forget(owner_id)
         return len(gone)
+
+    def is_gone(self, owner_id: str) -> bool:
+        """Tell whether the process that works under `owner_id` has ended. Raises `StoreUnavailable`."""
+        return self.database.life_of(owner_id) is not Life.ALIVE
 
     def _end_owner(self, owner_id: str) -> None:
         self._transact(lambda connection: _recover_owner(connection, owner_id, _now_ms()))
@@ -222,7 +224,7 @@ class Ledger:
     # Inside transactions
 
     def _standing(
-        self, connection: sqlite3.Connection, payment: VerifiedPayment, balance_atomic: Callable[[int], int | None]
+        self, connection: Connection, payment: VerifiedPayment, balance_atomic: Callable[[int], int | None]
     ) -> Standing:
         row = connection.execute(
             "SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?",
@@ -240,9 +242,7 @@ class Ledger:
             balance_atomic=balance_atomic(int(row["settled_atomic"]) if row else 0),
         )
 
-    def _known(
-        self, connection: sqlite3.Connection, row: sqlite3.Row, payment: VerifiedPayment, request_digest: bytes
-    ) -> Claim | None:
+    def _known(self, connection: Connection, row: Row, payment: VerifiedPayment, request_digest: bytes) -> Claim | None:
         """Judge a payment that was here before: refuse it, serve its credit, or return None to reserve it again."""
         work, money = Work(row["work"]), Money(row["money"])
         if row["request_digest"] != request_digest:
@@ -270,7 +270,7 @@ class Ledger:
 
     def _enter(
         self,
-        connection: sqlite3.Connection,
+        connection: Connection,
         payment: VerifiedPayment,
         mode: Mode,
         *,
@@ -309,9 +309,7 @@ class Ledger:
         books.enter(connection, row)
         return Claim(row["id"], payment, mode)
 
-    def _reserve_again(
-        self, connection: sqlite3.Connection, row: sqlite3.Row, payment: VerifiedPayment, mode: Mode
-    ) -> Claim:
+    def _reserve_again(self, connection: Connection, row: Row, payment: VerifiedPayment, mode: Mode) -> Claim:
         begun = mode is Mode.ASYNC
         connection.execute(
             "UPDATE payments SET mode = ?, work = ?, owner = ?, runs = runs + ?, attempts = 0, due_ms = 0 WHERE id = ?",
@@ -328,26 +326,26 @@ class Ledger:
 
     # Store
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+    async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         try:
             return await self.database.write(work, durable=durable)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"{self.database.path.name}: {error}") from None
+        except Conflict as error:
+            raise StoreUnavailable(f"{self.database.name}: {error}") from None
 
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _transact(self, work: Callable[[Connection], T]) -> T:
         try:
             return self.database.transact(work)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"{self.database.path.name}: {error}") from None
+        except Conflict as error:
+            raise StoreUnavailable(f"{self.database.name}: {error}") from None
 
 
-def _end_work(connection: sqlite3.Connection, payment_id: int, work: Work) -> None:
+def _end_work(connection: Connection, payment_id: int, work: Work) -> None:
     connection.execute(
         "UPDATE payments SET work = ?, owner = NULL, updated_ms = ? WHERE id = ?", (work.value, _now_ms(), payment_id)
     )
 
 
-def _give_up(connection: sqlite3.Connection, payment_id: int, reason: str, now_ms: int) -> Money | None:
+def _give_up(connection: Connection, payment_id: int, reason: str, now_ms: int) -> Money | None:
     row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
     if row is None or row["work"] == Work.DELIVERED.value:
         return None if row is None else Money(row["money"])
@@ -361,7 +359,7 @@ def _give_up(connection: sqlite3.Connection, payment_id: int, reason: str, now_m
     return money
 
 
-def _recover_owner(connection: sqlite3.Connection, owner_id: str, now_ms: int) -> None:
+def _recover_owner(connection: Connection, owner_id: str, now_ms: int) -> None:
     """End every claim of a process: no byte of them left, because what left is noted before it leaves."""
     for row in connection.execute("SELECT id FROM payments WHERE owner = ?", (owner_id,)).fetchall():
         _give_up(connection, row["id"], "the server stopped", now_ms)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
-from contracts.storage.presence import Presence
+from contracts.storage.presence import Life, Presence
 
 __all__ = ["Conflict", "Connection", "Cursor", "Database", "Row", "Values", "Work"]
 
@@ -60,7 +58,7 @@ class Connection(Protocol):
     def executemany(self, sql: str, rows: Iterable[Values], /) -> Cursor: ...
 
 
-Work = Callable[[sqlite3.Connection], T]
+Work = Callable[[Connection], T]
 
 
 class Database(ABC):
@@ -74,8 +72,6 @@ class Database(ABC):
 
     `name` is what errors call it; it tells no secret and no address.
     """
-
-    path: Path
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -113,6 +109,14 @@ class Database(ABC):
         """Show this process to the others that use the store, under a new name. Raises `StoreUnavailable`."""
 
     @abstractmethod
+    def life_of(self, presence_id: str) -> Life:
+        """Tell whether the process that showed itself as `presence_id` lives. Raises `StoreUnavailable`."""
+
+    @abstractmethod
+    def forget(self, presence_id: str) -> None:
+        """Remove what a process that has ended left behind to be seen by."""
+
+    @abstractmethod
     def era(self) -> str:
         """Return what stays the same as long as no committed write can have been lost. Raises `StoreUnavailable`.
 
@@ -140,7 +144,7 @@ class Database(ABC):
     # What a kind of store provides
 
     @abstractmethod
-    def _begin(self, durable: bool) -> Any:
+    def _begin(self, durable: bool) -> Connection:
         """Wait for our turn and begin a write transaction. Raises `StoreUnavailable`."""
 
     @abstractmethod
@@ -219,7 +223,7 @@ class Database(ABC):
             else:
                 pending.result.set_result(result)
 
-    def _attempt(self, connection: Any, work: Work[Any]) -> tuple[Any, BaseException | None]:
+    def _attempt(self, connection: Connection, work: Work[Any]) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT member")
         try:
             result = work(connection)

@@ -24,7 +24,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 
@@ -47,6 +47,13 @@ _ERA = """
     SELECT (SELECT system_identifier FROM pg_control_system()), pg_database.oid,
         left(pg_walfile_name(pg_current_wal_lsn()), 8)
     FROM pg_database WHERE datname = current_database()
+"""
+
+# The two halves of an advisory lock's 64 bits, as the server shows them.
+_HOLDER = """
+    SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+        AND classid::bigint = ? AND objid::bigint = ?
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -93,8 +100,7 @@ class PostgresDatabase(Database):
                 if self._closed:
                     raise StoreUnavailable(f"{self.name}: is closed")
                 known = self._reader
-                session: Any = known or self._server.connect(read_only=True)
-                self._reader = session
+                session = self._reader = known or self._server.connect(read_only=True)
                 try:
                     return work(session)
                 except psycopg.Error as error:
@@ -106,6 +112,15 @@ class PostgresDatabase(Database):
     def presence(self) -> ServerPresence:
         """See `Database.presence`: a lock of the server's, held by a connection of its own."""
         return ServerPresence(self._server)
+
+    def life_of(self, presence_id: str) -> Life:
+        """See `Database.life_of`. Nobody is untraceable: the server knows every lock there is."""
+        key = divmod(int(presence_id, 16), 1 << 32)
+        row = self.read(lambda connection: connection.execute(_HOLDER, key).fetchone())
+        return Life.ENDED if row is None else Life.ALIVE
+
+    def forget(self, presence_id: str) -> None:
+        """See `Database.forget`. Nothing is left behind."""
 
     def era(self) -> str:
         """See `Database.era`. It changes with server and database (a restored copy) and timeline (a failover)."""
@@ -145,7 +160,7 @@ class PostgresDatabase(Database):
 
         self.transact(apply)
 
-    def _begin(self, durable: bool) -> Any:
+    def _begin(self, durable: bool) -> Connection:
         known = self._writer
         session = self._writer = known or self._server.connect()
         try:
@@ -208,49 +223,24 @@ class ServerPresence:
     def hold(self) -> None:
         """See `Presence.hold`. Takes the lock again where the connection was lost."""
         with self._gate:
-            self._held()
-
-    def life_of(self, other_id: str) -> Life:
-        """See `Presence.life_of`. Nobody is untraceable: the server knows every lock there is."""
-        if other_id == self.id:
-            return Life.ALIVE
-        with self._gate:
-            session = self._held()
-            try:
-                high, low = divmod(int(other_id, 16), 1 << 32)
-                row = session.execute(
-                    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
-                    " AND classid::bigint = ? AND objid::bigint = ?"
-                    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-                    (high, low),
-                ).fetchone()
-            except psycopg.Error as error:
-                raise unavailable(self._server.name, error) from None
-        return Life.ALIVE if row is not None else Life.ENDED
-
-    def forget(self, other_id: str) -> None:
-        """See `Presence.forget`. There is nothing left behind."""
+            if self._session is not None:
+                with contextlib.suppress(psycopg.Error):
+                    self._session.run("SELECT 1")
+                    return
+                self._session.close()
+                self._session = None
+            session = self._server.connect()
+            # The server may take its time to see that our former connection is gone.
+            if not _take(session, _signed(int(self.id, 16), 64), self._server.name):
+                session.close()
+                raise StoreUnavailable(f"{self._server.name}: the sign of life of a lost connection is still there")
+            self._session = session
 
     def close(self) -> None:
         """See `Presence.close`."""
         with self._gate:
             if self._session is not None:
                 self._session.close()
-
-    def _held(self) -> Session:
-        if self._session is not None:
-            with contextlib.suppress(psycopg.Error):
-                self._session.run("SELECT 1")
-                return self._session
-            self._session.close()
-            self._session = None
-        session = self._server.connect()
-        # The server may take its time to see that our former connection is gone.
-        if not _take(session, _signed(int(self.id, 16), 64), self._server.name):
-            session.close()
-            raise StoreUnavailable(f"{self._server.name}: the sign of life of a lost connection is still there")
-        self._session = session
-        return session
 
 
 def _take(session: Session, number: int, name: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from contracts.errors import RequestInProgress, StoreUnavailable
 
-__all__ = ["FilePresence", "Life", "Presence", "boot_id", "locked_file"]
+__all__ = ["FilePresence", "Life", "Presence", "boot_id", "life_by_lock", "lock_file", "locked_file"]
 
 
 class Life(enum.Enum):
@@ -39,12 +39,6 @@ class Presence(Protocol):
     def hold(self) -> None:
         """Make sure that the others can see this process. Raises `StoreUnavailable` when they cannot."""
 
-    def life_of(self, other_id: str) -> Life:
-        """Tell whether the process that showed itself as `other_id` lives. Raises `StoreUnavailable`."""
-
-    def forget(self, other_id: str) -> None:
-        """Remove what a process that has ended left behind."""
-
     def close(self) -> None:
         """Stop being seen."""
 
@@ -54,11 +48,11 @@ class FilePresence:
 
     def __init__(self, folder: Path) -> None:
         """Take a new lock in `folder`. Raises `StoreUnavailable`."""
-        self._folder = folder
         self.id = secrets.token_hex(8)
+        self._path = lock_file(folder, self.id)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            self._lock = os.open(self._path(self.id), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StoreUnavailable(f"cannot lock a file in {folder.name}: {error.strerror}") from None
@@ -66,36 +60,33 @@ class FilePresence:
     def hold(self) -> None:
         """A kernel's lock is never lost while its process lives."""
 
-    def life_of(self, other_id: str) -> Life:
-        """See `Presence.life_of`. A process is untraceable when there is no lock file of that name."""
-        if other_id == self.id:
-            return Life.ALIVE
-        try:
-            lock = os.open(self._path(other_id), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return Life.UNTRACEABLE
-        except OSError as error:
-            raise StoreUnavailable(f"{self._folder.name}/{other_id}.lock: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return Life.ALIVE
-        finally:
-            os.close(lock)
-        return Life.ENDED
-
-    def forget(self, other_id: str) -> None:
-        """See `Presence.forget`."""
-        self._path(other_id).unlink(missing_ok=True)
-
     def close(self) -> None:
         """See `Presence.close`."""
         with contextlib.suppress(OSError):
             os.close(self._lock)
-        self.forget(self.id)
+        self._path.unlink(missing_ok=True)
 
-    def _path(self, presence_id: str) -> Path:
-        return self._folder / f"{presence_id}.lock"
+
+def lock_file(folder: Path, presence_id: str) -> Path:
+    """Return where the process that shows itself as `presence_id` holds its lock."""
+    return folder / f"{presence_id}.lock"
+
+
+def life_by_lock(path: Path) -> Life:
+    """Tell by its lock file whether a process lives. Raises `StoreUnavailable`."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Life.UNTRACEABLE
+    except OSError as error:
+        raise StoreUnavailable(f"{path.name}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return Life.ALIVE
+    finally:
+        os.close(lock)
+    return Life.ENDED
 
 
 @contextlib.contextmanager

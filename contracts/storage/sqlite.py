@@ -25,7 +25,7 @@ from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_BUSY_TIMEOUT_S
 from contracts.storage.database import Conflict, Connection, Database, Work
 from contracts.storage.migrations import Script, due_scripts, read_scripts
-from contracts.storage.presence import FilePresence, boot_id, locked_file
+from contracts.storage.presence import FilePresence, Life, boot_id, life_by_lock, lock_file, locked_file
 from contracts.storage.url import sqlite_file
 
 __all__ = ["SqliteDatabase", "open_sqlite"]
@@ -54,6 +54,7 @@ class SqliteDatabase(Database):
         # A later change of the working directory must not move the books.
         self.path = path = path.absolute()
         super().__init__(path.name)
+        self._present = path.with_name(path.name + ".present")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -104,7 +105,15 @@ class SqliteDatabase(Database):
 
     def presence(self) -> FilePresence:
         """See `Database.presence`: lock files in `<file>.present`."""
-        return FilePresence(self.path.with_name(self.name + ".present"))
+        return FilePresence(self._present)
+
+    def life_of(self, presence_id: str) -> Life:
+        """See `Database.life_of`. A process without a lock file is untraceable."""
+        return life_by_lock(lock_file(self._present, presence_id))
+
+    def forget(self, presence_id: str) -> None:
+        """See `Database.forget`."""
+        lock_file(self._present, presence_id).unlink(missing_ok=True)
 
     def era(self) -> str:
         """See `Database.era`."""

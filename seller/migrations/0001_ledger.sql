@@ -1,6 +1,6 @@
 -- Amounts and times of payments are TEXT: they are uint256 and SQLite's integers are not.
 
--- A process that works on payments. Its lock file beside the store is held for as long as it lives.
+-- A process that works on payments. It is seen on the store for as long as it lives.
 CREATE TABLE owners (
     id TEXT PRIMARY KEY
 ) STRICT;

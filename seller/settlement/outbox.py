@@ -6,7 +6,6 @@ durable transaction. After a crash the same bytes are sent again; nothing is eve
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from contracts.address import Address
 from contracts.errors import SettlementUnavailable, StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent
 from contracts.schemes.exact_eip3009 import Authorization
-from contracts.storage import Database
+from contracts.storage import Conflict, Connection, Database, Row
 from seller import books
 from seller.limits import ATTEMPTS_MAX, LEASE_S, RETRY_MAX_S, RETRY_S
 from seller.policy import Mode
@@ -100,7 +99,7 @@ class Outbox:
         if present is not None and not self._is_free(present) and not is_gone(present["holder"]):
             return False
 
-        def work(connection: sqlite3.Connection) -> bool:
+        def work(connection: Connection) -> bool:
             latest = _lease(connection, account)
             if (
                 latest is not None
@@ -109,7 +108,8 @@ class Outbox:
             ):
                 return False  # a third worker was quicker
             connection.execute(
-                "INSERT OR REPLACE INTO leases (account, holder, expires_ms) VALUES (?, ?, ?)",
+                "INSERT INTO leases (account, holder, expires_ms) VALUES (?, ?, ?) ON CONFLICT (account)"
+                " DO UPDATE SET holder = excluded.holder, expires_ms = excluded.expires_ms",
                 (account, self._holder, now_ms() + int(LEASE_S * 1000)),
             )
             return True
@@ -154,7 +154,7 @@ class Outbox:
     async def submit(self, items: Sequence[Item], *, again_ms: int) -> None:
         """Mark items as given to a facilitator, to be asked about after `again_ms`. Raises `Stale`."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             for item in items:
                 self._submit_one(connection, item, None, now_ms() + again_ms)
 
@@ -172,7 +172,7 @@ class Outbox:
     async def conclude(self, verdicts: Sequence[Verdict], transaction: Transaction | None = None) -> None:
         """Write verdicts down, durably, and close the transaction that carried them."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             for verdict in verdicts:
                 _conclude_one(connection, verdict)
             if transaction is not None:
@@ -197,7 +197,7 @@ class Outbox:
         """
         call_to, call_data, gas = call
 
-        def work(connection: sqlite3.Connection) -> Transaction:
+        def work(connection: Connection) -> Transaction:
             if not self._holds(connection, account.hex()):
                 raise SettlementUnavailable("another worker settles with this account")
             (stored_nonce,) = connection.execute(
@@ -221,7 +221,7 @@ class Outbox:
     async def store_form(self, account: Address, transaction: Transaction, form: Form) -> None:
         """Store another signed form of a transaction before it is sent."""
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: Connection) -> None:
             if not self._holds(connection, account.hex()):
                 raise SettlementUnavailable("another worker settles with this account")
             _insert_form(connection, transaction.id, form)
@@ -231,7 +231,7 @@ class Outbox:
     def sent(self, account: Address) -> list[Transaction]:
         """Return the account's transactions without a verdict, in the order of their nonces."""
 
-        def work(connection: sqlite3.Connection) -> list[Transaction]:
+        def work(connection: Connection) -> list[Transaction]:
             rows = connection.execute(
                 "SELECT * FROM transactions WHERE chain_id = ? AND account = ? AND state = 'sent'"
                 " ORDER BY account_nonce",
@@ -257,7 +257,7 @@ class Outbox:
         )
         return [_item(row) for row in rows]
 
-    def _submit_one(self, connection: sqlite3.Connection, item: Item, transaction_id: int | None, due_ms: int) -> None:
+    def _submit_one(self, connection: Connection, item: Item, transaction_id: int | None, due_ms: int) -> None:
         changed = connection.execute(
             "UPDATE payments SET transaction_id = ?, due_ms = ? WHERE id = ? AND money = 'queued'",
             (transaction_id, due_ms, item.id),
@@ -266,18 +266,18 @@ class Outbox:
             raise Stale
         books.move(connection, item.id, MoneyEvent.SUBMIT, now_ms())
 
-    def _is_free(self, lease: sqlite3.Row) -> bool:
+    def _is_free(self, lease: Row) -> bool:
         return bool(lease["holder"] == self._holder or lease["expires_ms"] < now_ms())
 
-    def _holds(self, connection: sqlite3.Connection, account: str) -> bool:
+    def _holds(self, connection: Connection, account: str) -> bool:
         row = _lease(connection, account)
         return row is not None and row["holder"] == self._holder and row["expires_ms"] >= now_ms()
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _write(self, work: Callable[[Connection], T]) -> T:
         try:
             return await self._database.write(work, durable=True)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"{self._database.path.name}: {error}") from None
+        except Conflict as error:
+            raise StoreUnavailable(f"{self._database.name}: {error}") from None
 
 
 def now_ms() -> int:
@@ -285,14 +285,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _lease(connection: sqlite3.Connection, account: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = connection.execute(
+def _lease(connection: Connection, account: str) -> Row | None:
+    row: Row | None = connection.execute(
         "SELECT holder, expires_ms FROM leases WHERE account = ?", (account,)
     ).fetchone()
     return row
 
 
-def _conclude_one(connection: sqlite3.Connection, verdict: Verdict) -> None:
+def _conclude_one(connection: Connection, verdict: Verdict) -> None:
     row = connection.execute("SELECT money, mode FROM payments WHERE id = ?", (verdict.item.id,)).fetchone()
     if row is None or row["money"] not in (Money.QUEUED.value, Money.SUBMITTED.value):
         return  # its client took it back, or it is judged already
@@ -317,7 +317,7 @@ def _conclude_one(connection: sqlite3.Connection, verdict: Verdict) -> None:
         books.move(connection, item.id, MoneyEvent.WAIVE, now, reason=verdict.reason)
 
 
-def _insert_form(connection: sqlite3.Connection, transaction_id: int, form: Form) -> None:
+def _insert_form(connection: Connection, transaction_id: int, form: Form) -> None:
     connection.execute(
         "INSERT INTO signed_forms (hash, transaction_id, raw, max_fee_wei, priority_fee_wei, created_ms)"
         " VALUES (?, ?, ?, ?, ?, ?)",
@@ -325,9 +325,11 @@ def _insert_form(connection: sqlite3.Connection, transaction_id: int, form: Form
     )
 
 
-def _forms(connection: sqlite3.Connection, transaction_id: int) -> list[Form]:
+def _forms(connection: Connection, transaction_id: int) -> list[Form]:
     rows = connection.execute(
-        "SELECT * FROM signed_forms WHERE transaction_id = ? ORDER BY created_ms, rowid", (transaction_id,)
+        # Each raise makes the fee, a decimal number, longer or larger.
+        "SELECT * FROM signed_forms WHERE transaction_id = ? ORDER BY length(max_fee_wei), max_fee_wei",
+        (transaction_id,),
     )
     return [
         Form(row["hash"], row["raw"], int(row["max_fee_wei"]), int(row["priority_fee_wei"]), row["created_ms"])
@@ -335,7 +337,7 @@ def _forms(connection: sqlite3.Connection, transaction_id: int) -> list[Form]:
     ]
 
 
-def _item(row: sqlite3.Row) -> Item:
+def _item(row: Row) -> Item:
     authorization = Authorization(
         payer=Address(row["payer"]),
         payee=Address(row["payee"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from contracts.evm.devnet import Devnet
 from contracts.limits import HEADER_BYTES_MAX
+from contracts.storage import Connection
 from seller import PaymentMiddleware
 from tests.seller.shop import BODY, CHAT, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
 
@@ -84,7 +84,7 @@ async def test_a_file_is_sold_through_the_ordinary_messages(shop: Shop, tmp_path
 async def test_a_full_disk_sells_nothing_and_leaves_free_routes_open(shop: Shop) -> None:
     database = shop.seller.ledger.database
 
-    def allow_pages(connection: sqlite3.Connection, pages: int | None = None) -> None:
+    def allow_pages(connection: Connection, pages: int | None = None) -> None:
         """Let the file grow to `pages`; without a number, no further."""
         (present,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages or present}")

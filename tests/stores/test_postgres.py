@@ -93,10 +93,8 @@ async def test_while_the_server_is_away_everything_says_so_and_afterwards_goes_o
     assert values_in(lasting) == [1]
     await lasting.write(insert(4))
     presence.hold()
-    other = lasting.presence()
-    assert other.life_of(presence.id) is Life.ALIVE
+    assert lasting.life_of(presence.id) is Life.ALIVE
     assert values_in(lasting) == [1, 4]
-    other.close()
     presence.close()
 
 
@@ -232,9 +230,9 @@ def test_a_process_that_lost_its_connection_is_taken_for_ended_until_it_shows_it
 ) -> None:
     ours, theirs = store.presence(), store.presence()
     terminate_presences(url, keep=ours.id)
-    assert ours.life_of(theirs.id) is Life.ENDED
+    assert store.life_of(theirs.id) is Life.ENDED
     theirs.hold()
-    assert ours.life_of(theirs.id) is Life.ALIVE
+    assert store.life_of(theirs.id) is Life.ALIVE
     for presence in (ours, theirs):
         presence.close()
 

@@ -435,12 +435,12 @@ def test_a_store_of_a_newer_farebox_is_not_touched(url: str, migrations: Migrati
 
 def test_a_process_is_alive_until_it_stops_being_seen(store: Database, other: Database) -> None:
     ours, theirs = store.presence(), other.presence()
-    assert (theirs.life_of(ours.id), ours.life_of(theirs.id)) == (Life.ALIVE, Life.ALIVE)
-    assert ours.life_of(ours.id) is Life.ALIVE
-    ours.hold()
-    assert theirs.life_of(ours.id) is Life.ALIVE
+    for presence in (ours, theirs):
+        presence.hold()
+        assert (store.life_of(presence.id), other.life_of(presence.id)) == (Life.ALIVE, Life.ALIVE)
     ours.close()
-    assert theirs.life_of(ours.id) is not Life.ALIVE
+    wait_for(lambda: other.life_of(ours.id) is not Life.ALIVE)
+    assert store.life_of(theirs.id) is Life.ALIVE
     theirs.close()
 
 
@@ -459,18 +459,17 @@ time.sleep(600)
 def test_a_killed_process_is_known_to_have_ended(
     store: Database, url: str, package: str, migrations: Migrations
 ) -> None:
-    ours = store.presence()
     command = [sys.executable, "-c", PRESENT, str(migrations.folder), url, package]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         theirs = process.stdout.readline().strip()
-        assert ours.life_of(theirs) is Life.ALIVE
+        assert store.life_of(theirs) is Life.ALIVE
         process.kill()
         process.wait()
         # A server notices an ended connection a moment later.
-        wait_for(lambda: ours.life_of(theirs) is Life.ENDED)
-    ours.forget(theirs)
-    ours.close()
+        wait_for(lambda: store.life_of(theirs) is Life.ENDED)
+    store.forget(theirs)
+    assert store.life_of(theirs) is not Life.ALIVE
 
 
 def test_one_task_of_a_name_runs_at_a_time(store: Database, other: Database) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 
 from contracts.errors import ConfigInvalid, StoreUnavailable
-from contracts.storage import Connection, open_database
-from contracts.storage.presence import FilePresence, Life
+from contracts.storage import Connection, Life, open_database
 from contracts.storage.sqlite import SqliteDatabase
 from tests.stores.parts import Migrations, held, start
 
@@ -87,7 +85,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 async def test_a_group_is_synced_when_one_member_asks_for_it(
     store: SqliteDatabase, durable: list[bool], synchronous: int
 ) -> None:
-    def told(connection: sqlite3.Connection) -> int:
+    def told(connection: Connection) -> int:
         level: int = connection.execute("PRAGMA synchronous").fetchone()[0]
         return level
 
@@ -169,15 +167,16 @@ def test_a_room_that_skips_or_repeats_a_number_is_wrong(
 # Presence
 
 
-def test_a_process_whose_lock_file_is_missing_cannot_be_traced(tmp_path: Path) -> None:
-    ours = FilePresence(tmp_path / "present")
-    assert ours.life_of("0" * 16) is Life.UNTRACEABLE
+def test_a_process_whose_lock_file_is_missing_cannot_be_traced(store: SqliteDatabase) -> None:
+    ours = store.presence()
+    assert store.life_of(ours.id) is Life.ALIVE
+    assert store.life_of("0" * 16) is Life.UNTRACEABLE
     ours.close()
 
 
-def test_a_lock_file_that_cannot_be_opened_says_nothing_of_its_owner(tmp_path: Path) -> None:
-    ours = FilePresence(tmp_path / "present")
-    (tmp_path / "present" / f"{'0' * 16}.lock").mkdir()
+def test_a_lock_file_that_cannot_be_opened_says_nothing_of_its_owner(store: SqliteDatabase, tmp_path: Path) -> None:
+    ours = store.presence()
+    (tmp_path / "books.db.present" / f"{'0' * 16}.lock").mkdir()
     with pytest.raises(StoreUnavailable):
-        ours.life_of("0" * 16)
+        store.life_of("0" * 16)
     ours.close()
