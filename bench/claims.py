@@ -21,6 +21,7 @@ from buyer.home import Home
 from buyer.pool import Pool
 from buyer.purchase import Purchase
 from buyer.signers import KeySigner
+from contracts.storage import Connection
 
 __all__ = ["run"]
 
@@ -150,7 +151,7 @@ def _timed(step: Callable[[int], object], count: int) -> Slice:
     return Slice(count, time.process_time() - cpu_s, time.perf_counter() - wall_s, latencies_us)
 
 
-def _refill(connection: sqlite3.Connection) -> None:
+def _refill(connection: Connection) -> None:
     connection.execute(
         "UPDATE authorizations SET state = 'ready', lease = NULL, request_key = NULL, reason = NULL"
         " WHERE state <> 'ready'"

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import struct
 import sys
 import time
@@ -22,6 +21,7 @@ from bench.workload import an_offer, presign
 from buyer.home import Home
 from buyer.pool import Pool
 from buyer.signers import KeySigner
+from contracts.storage import Connection
 
 __all__ = ["Losses", "count_losses"]
 
@@ -99,7 +99,7 @@ def _claim_for_ever(home: Home, number: int, writer: int) -> None:
         signal.pause()
 
 
-def _requests(connection: sqlite3.Connection) -> dict[int, str]:
+def _requests(connection: Connection) -> dict[int, str]:
     """Return the request each authorization is held for, of those that are not free."""
     rows = connection.execute("SELECT id, request_key FROM authorizations WHERE state = 'unknown'")
     return {row["id"]: row["request_key"] for row in rows}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from coincurve import PublicKey
 from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found, unused-ignore]
 from coincurve.context import GLOBAL_CONTEXT
@@ -16,6 +17,7 @@ from bench.workload import SignedPayment, an_offer, keys, sign_payments, typed_d
 from contracts.address import address_text
 from contracts.headers import PAYMENT_SIGNATURE, decode_payment
 from contracts.limits import EXPIRY_MARGIN_S
+from contracts.nesting import recursion_limit_kept
 from contracts.offers import Offer, requirements
 from contracts.schemes.exact_eip3009 import digest
 from contracts.signature import recover
@@ -73,8 +75,10 @@ def _cases(offer: Offer, payments: Sequence[SignedPayment]) -> list[Call]:
         compact = signature[:64] + bytes((signature[64] - 27,))
         return PublicKey.from_signature_and_message(compact, digests[index % _PAYMENTS], hasher=None)
 
-    from eth_account import Account
-    from eth_account.messages import encode_typed_data
+    # Peers that are only imported must not change how fast others are.
+    with recursion_limit_kept():
+        from eth_account import Account
+        from eth_account.messages import encode_typed_data
 
     def eth_account(index: int) -> str:
         message = encode_typed_data(full_message=documents[index % _PAYMENTS])
@@ -124,12 +128,12 @@ class _ChainStandIn:
 
 
 def _sdk(offer: Offer, payments: Sequence[SignedPayment]) -> tuple[Callable[[int], bool], Callable[[int], bool]]:
-    import msgspec
-    from x402.http.utils import decode_payment_signature_header
-    from x402.mechanisms.evm.exact import ExactEvmFacilitatorScheme
-    from x402.mechanisms.evm.exact.eip3009_utils import classify_eip3009_signature
-    from x402.mechanisms.evm.types import ExactEIP3009Payload
-    from x402.schemas import PaymentRequirements
+    with recursion_limit_kept():
+        from x402.http.utils import decode_payment_signature_header
+        from x402.mechanisms.evm.exact import ExactEvmFacilitatorScheme
+        from x402.mechanisms.evm.exact.eip3009_utils import classify_eip3009_signature
+        from x402.mechanisms.evm.types import ExactEIP3009Payload
+        from x402.schemas import PaymentRequirements
 
     chain: Any = _ChainStandIn(offer.asset.address_text)
     scheme = ExactEvmFacilitatorScheme(chain)
