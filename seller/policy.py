@@ -55,10 +55,14 @@ def choose_mode(
     """Return how a payment of `price_atomic`, valid for another `life_s`, is settled.
 
     `auto` gives credit to a payer who has paid here before, inside the caps and its balance; everybody else settles at
-    the first byte. `async` never falls back: it raises `ExposureExceeded` (429) over a cap, and `InsufficientFunds`.
+    the first byte. `async` never falls back. Raises `InsufficientFunds` or `ExposureExceeded` (429) where work would
+    begin for money that is not there, or that other payments will take first.
     """
     if setting == "before":
         return Mode.BEFORE
+    short = _why_not_covered(standing, price_atomic)
+    if short is not None:
+        raise short
     if setting == "after":
         return Mode.AFTER
     refusal = _why_no_credit(standing, caps, price_atomic)
@@ -70,12 +74,21 @@ def choose_mode(
     return Mode.ASYNC if trusted else Mode.FIRST_BYTE
 
 
-def _why_no_credit(standing: Standing, caps: Caps, price_atomic: int) -> InsufficientFunds | ExposureExceeded | None:
-    balance_atomic = standing.balance_atomic or 0
+def _why_not_covered(standing: Standing, price_atomic: int) -> InsufficientFunds | ExposureExceeded | None:
+    """Each of many payments at once may be good, and all of them together not."""
+    balance_atomic = standing.balance_atomic
+    if balance_atomic is None:
+        return None
     if balance_atomic < price_atomic:
         return InsufficientFunds(f"the payer has {balance_atomic} atomic units, the price is {price_atomic}")
     if balance_atomic < standing.outstanding_atomic + price_atomic:
         return ExposureExceeded(f"the payer's balance is taken by {standing.outstanding_atomic} unsettled atomic units")
+    return None
+
+
+def _why_no_credit(standing: Standing, caps: Caps, price_atomic: int) -> InsufficientFunds | ExposureExceeded | None:
+    if standing.balance_atomic is None:
+        return InsufficientFunds("nobody knows what the payer has")
     if standing.exposure_atomic + price_atomic > caps.per_payer_atomic:
         return ExposureExceeded(f"{standing.exposure_atomic} atomic units of this payer are unsettled")
     if standing.total_exposure_atomic + price_atomic > caps.total_atomic:
