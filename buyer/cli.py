@@ -161,7 +161,7 @@ def buy(
             allow_http=allow_http,
         )
         spec = signer_spec(signer, pool, name)
-        with pool.home.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as wallet:
+        with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as wallet:
             plan, choice = asyncio.run(plan_buy(pool, order, wallet, int(time.time())))
             document: dict[str, Any] = {"ok": True, "dry_run": dry_run, "plan": plan_document(plan, choice)}
             if not as_json:
@@ -287,7 +287,7 @@ def refill(
         from contracts.errors import UsageError
 
         spec = signer_spec(signer, pool, name)
-        with pool.home.exclusively(f"sign-{name}"), closing(open_signer(spec)) as wallet:
+        with pool.exclusively(f"sign-{name}"), closing(open_signer(spec)) as wallet:
             purchase = pool.purchase(name)
             if purchase.state != "active":
                 raise UsageError(f"{name}: is {purchase.state}", remedy="buy under another name")
@@ -324,7 +324,7 @@ def remove(
         purchase = pool.purchase(name)
         if cancel_onchain:
             with (
-                pool.home.exclusively(f"sign-{name}"),
+                pool.exclusively(f"sign-{name}"),
                 closing(open_signer(signer_spec(signer, pool, name))) as wallet,
             ):
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from contracts.errors import ConfigInvalid, RequestInProgress, StoreUnavailable
+from contracts.errors import ConfigInvalid, StoreUnavailable
+from contracts.storage import check_store_url
 
-__all__ = ["Home"]
+__all__ = ["STORE_VARIABLE", "Home"]
+
+STORE_VARIABLE = "FAREBOX_STORE"
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder at `path`, mode 0700."""
+    """The folder at `path`, mode 0700. `store` is the URL of the pool where it is not in the folder."""
 
     path: Path
+    store: str | None = None
 
     @classmethod
-    def open(cls, path: Path | None = None) -> Home:
+    def open(cls, path: Path | None = None, *, store: str | None = None) -> Home:
         """Open `path`, else `$FAREBOX_HOME`, else `~/.farebox`; made when missing, and closed to other users.
 
-        Raises `ConfigInvalid` when it is not a folder of ours, `StoreUnavailable` when it cannot be made.
+        The pool is in `store`, else in `$FAREBOX_STORE`, else in a SQLite file of the folder. Raises
+        `ConfigInvalid` when it is not a folder of ours or no such store exists, `StoreUnavailable` when the folder
+        cannot be made.
         """
+        store = store or os.environ.get(STORE_VARIABLE) or None
+        if store is not None:
+            check_store_url(store)
         folder = path or Path(os.environ.get("FAREBOX_HOME") or "~/.farebox")
         folder = folder.expanduser().absolute()
         try:
@@ -40,39 +46,20 @@ class Home:
             raise ConfigInvalid(f"FAREBOX_HOME: {folder} belongs to another user", remedy="name a folder of your own")
         if stat.S_IMODE(status.st_mode) & 0o077:
             folder.chmod(0o700)
-        return cls(folder)
+        return cls(folder, store)
 
     @property
     def database_url(self) -> str:
         """The store of the pool."""
-        return f"sqlite:///{self.path / 'buyer.db'}"
+        return self.store or f"sqlite:///{self.path / 'buyer.db'}"
 
     @property
     def has_pool(self) -> bool:
         """Whether there is a pool, which opening it would otherwise make."""
-        return not self.database_url.startswith("sqlite:") or (self.path / "buyer.db").exists()
+        return self.store is not None or (self.path / "buyer.db").exists()
 
     def folder(self, name: str) -> Path:
         """Return a private folder inside, made when missing."""
         folder = self.path / name
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
-
-    @contextmanager
-    def exclusively(self, name: str) -> Iterator[None]:
-        """Hold the lock `name` while the block runs; the kernel frees it when the process dies.
-
-        Raises `RequestInProgress` when another process holds it.
-        """
-        path = self.folder("locks") / f"{name}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RequestInProgress(
-                    f"{name}: another farebox process is at work on it", remedy="wait until it is done"
-                ) from None
-            yield
-        finally:
-            os.close(descriptor)

@@ -1,32 +1,27 @@
 """Workers: who may claim which authorizations, and what becomes of a worker that died.
 
-A worker is one process that spends. It is alive as long as the kernel holds its lock file for it, which no `kill -9`,
-reused process id or second container can confuse. The store says what it had in hand:
+A worker is one process that spends. It is alive as long as the store shows it so (`contracts.storage.presence`), which
+no `kill -9`, reused process id or second container can confuse. The store says what it had in hand:
 
-- same boot: its unsynced writes survived, so every row is in the state it says. What it had not sent goes back to the
-  pool; what it had sent is UNKNOWN.
-- another boot, or a store that came without its lock files: the last writes may be gone, so every row of its lease is
-  UNKNOWN until the chain has spoken.
+- same era: every write it was told of is there, so every row is in the state it says. What it had not sent goes back to
+  the pool; what it had sent is UNKNOWN.
+- another era (the machine was started anew, the server is another one), or a store that came without its signs of life:
+  the last writes may be gone, so every row of its lease is UNKNOWN until the chain has spoken.
+
+A worker may be taken for dead while it lives, when its connection to the server was lost. Each of its steps asks for
+its own lease and then finds nothing; before it takes another lease it shows itself under a new name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import secrets
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-from buyer.home import Home
 from buyer.moves import move_sql
-from contracts.errors import StoreUnavailable
 from contracts.lifecycle import AuthorizationEvent
-from contracts.storage import Connection, Database
+from contracts.storage import Connection, Database, Life
 
-__all__ = ["RELEASE_COLUMNS", "Worker", "boot_id", "recover"]
+__all__ = ["RELEASE_COLUMNS", "Worker", "is_known", "recover"]
 
 # What an authorization that never left forgets of the request that had claimed it.
 RELEASE_COLUMNS = "request_key = NULL, fingerprint = NULL, route = NULL, claimed_s = NULL"
@@ -44,51 +39,62 @@ _LOSE_ALL = move_sql(
 
 
 class Worker:
-    """This process as a holder of leases, from construction to `close`."""
+    """This process as a holder of leases, from construction to `close`. `era` is the store's at its start."""
 
-    def __init__(self, database: Database, home: Home, boot: str) -> None:
-        self.id = secrets.token_hex(8)
+    def __init__(self, database: Database, era: str) -> None:
         self.pid = os.getpid()
         self._database = database
-        self._path = _lock_path(home, self.id)
-        # The lock comes before the row: a row without a held lock is a dead worker.
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        row = (self.id, boot, self.pid, int(time.time()))
+        self._era = era
+        # The sign of life comes before the row: a row without one is a dead worker.
+        self._presence = database.presence()
+        self.id = self._presence.id
+        row = (self.id, era, self.pid, int(time.time()))
         try:
             database.transact(lambda connection: connection.execute("INSERT INTO workers VALUES (?, ?, ?, ?)", row))
         except BaseException:
-            self._unlock()
+            self._presence.close()
             raise
+
+    def holds(self, era: str) -> bool:
+        """Tell whether others still see this worker, and nothing of its writes can have been lost.
+
+        Raises `StoreUnavailable` when that cannot be known.
+        """
+        self._presence.hold()
+        return era == self._era and self._database.read(lambda connection: is_known(connection, self.id))
+
+    def abandon(self) -> None:
+        """Stop being seen; whoever recovers next settles what is left of the lease."""
+        self._presence.close()
 
     def close(self) -> None:
         """Give back what was not sent; what is still waiting for an answer becomes UNKNOWN."""
         try:
             self._database.transact(lambda connection: _end(connection, self.id))
         finally:
-            self._unlock()
-
-    def _unlock(self) -> None:
-        os.close(self._descriptor)
-        self._path.unlink(missing_ok=True)
+            self._presence.close()
 
 
-def recover(database: Database, home: Home, boot: str) -> int:
+def is_known(connection: Connection, worker_id: str) -> bool:
+    """Tell whether a worker is on the books; one that was taken for dead is not."""
+    return connection.execute("SELECT 1 FROM workers WHERE id = ?", (worker_id,)).fetchone() is not None
+
+
+def recover(database: Database, era: str) -> int:
     """Settle the leases of dead workers and return how many workers that were."""
 
     def settle(connection: Connection) -> int:
         dead = 0
-        for worker_id, worker_boot in connection.execute("SELECT id, boot_id FROM workers").fetchall():
-            path = _lock_path(home, worker_id)
-            held_by_nobody = _is_free(path)
-            if held_by_nobody is False:
+        for worker_id, worker_era in connection.execute("SELECT id, boot_id FROM workers").fetchall():
+            life = database.life_of(worker_id)
+            if life is Life.ALIVE:
                 continue
-            if held_by_nobody and worker_boot == boot:
+            if life is Life.ENDED and worker_era == era:
                 _end(connection, worker_id)
             else:
                 connection.execute(_LOSE_ALL, {"lease": worker_id})
                 connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
-            path.unlink(missing_ok=True)
+            database.forget(worker_id)
             dead += 1
         return dead
 
@@ -96,39 +102,7 @@ def recover(database: Database, home: Home, boot: str) -> int:
     return database.transact(settle) if has_workers else 0
 
 
-def boot_id() -> str:
-    """Return what differs after every start of this machine; unique where the system tells nothing, which is safe."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-            return subprocess.run(command, capture_output=True, check=True, timeout=5, text=True).stdout.strip()
-    return secrets.token_hex(16)
-
-
 def _end(connection: Connection, worker_id: str) -> None:
     for statement in (_RETURN_READY, _RETURN_CLAIMED, _LOSE_SENT):
         connection.execute(statement, {"lease": worker_id})
     connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
-
-
-def _is_free(path: Path) -> bool | None:
-    """Tell whether nobody holds the lock file; None when there is none, as in a restored copy of the store."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreUnavailable(f"{path}: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _lock_path(home: Home, worker_id: str) -> Path:
-    return home.folder("workers") / f"{worker_id}.lock"

@@ -1,4 +1,4 @@
-"""The pool: pre-signed authorizations on disk, one SQLite file for all processes of a buyer.
+"""The pool: pre-signed authorizations on disk, one store for all processes of a buyer.
 
 A pool counts, leases and hands out; it never holds a key and cannot sign. At every instant, and after every crash,
 the authorizations of a purchase in the seven states sum to what was signed.
@@ -7,6 +7,7 @@ the authorizations of a purchase in the seven states sum to what was signed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from buyer.home import Home
-from buyer.lease import boot_id, recover
+from buyer.lease import recover
 from buyer.limits import LEASE_SIZE
 from buyer.purchase import Purchase
 from buyer.receipts import Receipt, find_receipt, read_receipts
@@ -60,21 +61,21 @@ class Counts:
 class Pool:
     """The books of one buyer. Open once a process; `spender` gives it the right to spend."""
 
-    def __init__(self, home: Home, database: Database, boot: str) -> None:
+    def __init__(self, home: Home, database: Database, *, era: str | None = None) -> None:
         self.home = home
         self.database = database
-        self.boot = boot
+        self._given_era = era
 
     @classmethod
-    def open(cls, home: Home, *, boot: str | None = None) -> Pool:
+    def open(cls, home: Home, *, era: str | None = None) -> Pool:
         """Open the pool of `home` and settle what dead workers left behind.
 
-        `boot` identifies this start of the machine; tests give another one to stand for a power loss. Raises
+        `era` stands for the store's own (`Database.era`); tests give another one to stand for a power loss. Raises
         `StoreUnavailable`.
         """
-        pool = cls(home, open_database(home.database_url, "buyer.migrations"), boot or boot_id())
+        pool = cls(home, open_database(home.database_url, "buyer.migrations"), era=era)
         try:
-            recover(pool.database, home, pool.boot)
+            recover(pool.database, pool.era())
         except BaseException:
             pool.close()
             raise
@@ -87,6 +88,14 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def era(self) -> str:
+        """Return the era of the store; see `Database.era`."""
+        return self._given_era or self.database.era()
+
+    def exclusively(self, name: str) -> AbstractContextManager[None]:
+        """Hold the lock `name` of this pool while a block runs, on every machine. Raises `RequestInProgress`."""
+        return self.database.exclusively(name)
 
     def purchases(self, *, kind: str = "pool") -> list[Purchase]:
         """Return the purchases that are not removed, by name. `kind="once"` lists one-shot payments instead."""
@@ -163,7 +172,7 @@ class Pool:
 
     def spender(self, *, lease_size: int = LEASE_SIZE) -> Spender:
         """Return the spending side for this process, which takes up to `lease_size` authorizations at a time."""
-        return Spender(self.database, self.home, self.boot, lease_size)
+        return Spender(self.database, self.era, lease_size)
 
     async def reconcile(self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False) -> dict[str, int]:
         """Ask the chain what became of the UNKNOWN authorizations of a purchase.

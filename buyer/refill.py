@@ -60,7 +60,7 @@ async def process(
     when another process is at work on this purchase.
     """
     urls = tuple(rpc_urls) or purchase.rpc_urls
-    with pool.home.exclusively(f"sign-{purchase.name}"):
+    with pool.exclusively(f"sign-{purchase.name}"):
         chain: dict[str, int] = {}
         try:
             if not urls:

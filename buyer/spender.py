@@ -11,10 +11,10 @@ import heapq
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from buyer.home import Home
-from buyer.lease import RELEASE_COLUMNS, Worker, recover
+from buyer.lease import RELEASE_COLUMNS, Worker, is_known, recover
 from buyer.limits import CLAIM_MARGIN_S, LEASE_SHARE, REASON_LENGTH_MAX, SELLER_TIMEOUT_S_MAX
 from buyer.moves import move_sql, moved
 from buyer.payment import payment_headers
@@ -54,6 +54,11 @@ _SEND = move_sql(AuthorizationEvent.SEND, where="id = :id AND lease = :lease")
 _PRESENT_AGAIN = move_sql(AuthorizationEvent.PRESENT_AGAIN, "lease = :lease, status = NULL, reason = NULL")
 _ABORT = move_sql(AuthorizationEvent.ABORT, RELEASE_COLUMNS, "id = :id AND lease = :lease")
 _NEVER_LEFT = move_sql(AuthorizationEvent.NEVER_LEFT, RELEASE_COLUMNS, "id = :id AND lease = :lease")
+# For a step of which nobody knows whether it was written, while its request ended here and nothing left for it.
+_UNDO = [
+    move_sql(event, RELEASE_COLUMNS, "id = :id AND lease = :lease AND request_key = :request_key")
+    for event in (AuthorizationEvent.ABORT, AuthorizationEvent.NEVER_LEFT)
+]
 _SERVED = move_sql(
     AuthorizationEvent.SERVED,
     "lease = NULL, status = :status, latency_ms = :latency_ms, transaction_hash = :transaction_hash",
@@ -82,15 +87,18 @@ class Claim:
 
 
 class Spender:
-    """The spending side of one worker process; safe for its threads, worthless in a forked child."""
+    """The spending side of one worker process; safe for its threads, worthless in a forked child.
 
-    def __init__(self, database: Database, home: Home, boot: str, lease_size: int) -> None:
+    `era` tells the store's present era (`Database.era`).
+    """
+
+    def __init__(self, database: Database, era: Callable[[], str], lease_size: int) -> None:
         self._database = database
-        self._home = home
-        self._boot = boot
+        self._era = era
         self._lease_size = lease_size
-        self._worker = Worker(database, home, boot)
+        self._worker = Worker(database, era())
         self._slots: dict[tuple[int, int], list[_Slot]] = {}
+        self._unwritten: list[tuple[str, dict[str, int | str | None]]] = []
         self._lock = threading.Lock()
 
     def claim(
@@ -101,7 +109,7 @@ class Spender:
         Raises `AuthorizationsExhausted`; `RequestInProgress` while the same key waits for its answer elsewhere;
         `OutcomeUnknown` when the same key was presented before (then `reopen` it); `StoreUnavailable`.
         """
-        self._check_process()
+        self._catch_up()
         until_s = usable_until_s(purchase, now_s)
         key = (purchase.id, purchase.terms_id)
         with self._lock:
@@ -122,8 +130,10 @@ class Spender:
                 }
                 try:
                     won = self._database.transact(lambda connection: _claim(connection, values), durable=False)  # noqa: B023 - runs at once
-                except BaseException:
+                except BaseException as error:
                     heapq.heappush(slots, slot)
+                    if isinstance(error, StoreUnavailable):
+                        self._undo_later(values)
                     raise
                 if won:
                     checkpoint("buyer.claimed")
@@ -137,10 +147,10 @@ class Spender:
         Raises `RequestInProgress` while another call waits for the answer, and `OutcomeUnknown` when the
         authorization is too old to present again: then only the chain can tell whether it was used.
         """
-        self._check_process()
+        self._catch_up()
         row = self._open_row(request_key)
         if row is not None and row["state"] != "unknown" and row["lease"] != self._worker.id:
-            recover(self._database, self._home, self._boot)
+            recover(self._database, self._era())
             row = self._open_row(request_key)
         if row is None:
             return None
@@ -150,8 +160,14 @@ class Spender:
         authorization = authorization_from_row(row)
         if authorization.valid_before_s < usable_until_s(purchase, now_s):
             raise OutcomeUnknown("this request was paid for, and the authorization is too old to present again")
-        values = {"id": row["id"], "lease": self._worker.id}
-        if not self._database.transact(lambda connection: moved(connection, _PRESENT_AGAIN, values), durable=False):
+        values: dict[str, int | str | None] = {"id": row["id"], "lease": self._worker.id}
+        try:
+            won = self._database.transact(lambda connection: moved(connection, _PRESENT_AGAIN, values), durable=False)
+        except StoreUnavailable:
+            given_up = {"status": None, "reason": "the repetition was given up before it was sent"}
+            self._unwritten.append((_LOST, {**values, **given_up}))
+            raise
+        if not won:
             raise RequestInProgress("this request was just presented again by another call")
         checkpoint("buyer.presented_again")
         name = receipt_id(authorization.nonce)
@@ -169,7 +185,13 @@ class Spender:
         """Record, before it happens, that the first byte leaves. Raises `StoreUnavailable`: then nothing may leave."""
         if claim.again:
             return
-        if not self._move(_SEND, claim):
+        bound = self._bound(claim)
+        try:
+            won = self._database.transact(lambda connection: moved(connection, _SEND, bound), durable=False)
+        except StoreUnavailable:
+            self._undo_later(bound)
+            raise
+        if not won:
             raise StoreUnavailable("the claim is no longer held by this process")
         checkpoint("buyer.sent")
 
@@ -200,7 +222,7 @@ class Spender:
 
     def close(self) -> None:
         """Give back what was not sent. What still waits for an answer becomes UNKNOWN."""
-        self._check_process()
+        self._catch_up()
         with self._lock:
             self._slots.clear()
             self._worker.close()
@@ -209,8 +231,34 @@ class Spender:
         self._move(_LOST, claim, status=status, reason=reason[:REASON_LENGTH_MAX])
 
     def _move(self, sql: str, claim: Claim, **values: int | str | None) -> bool:
-        bound = {"id": claim.row_id, "lease": self._worker.id, **values}
-        return self._database.transact(lambda connection: moved(connection, sql, bound), durable=False)
+        """Write down what became of a claim. What the store does not take now is written before the next step."""
+        bound = self._bound(claim) | values
+        try:
+            return self._database.transact(lambda connection: moved(connection, sql, bound), durable=False)
+        except StoreUnavailable:
+            self._unwritten.append((sql, bound))
+            raise
+
+    def _bound(self, claim: Claim) -> dict[str, int | str | None]:
+        return {"id": claim.row_id, "lease": self._worker.id, "request_key": claim.request_key}
+
+    def _undo_later(self, values: dict[str, int | str | None]) -> None:
+        self._unwritten += [(sql, values) for sql in _UNDO]
+
+    def _catch_up(self) -> None:
+        """Write what the store did not take before. Each of these steps is void where it was written after all."""
+        self._check_process()
+        if not self._unwritten:
+            return
+        with self._lock:
+            steps = list(self._unwritten)
+
+            def work(connection: Connection) -> None:
+                for sql, values in steps:
+                    connection.execute(sql, values)
+
+            self._database.transact(work, durable=False)
+            del self._unwritten[: len(steps)]
 
     def _put_back(self, claim: Claim) -> None:
         slot = (claim.authorization.valid_before_s, claim.row_id, claim.authorization, claim.signature)
@@ -219,6 +267,7 @@ class Spender:
 
     def _lease(self, purchase: Purchase, until_s: int) -> list[_Slot]:
         """Take a share of what is free; else, from what living workers hold unclaimed. Never returns an empty list."""
+        self._be_alive()
         values: dict[str, int | str] = {
             "purchase": purchase.id,
             "terms": purchase.terms_id,
@@ -229,7 +278,7 @@ class Spender:
         free = "(lease IS NULL OR lease = :lease)"
         slots = self._database.transact(lambda connection: self._share(connection, values, free))
         if not slots:
-            recover(self._database, self._home, self._boot)
+            recover(self._database, self._era())
             slots = self._database.transact(lambda connection: self._share(connection, values, "TRUE"))
         if not slots:
             raise AuthorizationsExhausted(
@@ -239,7 +288,18 @@ class Spender:
         checkpoint("buyer.leased")
         return slots
 
+    def _be_alive(self) -> None:
+        """Take a new name where this process was taken for dead, or its former writes may be gone."""
+        era = self._era()
+        if not self._worker.holds(era):
+            self._slots.clear()
+            self._worker.abandon()
+            self._worker = Worker(self._database, era)
+            recover(self._database, era)
+
     def _share(self, connection: Connection, values: dict[str, int | str], whose: str) -> list[_Slot]:
+        if not is_known(connection, self._worker.id):
+            raise StoreUnavailable("this process was just taken for dead")
         connection.execute(_TAKE_OVERDUE, values)
         free = f"{_FREE} AND {whose} ORDER BY valid_before_s, authorizations.id LIMIT :limit"
         (available,) = connection.execute(

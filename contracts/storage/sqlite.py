@@ -54,7 +54,7 @@ class SqliteDatabase(Database):
         # A later change of the working directory must not move the books.
         self.path = path = path.absolute()
         super().__init__(path.name)
-        self._present = path.with_name(path.name + ".present")
+        self._present = path.with_suffix(".present")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -104,7 +104,7 @@ class SqliteDatabase(Database):
                 raise StoreUnavailable(f"{self.name}: {error}") from None
 
     def presence(self) -> FilePresence:
-        """See `Database.presence`: lock files in `<file>.present`."""
+        """See `Database.presence`: lock files in a folder `.present` beside the file."""
         return FilePresence(self._present)
 
     def life_of(self, presence_id: str) -> Life:
@@ -120,8 +120,8 @@ class SqliteDatabase(Database):
         return boot_id()
 
     def exclusively(self, name: str) -> AbstractContextManager[None]:
-        """See `Database.exclusively`: a lock file in `<file>.locks`."""
-        return locked_file(self.path.with_name(self.name + ".locks") / f"{name}.lock", name)
+        """See `Database.exclusively`: a lock file in a folder `.locks` beside the file."""
+        return locked_file(self.path.with_suffix(".locks") / f"{name}.lock", name)
 
     def migrate(self, scripts: list[Script]) -> None:
         """Run what is due of a room's scripts, all in one transaction."""

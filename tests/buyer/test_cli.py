@@ -202,7 +202,7 @@ def test_two_processes_at_once_never_sign_twice(town: Town) -> None:
 
 def test_a_run_steps_back_while_another_process_signs_for_the_same_purchase(town: Town) -> None:
     town.buy("--max-price", "0.001", "--yes", "--auto-refill", "--refill-threshold", "9")
-    with town.home.exclusively("sign-p"):
+    with Pool.open(town.home) as pool, pool.exclusively("sign-p"):
         code, document, _ = town.run("process", "p")
         assert (code, document["processed"][0]["action"]) == (OK, "skipped")
         assert "another farebox process" in document["processed"][0]["reason"]

@@ -141,7 +141,7 @@ def _all(process: subprocess.Popen[str]) -> list[list[str]]:
 
 def test_after_a_power_loss_everything_a_worker_held_waits_for_the_chain(home: Home, tmp_path: Path) -> None:
     """The store falls back to its last synced write: the lease. What was sent after it is not on that disk."""
-    pool = Pool.open(home, boot="before")
+    pool = Pool.open(home, era="before")
     purchase = add_purchase(pool)
     add_signed(pool, purchase, 40)
     worker = pool.spender(lease_size=8)
@@ -160,7 +160,7 @@ def test_after_a_power_loss_everything_a_worker_held_waits_for_the_chain(home: H
         path.unlink()
     for path in disk.iterdir():
         shutil.copy(path, home.path / path.name)
-    with Pool.open(home, boot="after") as reopened:
+    with Pool.open(home, era="after") as reopened:
         counts = reopened.counts("p")
         assert counts == Counts(ready=32, unknown=8)
         spender = reopened.spender()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool, Spender
 from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress
+from contracts.storage.presence import FilePresence
 from tests.buyer.parts import NOW_S, add_purchase, add_signed
 
 WORKERS = 2
@@ -27,7 +29,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.home = Home.open(Path(self.folder.name) / "home")
         self.boot = 0
-        self.pool = Pool.open(self.home, boot="boot 0")
+        self.pool = Pool.open(self.home, era="boot 0")
         self.purchase = add_purchase(self.pool)
         self.workers = [self.pool.spender(lease_size=3) for _ in range(WORKERS)]
         self.signed = 0
@@ -113,7 +115,7 @@ class PoolMachine(RuleBasedStateMachine):
             abandon(worker)
         self.pool.close()
         self.boot += 1
-        self.pool = Pool.open(self.home, boot=f"boot {self.boot}")
+        self.pool = Pool.open(self.home, era=f"boot {self.boot}")
         self.workers = [self.pool.spender(lease_size=3) for _ in range(WORKERS)]
         for _, claim in self.claimed + self.sent:
             self._show(claim)
@@ -142,9 +144,9 @@ class PoolMachine(RuleBasedStateMachine):
 
 def abandon(worker: Spender) -> None:
     """Let go of a worker's lock as the kernel does for a dead process, without a word to the store."""
-    import os
-
-    os.close(worker._worker._descriptor)
+    presence = worker._worker._presence
+    assert isinstance(presence, FilePresence)
+    os.close(presence._lock)
 
 
 PoolMachine.TestCase.settings = settings(

@@ -176,7 +176,7 @@ def test_a_process_whose_lock_file_is_missing_cannot_be_traced(store: SqliteData
 
 def test_a_lock_file_that_cannot_be_opened_says_nothing_of_its_owner(store: SqliteDatabase, tmp_path: Path) -> None:
     ours = store.presence()
-    (tmp_path / "books.db.present" / f"{'0' * 16}.lock").mkdir()
+    (tmp_path / "books.present" / f"{'0' * 16}.lock").mkdir()
     with pytest.raises(StoreUnavailable):
         store.life_of("0" * 16)
     ours.close()
