@@ -19,7 +19,7 @@ from contracts.offers import requirements, requirements_v1
 from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
 from seller.pricebook import PriceBook, Quote
 
-__all__ = ["Answer", "Answers", "failure_answer", "receipt_headers"]
+__all__ = ["Answer", "Answers", "error_document", "failure_answer", "receipt_headers"]
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -86,10 +86,10 @@ class Answers:
         """Return the 404 for what is not listed, or the 405 where another method is."""
         if methods:
             message = f"{path} takes {', '.join(methods)}, not {method}"
-            document = _envelope(path, 405, "method_not_allowed", message)
+            document = error_document(path, 405, "method_not_allowed", message)
             return _json_answer(405, msgspec.json.encode(document), [(b"allow", ", ".join(methods).encode())])
         message = f"{method} {path[:120]} is not offered here"
-        return _json_answer(404, msgspec.json.encode(_envelope(path, 404, "not_found", message)), [])
+        return _json_answer(404, msgspec.json.encode(error_document(path, 404, "not_found", message)), [])
 
     def _payment_answer(self, quote: Quote, message: str, code: str, reason: str, extra: RawHeaders) -> Answer:
         resource = ResourceInfo(url=self._base_url + quote.path, description=_DESCRIPTION, mime_type=_MIME)
@@ -100,7 +100,7 @@ class Answers:
         if legacy is not None:
             # v2 clients take the header first, so the body may speak to v1 clients, which read nothing else.
             document |= {"x402Version": 1, "accepts": [legacy]}
-        document |= _envelope(quote.path, 402, code, message)
+        document |= error_document(quote.path, 402, code, message)
         if legacy is not None and not quote.path.startswith(_MODEL_API_PREFIX):
             document["error"] = message
         headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), *extra]
@@ -116,7 +116,9 @@ def failure_answer(error: FareboxError, path: str, extra: RawHeaders | None = No
     headers = list(extra or [])
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % retry_after_s))
-    return _json_answer(status, msgspec.json.encode(_envelope(path, status, error.code, _sentence(error))), headers)
+    return _json_answer(
+        status, msgspec.json.encode(error_document(path, status, error.code, _sentence(error))), headers
+    )
 
 
 def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeaders:
@@ -134,7 +136,8 @@ def _json_answer(status: int, body: bytes, headers: RawHeaders) -> Answer:
     return Answer(status, fixed + headers, body)
 
 
-def _envelope(path: str, status: int, code: str, message: str) -> dict[str, Any]:
+def error_document(path: str, status: int, code: str, message: str) -> dict[str, Any]:
+    """Return an error as clients of `path` read it: OpenAI's envelope, or Anthropic's on its route."""
     if path == _ANTHROPIC_PATH:
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": message, "code": code}}

@@ -15,8 +15,10 @@ from typing import Any
 from contracts.errors import FareboxError
 from seller.answers import Answer
 from seller.body import BodyBudget, BodyReader, ClientGone, model_of
+from seller.claims import Replay
 from seller.config import SellerConfig, read_config
 from seller.pricebook import Quote, Route
+from seller.replay import send_replay
 from seller.responder import Responder
 from seller.service import Seller
 from seller.verify import PAYMENT_HEADERS, payment_in
@@ -120,10 +122,22 @@ class PaymentMiddleware:
         except FareboxError as error:
             await self._refuse(error, route, quote, send)
             return
+        if isinstance(claim, Replay):
+            await self._replay(claim, route, quote, scope, send)
+            return
         inner = _inner_scope(scope)
         async with ClientWatch(receive, body) as watch:
             responder = Responder(self.seller, claim, quote, send, watch)
             await responder.run(lambda receive, guarded: self.app(inner, receive, guarded))
+
+    async def _replay(self, replay: Replay, route: Route, quote: Quote, scope: Scope, send: Send) -> None:
+        head = scope["method"] == "HEAD"
+        try:
+            await send_replay(self.seller.ledger, replay, quote.path, send, head=head)
+        except FareboxError as error:
+            await self._refuse(error, route, quote, send)
+            return
+        self.seller.metrics.served(route.match, "replayed")
 
     async def _refuse(self, error: FareboxError, route: Route, quote: Quote | None, send: Send) -> None:
         self.seller.metrics.refused(route.match, error.code)

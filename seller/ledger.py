@@ -9,40 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from contracts.address import Address
-from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable, StoreUnavailable
+from contracts.errors import StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent, Work
 from contracts.storage import Conflict, Connection, Database, Life, Row, open_database
-from seller import books
-from seller.limits import RUNS_MAX
+from seller import books, spool
+from seller.claims import AlreadyServed, Claim, Replay, is_same_payment, judge_known
 from seller.policy import Caps, Mode, Standing, choose_mode
+from seller.spool import Beginning, State
 from seller.verify import VerifiedPayment
 
-__all__ = ["AlreadyServed", "Claim", "Ledger", "PaymentState", "Sums"]
+__all__ = ["AlreadyServed", "Claim", "Ledger", "PaymentState", "Replay", "Sums"]
 
 T = TypeVar("T")
 
 _MIGRATIONS = "seller.migrations"
-
-
-class AlreadyServed(PaymentReplayed):
-    """The same payment for the same request, which was answered before."""
-
-    http_status = 409
-    remedy = "this request was answered; pay a new one with another authorization"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`."""
-
-    id: int
-    payment: VerifiedPayment
-    mode: Mode
-    credit: bool = False
-    transaction_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,28 +85,46 @@ class Ledger:
         balance_atomic: Callable[[int], int | None],
         since_block: int,
         now_s: int,
-    ) -> Claim:
+    ) -> Claim | Replay:
         """Take the payment's key for this request, durably, and decide how it will be settled.
 
-        `balance_atomic` is told what the ledger has settled of this payer and returns what the payer has. Raises
-        `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed` (402), `ExposureExceeded` (429),
-        `InsufficientFunds` (402), or a failure of ours (503).
+        `balance_atomic` is told what the ledger has settled of this payer and returns what the payer has. A kept answer
+        is returned in place of a claim. Raises `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed` (402),
+        `ExposureExceeded` (429), `InsufficientFunds` (402), or a failure of ours (503).
         """
 
-        def work(connection: Connection) -> Claim:
+        def work(connection: Connection) -> Claim | Replay:
+            row = self._row(connection, payment)
+            if row is not None:
+                known = judge_known(connection, row, payment, request_digest, self.owner.id)
+                if known is not None:
+                    return known
             standing = self._standing(connection, payment, balance_atomic)
-            row = connection.execute(
-                "SELECT * FROM payments WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?",
-                (self.chain_id, self.token, payment.authorization.payer, payment.authorization.nonce),
-            ).fetchone()
-            if row is not None and (known := self._known(connection, row, payment, request_digest)) is not None:
-                return known
             life_s = payment.authorization.valid_before_s - now_s
             mode = choose_mode(setting, standing, caps, payment.offer.amount_atomic, life_s)
             if row is not None:
                 return self._reserve_again(connection, row, payment, mode)
             return self._enter(connection, payment, mode, request_digest=request_digest, route=route, block=since_block)
 
+        return await self._write(work, durable=True)
+
+    async def recall(self, payment: VerifiedPayment, request_digest: bytes) -> Claim | Replay | None:
+        """Return what is due to a payment that came here before with this signature and request, or None.
+
+        It was verified then. Its time may be over since, or the price another: what was paid stays paid. Raises as
+        `reserve` does.
+        """
+
+        def find(connection: Connection) -> Any:
+            row = self._row(connection, payment)
+            return row if row is not None and is_same_payment(row, payment) else None
+
+        def work(connection: Connection) -> Claim | Replay | None:
+            row = find(connection)
+            return None if row is None else judge_known(connection, row, payment, request_digest, self.owner.id)
+
+        if self.database.read(find) is None:
+            return None
         return await self._write(work, durable=True)
 
     async def begin(self, claim: Claim) -> None:
@@ -135,19 +136,42 @@ class Ledger:
             )
         )
 
-    async def owe(self, claim: Claim, *, delivered: bool) -> None:
-        """Put a claim in the settlement queue, durably; with `delivered`, its first byte is about to leave."""
+    async def owe(self, claim: Claim, answer: Beginning | None = None) -> bool:
+        """Put a claim in the settlement queue, durably; with `answer`, its first byte is about to leave.
 
-        def work(connection: Connection) -> None:
-            if delivered:
-                _end_work(connection, claim.id, Work.DELIVERED)
+        Returns whether the answer is kept for a client that loses it.
+        """
+
+        def work(connection: Connection) -> bool:
+            kept = answer is not None and self._deliver(connection, claim, answer)
             books.move(connection, claim.id, MoneyEvent.OWE, _now_ms())
+            return kept
 
-        await self._write(work, durable=True)
+        return await self._write(work, durable=True)
 
-    async def delivered(self, claim: Claim) -> None:
-        """Note that the first byte of a settled claim is about to leave."""
-        await self._write(lambda connection: _end_work(connection, claim.id, Work.DELIVERED))
+    async def delivered(self, claim: Claim, answer: Beginning) -> bool:
+        """Note that the first byte of a settled claim is about to leave; return whether the answer is kept."""
+        return await self._write(lambda connection: self._deliver(connection, claim, answer))
+
+    async def record(self, payment_id: int, position: int, body: bytes, state: State) -> bool:
+        """Write down what followed of a delivered answer; return whether it is still kept."""
+        return await self._write(
+            lambda connection: spool.append(
+                connection, payment_id, position, body, state, owner=self.owner.id, now_ms=_now_ms()
+            )
+        )
+
+    def recorded(self, payment_id: int, position: int) -> bytes | None:
+        """Return a later piece of a kept answer, or None past its end."""
+        return self.database.read(lambda connection: spool.chunk(connection, payment_id, position))
+
+    async def count_replay(self, payment_id: int) -> None:
+        """Note that a kept answer is given once more."""
+        await self._write(lambda connection: spool.count_replay(connection, payment_id))
+
+    async def sweep(self) -> int:
+        """Delete kept answers whose time is over; return how many went."""
+        return await self._write(lambda connection: spool.sweep(connection, _now_ms()))
 
     async def give_up(self, claim: Claim, reason: str) -> Money | None:
         """End a claim whose goods were withheld, and return what its money is now (None: its key is free).
@@ -242,31 +266,15 @@ class Ledger:
             balance_atomic=balance_atomic(int(row["settled_atomic"]) if row else 0),
         )
 
-    def _known(self, connection: Connection, row: Row, payment: VerifiedPayment, request_digest: bytes) -> Claim | None:
-        """Judge a payment that was here before: refuse it, serve its credit, or return None to reserve it again."""
-        work, money = Work(row["work"]), Money(row["money"])
-        if row["request_digest"] != request_digest:
-            raise PaymentReplayed("this authorization was presented for another request")
-        if work is Work.DELIVERED:
-            raise AlreadyServed("this payment was used, and its request was answered")
-        if row["owner"] is not None:
-            raise RequestInProgress("this payment is in use by the same request")
-        if row["runs"] >= RUNS_MAX:
-            raise PaymentReplayed(f"this authorization was tried {RUNS_MAX} times")
-        if money is Money.VOID:
-            return None
-        if money is Money.SETTLED:
-            connection.execute(
-                "UPDATE payments SET work = 'running', runs = runs + 1, owner = ?, updated_ms = ? WHERE id = ?",
-                (self.owner.id, _now_ms(), row["id"]),
-            )
-            return Claim(row["id"], payment, Mode(row["mode"]), True, row["transaction_hash"] or "")
-        if money is Money.LOST:
-            raise PaymentReplayed(f"this authorization cannot be settled: {row['reason']}")
-        raise SettlementUnavailable(
-            "this payment is on its way to the chain and not confirmed yet; nothing more is charged",
-            remedy="repeat the same request with the same payment",
-        )
+    def _row(self, connection: Connection, payment: VerifiedPayment) -> Any:
+        return connection.execute(
+            "SELECT * FROM payments WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?",
+            (self.chain_id, self.token, payment.authorization.payer, payment.authorization.nonce),
+        ).fetchone()
+
+    def _deliver(self, connection: Connection, claim: Claim, answer: Beginning) -> bool:
+        _end_work(connection, claim.id, Work.DELIVERED)
+        return spool.keep(connection, claim.id, self.owner.id, answer, _now_ms())
 
     def _enter(
         self,
@@ -363,6 +371,7 @@ def _recover_owner(connection: Connection, owner_id: str, now_ms: int) -> None:
     """End every claim of a process: no byte of them left, because what left is noted before it leaves."""
     for row in connection.execute("SELECT id FROM payments WHERE owner = ?", (owner_id,)).fetchall():
         _give_up(connection, row["id"], "the server stopped", now_ms)
+    spool.break_off(connection, owner_id)
     connection.execute("DELETE FROM owners WHERE id = ?", (owner_id,))
 
 

@@ -33,6 +33,28 @@ PAYER_FACTS_MAX = 10_000
 # Chain reads of one request, all together.
 FACTS_TIMEOUT_S = 5.0
 
+# A paid answer is kept for a client that lost it: for this long after its end. A hung-up client comes back within
+# minutes; one that waits for its own restart, within the hour.
+ANSWER_TTL_S = 3600
+# One kept answer: some 40,000 streamed tokens, or a few images. A larger one passes and is not kept.
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+# All kept answers of a store together; beyond it the oldest go first.
+ANSWERS_BYTES_MAX = 512 * 1024 * 1024
+# What an answer takes besides its own bytes; bounds the number of small ones.
+ANSWER_OVERHEAD_BYTES = 512
+# Headers of a kept answer; of more only those about the content are kept.
+ANSWER_HEADER_BYTES_MAX = 16 * 1024
+# Answers deleted in one transaction.
+ANSWERS_SWEPT_MAX = 64
+# How often one answer is given again: a client tries a few times. What settles on chain is public there, so whoever
+# can guess a whole request could ask, too.
+ANSWER_REPLAYS_MAX = 16
+# A stream is written down in pieces: of this size, or of what came in this time.
+ANSWER_PIECE_BYTES = 64 * 1024
+ANSWER_PIECE_S = 0.25
+# How long the work goes on for a client that has left, so that its answer is there when it comes back.
+LINGER_S = 600.0
+
 # How often the work of one payment may be started: an honest client repeats a failed call a few times.
 RUNS_MAX = 16
 # Transfers in one transaction: 98 % of the gas saving is there at 50, and a failure costs little.
@@ -45,6 +67,13 @@ IN_FLIGHT_MAX = 4
 # that tolerates failures "succeeds" with too little gas.
 GAS_PER_TRANSFER = 120_000
 GAS_PER_BATCH = 60_000
+# What a transfer of nothing to oneself takes: the price of a transaction (Ethereum yellow paper, G_transaction).
+GAS_PER_SELF_TRANSFER = 21_000
+# Unused account nonces below our own transactions that are filled in one round.
+GAP_FILL_MAX = 16
+# How long a nonce we have used is remembered against a node that says it is free. After that the node is believed: its
+# chain may have been put back on purpose.
+NONCE_MEMORY_S = 3600.0
 # Room above the estimate for a single transfer, as a ratio.
 GAS_MARGIN_NUMERATOR, GAS_MARGIN_DENOMINATOR = 5, 4
 # First and longest pause between two looks for a receipt.

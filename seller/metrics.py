@@ -36,7 +36,7 @@ class Metrics:
         )
 
     def served(self, route: str, outcome: str) -> None:
-        """Count a request that was answered: `unpaid`, `paid`, `credit` or `not_charged`."""
+        """Count a request that was answered: `unpaid`, `paid`, `credit`, `replayed` or `not_charged`."""
         self._requests.labels(route, outcome).inc()
 
     def refused(self, route: str, code: str) -> None:

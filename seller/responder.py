@@ -1,29 +1,32 @@
 """Stands between the application and the client of one paid request, and lets nothing out before its time.
 
 The start message is held until the answer is known to be good and its money is where the claim's mode wants it; the
-chunks that follow are passed on as they come. An answer that is not 2xx, or that dies before its first body byte, is
-not charged.
+chunks that follow are passed on as they come, and written down as they pass. An answer that is not 2xx, or that dies
+before its first body byte, is not charged. A client that leaves changes nothing: the work goes on, and what it bought
+is there when it comes back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from contracts.address import address_text
 from contracts.crash import checkpoint
 from contracts.errors import FareboxError, UpstreamFailed
-from contracts.wire import SettlementResponse
 from seller.answers import RawHeaders, receipt_headers
-from seller.ledger import Claim
+from seller.claims import Claim
 from seller.limits import HELD_BODY_BYTES_MAX
 from seller.policy import Mode
 from seller.pricebook import Quote
+from seller.receipts import receipt
+from seller.recorder import Recorder
 from seller.service import Seller
+from seller.spool import Beginning, State, is_event_stream
 from seller.watch import ClientWatch
 
-__all__ = ["Responder", "receipt", "without_payment_headers"]
+__all__ = ["Responder", "without_payment_headers"]
 
 Message = dict[str, Any]
 Send = Callable[[Any], Awaitable[None]]
@@ -56,6 +59,7 @@ class Responder:
         self._released = False
         self._closed = False
         self._transaction = claim.transaction_hash
+        self._recorder: Recorder | None = None
 
     async def run(self, application: Callable[[Callable[[], Awaitable[Any]], Send], Awaitable[None]]) -> None:
         """Run `application(receive, send)` and see its answer and its money to their end."""
@@ -67,13 +71,16 @@ class Responder:
         try:
             await application(self._watch.receive, self.send)
         except Exception:
+            await self._end_recording()
             if self._released:
                 raise
             if not self._closed:
                 _log.exception("the application failed before its first byte")
         except BaseException:
+            await self._end_recording()
             await self._end_without_goods("cancelled")
             raise
+        await self._end_recording()
         if not self._released and not self._closed:
             await self._refuse(UpstreamFailed("the model server ended without an answer"))
 
@@ -90,7 +97,7 @@ class Responder:
         if self._closed:
             raise Withheld("the answer was refused")
         if self._released:
-            await self._send(message)
+            await self._pass(message)
         elif message["type"] == "http.response.start":
             self._start = message
         elif message["type"] == "http.response.body" and self._start is not None:
@@ -112,36 +119,65 @@ class Responder:
             await self._deliver()
 
     async def _deliver(self) -> None:
-        """The answer is good: get the money right, durably, then let it go."""
+        """The answer is good: get the money right, durably, write down what leaves, then let it go."""
         claim, seller = self._claim, self._seller
+        assert self._start is not None
         checkpoint("seller.first_byte_held")
-        if self._watch.client_is_gone:
-            await self._keep_for_later()
-            return
+        headers = _paid_headers(self._start_headers())
+        body = b"".join(message.get("body", b"") for message in self._held)
+        answer = Beginning(self._start["status"], headers, body, self._is_whole())
         try:
             if claim.mode is Mode.ASYNC and not claim.credit:
-                await seller.ledger.owe(claim, delivered=True)
+                kept = await seller.ledger.owe(claim, answer)
                 seller.counter.announce()
             else:
                 if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
                     self._transaction = await seller.settle(claim)
                     checkpoint("seller.settled")
-                    if self._watch.client_is_gone:
-                        await self._keep_for_later()
-                        return
-                await seller.ledger.delivered(claim)
+                kept = await seller.ledger.delivered(claim, answer)
         except FareboxError as error:
             await self._answer_refusal(error)
             return
         checkpoint("seller.delivered")
         seller.metrics.served(self._quote.route, "credit" if claim.credit else "paid")
-        headers = receipt_headers(receipt(claim, self._transaction), claim.payment.x402_version)
-        await self._release(_paid_headers(self._start_headers()) + headers + ([_CREDIT] if claim.credit else []))
+        if not kept:
+            self._watch.give_up()
+        elif not answer.whole:
+            self._recorder = Recorder(seller.ledger, claim.id)
+        receipts = receipt_headers(receipt(claim, self._transaction), claim.payment.x402_version)
+        await self._release(headers + receipts + ([_CREDIT] if claim.credit else []))
 
-    async def _keep_for_later(self) -> None:
-        """Nobody listens any more: an answer that goes nowhere is not delivered, and money that moved is a credit."""
-        self._closed = True
-        await self._end_without_goods("client_gone")
+    def _is_whole(self) -> bool:
+        """Whether all of the answer is held."""
+        if not self._held[-1].get("more_body", False):
+            return True
+        lengths = [value for name, value in self._start_headers() if name == b"content-length"]
+        return lengths == [b"%d" % self._held_bytes]
+
+    async def _pass(self, message: Message) -> None:
+        """Pass on what follows the first bytes; the client's end of it cannot stop it any more."""
+        recorder = self._recorder
+        if recorder is not None:
+            recorder.add(message.get("body", b""))
+            if not message.get("more_body", False):
+                await recorder.finish(State.WHOLE)
+            elif not recorder.is_keeping:
+                self._watch.give_up()
+        await self._to_client(message)
+
+    async def _to_client(self, message: Message) -> None:
+        if self._recorder is None:
+            await self._send(message)
+        elif not self._watch.client_is_gone:
+            # With an OSError servers say that the client has left. What is written down goes on without it.
+            with contextlib.suppress(OSError):
+                await self._send(message)
+
+    async def _end_recording(self) -> None:
+        """The application ended before its answer did."""
+        if self._recorder is not None and not self._recorder.is_finished:
+            useless = self._watch.is_given_up and not is_event_stream(self._start_headers())
+            await self._recorder.finish(State.DROPPED if useless else State.BROKEN)
 
     async def _pass_failure(self) -> None:
         """The upstream said no: its answer goes through as it is, and nothing is charged for it."""
@@ -190,27 +226,11 @@ class Responder:
     async def _release(self, headers: RawHeaders) -> None:
         assert self._start is not None
         self._released = True
-        await self._send({**self._start, "headers": headers})
+        await self._to_client({**self._start, "headers": headers})
         checkpoint("seller.started")
         for message in self._held:
-            await self._send(message)
+            await self._to_client(message)
         self._held.clear()
-
-
-def receipt(claim: Claim, transaction_hash: str, error: FareboxError | None = None) -> SettlementResponse:
-    """Return what the client is told of its money: settled, queued, or refused with the reason."""
-    offer, authorization = claim.payment.offer, claim.payment.authorization
-    version_2 = claim.payment.x402_version == 2
-    queued = error is None and claim.mode is Mode.ASYNC and not transaction_hash
-    return SettlementResponse(
-        success=error is None,
-        transaction=transaction_hash,
-        network=offer.network.caip2 if version_2 else offer.network.legacy_name,
-        payer=address_text(authorization.payer),
-        amount=str(authorization.value_atomic) if error is None else None,
-        error_reason=None if error is None else getattr(error, "x402_reason", error.code),
-        extra={"settlement": "queued"} if queued else None,
-    )
 
 
 def without_payment_headers(headers: RawHeaders) -> RawHeaders:

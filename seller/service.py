@@ -10,13 +10,16 @@ from pathlib import Path
 from contracts.address import address_text
 from contracts.crash import checkpoint
 from contracts.errors import (
+    ChainUnavailable,
     ConfigInvalid,
     ContractPayer,
     ExposureExceeded,
     FareboxError,
     InsufficientFunds,
+    InvalidSignature,
     LocalError,
     PaymentExpired,
+    PaymentRefused,
     PaymentReplayed,
     SettlementFailed,
     SettlementUnavailable,
@@ -26,8 +29,9 @@ from contracts.evm.token import Token
 from contracts.lifecycle import Money
 from contracts.typed_data import domain_separator
 from seller.answers import Answers
+from seller.claims import Claim, Replay
 from seller.config import SellerConfig
-from seller.ledger import Claim, Ledger
+from seller.ledger import Ledger
 from seller.limits import QUEUED_LIFE_S, URGENT_LIFE_S
 from seller.metrics import Metrics
 from seller.payers import KnownPayer, Payers
@@ -39,7 +43,7 @@ from seller.settlement.evidence import Evidence, would_settle
 from seller.settlement.facilitator import FacilitatorSettler
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
-from seller.verify import Payment, VerifiedPayment, verify
+from seller.verify import Payment, VerifiedPayment, unverified, verify
 
 __all__ = ["Seller"]
 
@@ -148,13 +152,26 @@ class Seller:
 
     # Claims
 
-    async def claim(self, payment: Payment, quote: Quote, request_digest: bytes) -> Claim:
-        """Verify a payment for `quote` and reserve it for one request, or raise why not.
+    async def claim(self, payment: Payment, quote: Quote, request_digest: bytes) -> Claim | Replay:
+        """Verify a payment for `quote` and reserve it for one request, or return what it bought before.
 
         Raises `MalformedMessage` (400), a `PaymentRefused` leaf, `RequestInProgress` (409), or a failure of ours
-        (503). When it returns, the reservation is durable and, where the work comes before the settlement, the chain
-        would settle the payment now.
+        (503). When it returns a claim, the reservation is durable and, where the work comes before the settlement, the
+        chain would settle the payment now.
         """
+        try:
+            return await self._claim(payment, quote, request_digest)
+        except (InvalidSignature, PaymentReplayed):
+            raise
+        except (PaymentRefused, ChainUnavailable):
+            # Its time is over, or the price another, or the chain silent: what was paid before stays paid.
+            await self.open()
+            known = await self.ledger.recall(unverified(payment, quote.offer), request_digest)
+            if known is None:
+                raise
+            return known
+
+    async def _claim(self, payment: Payment, quote: Quote, request_digest: bytes) -> Claim | Replay:
         started = time.perf_counter()
         now_s = int(time.time())
         life_s = QUEUED_LIFE_S if self.config.settle == "async" else URGENT_LIFE_S
@@ -170,7 +187,7 @@ class Seller:
             facts = await self._facts(verified, fresh=True)
             claim = await self._reserve(verified, quote, request_digest, facts)
         checkpoint("seller.reserved")
-        if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
+        if isinstance(claim, Claim) and claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
             await self._refuse_unsettleable(claim, facts)
         self.metrics.claimed(time.perf_counter() - started)
         return claim
@@ -188,7 +205,7 @@ class Seller:
 
     async def _reserve(
         self, payment: VerifiedPayment, quote: Quote, request_digest: bytes, facts: KnownPayer | None
-    ) -> Claim:
+    ) -> Claim | Replay:
         def balance_atomic(settled_atomic: int) -> int | None:
             # What was settled since the chain was asked has left the balance we remember.
             return None if facts is None else facts.balance_atomic - (settled_atomic - facts.settled_atomic)

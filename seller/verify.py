@@ -15,7 +15,7 @@ from contracts.schemes import exact_eip3009
 from contracts.schemes.exact_eip3009 import Authorization
 from contracts.wire import PaymentPayload, PaymentPayloadV1
 
-__all__ = ["PAYMENT_HEADERS", "VerifiedPayment", "payment_in", "verify"]
+__all__ = ["PAYMENT_HEADERS", "VerifiedPayment", "payment_in", "unverified", "verify"]
 
 _V2, _V1 = PAYMENT_SIGNATURE.lower().encode(), X_PAYMENT.lower().encode()
 PAYMENT_HEADERS = frozenset((_V2, _V1))
@@ -67,6 +67,15 @@ def verify(payment: Payment, offer: Offer, now_s: int, life_s: int) -> VerifiedP
         raise NoMatchingOffer(f"{X_PAYMENT}: {payment.scheme[:40]} on {payment.network[:40]} is not offered")
     authorization, signature = _decoded(payment)
     exact_eip3009.check(authorization, signature, offer, now_s, life_s)
+    return VerifiedPayment(authorization, signature, offer, payment.x402_version)
+
+
+def unverified(payment: Payment, offer: Offer) -> VerifiedPayment:
+    """Return a payment's parts before anything about them is known, for comparison with one that was verified.
+
+    Raises `MalformedMessage` for a payload that does not parse.
+    """
+    authorization, signature = _decoded(payment)
     return VerifiedPayment(authorization, signature, offer, payment.x402_version)
 
 

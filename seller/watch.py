@@ -1,10 +1,16 @@
-"""The client's side of a request whose body was read ahead: replay of the body, and whether anybody still listens."""
+"""The client's side of a request whose body was read ahead: replay of the body, and whether anybody still listens.
+
+The work for a client that has left goes on for a while, because its answer is kept: the application is told only after
+`LINGER_S`, or when the answer cannot be kept.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
+
+from seller.limits import LINGER_S
 
 __all__ = ["ClientWatch"]
 
@@ -19,6 +25,9 @@ class ClientWatch:
         self._receive = receive
         self._body: bytes | None = body
         self._leaving: asyncio.Task[Any] | None = None
+        self._given_up = asyncio.Event()
+        self._linger_s = LINGER_S
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._leaving = asyncio.ensure_future(self._wait())
@@ -28,6 +37,8 @@ class ClientWatch:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._leaving is not None
+        if self._timer is not None:
+            self._timer.cancel()
         self._leaving.cancel()
         await asyncio.wait([self._leaving])
 
@@ -36,8 +47,7 @@ class ClientWatch:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        assert self._leaving is not None
-        await asyncio.wait([self._leaving])
+        await self._given_up.wait()
         return {"type": "http.disconnect"}
 
     @property
@@ -45,6 +55,19 @@ class ClientWatch:
         """Whether the client closed the connection, as far as the server has told."""
         return self._leaving is not None and self._leaving.done()
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the application was told that its client has left."""
+        return self._given_up.is_set()
+
+    def give_up(self) -> None:
+        """Stop the work as soon as the client has left: what it makes then is of no use to anybody."""
+        if self.client_is_gone:
+            self._given_up.set()
+        else:
+            self._linger_s = 0.0
+
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._timer = asyncio.get_running_loop().call_later(self._linger_s, self._given_up.set)

@@ -23,9 +23,11 @@ from seller.limits import (
     FEE_BUMP_DENOMINATOR,
     FEE_BUMP_NUMERATOR,
     FEE_BUMPS_MAX,
+    GAP_FILL_MAX,
     GAS_MARGIN_DENOMINATOR,
     GAS_MARGIN_NUMERATOR,
     GAS_PER_BATCH,
+    GAS_PER_SELF_TRANSFER,
     GAS_PER_TRANSFER,
     IN_FLIGHT_MAX,
     RESEND_AFTER_S,
@@ -115,6 +117,8 @@ class ChainSettler:
         self._resent_ms = {tx.id: self._resent_ms[tx.id] for tx in still_open if tx.id in self._resent_ms}
         for transaction in still_open:
             await self._push(transaction)
+        if still_open:
+            await self._fill_gap(still_open[0])
         return judged, bool(still_open)
 
     # Sending
@@ -203,6 +207,33 @@ class ChainSettler:
         except RpcRefused as error:
             _log.info("the node answered a settlement transaction with: %s", error.message)
 
+    async def _fill_gap(self, oldest: Transaction) -> None:
+        """Take the account nonces that nobody takes below our oldest transaction: without them it is never mined.
+
+        A node that told too high a count leaves such a gap, and so does a transaction that a re-organisation undid.
+        """
+        if now_ms() - oldest.forms[0].created_ms < RESEND_AFTER_S * 1000:
+            return
+        pending = await self._rpc.call("eth_getTransactionCount", address_text(self._key.address), "pending")
+        free = range(_count(pending), oldest.account_nonce)[:GAP_FILL_MAX]
+        if not free:
+            return
+        _log.warning("account nonces %d to %d are not taken; filling them", free[0], free[-1])
+        account, call = await self._read_account(GAS_PER_SELF_TRANSFER), (self._key.address, b"", GAS_PER_SELF_TRANSFER)
+        for nonce in free:
+            try:
+                filler = await self._outbox.store(
+                    self._key.address,
+                    (),
+                    nonce,
+                    call,
+                    lambda nonce: self._sign(nonce, call, account.max_fee_wei, account.priority_fee_wei),
+                    fills_gap=True,
+                )
+            except Stale:
+                continue
+            await self._send(filler)
+
     # Receipts
 
     async def _receipt(self, transaction: Transaction) -> dict[str, Any] | None:
@@ -220,7 +251,7 @@ class ChainSettler:
         if now_ms() - transaction.forms[-1].created_ms < RESEND_AFTER_S * 1000:
             return False
         count = await self._rpc.call("eth_getTransactionCount", address_text(self._key.address), "latest")
-        return int(count, 16) > transaction.account_nonce
+        return _count(count) > transaction.account_nonce
 
     async def _judge(self, transaction: Transaction, receipt: dict[str, Any]) -> list[int]:
         items = self._outbox.carried_by(transaction)
@@ -253,3 +284,10 @@ class ChainSettler:
             await self._send(transaction)
         elif now - self._resent_ms.get(transaction.id, 0) >= RESEND_AFTER_S * 1000:
             await self._send(transaction)
+
+
+def _count(answer: Any) -> int:
+    try:
+        return int(answer, 16)
+    except (TypeError, ValueError):
+        raise ChainUnavailable("eth_getTransactionCount: the answer is not a number") from None

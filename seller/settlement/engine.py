@@ -25,7 +25,8 @@ from contracts.errors import (
     SettlementUnavailable,
 )
 from contracts.lifecycle import Money
-from seller.ledger import Claim, Ledger
+from seller.claims import Claim
+from seller.ledger import Ledger
 from seller.limits import (
     BATCH_MAX,
     FAILURE_PAUSE_S,
@@ -88,7 +89,7 @@ class Counter:
         Raises a `PaymentRefused` leaf when it will not move, and `SettlementUnavailable` after `SETTLE_WAIT_S`: then
         it may still be on its way.
         """
-        await self._ledger.owe(claim, delivered=False)
+        await self._ledger.owe(claim)
         checkpoint("seller.queued")
         event = self._waiting[claim.id] = asyncio.Event()
         self.announce()
@@ -188,6 +189,7 @@ class Worker:
         self._holds = await self._outbox.hold(self._settler.account, self._ledger.is_gone)
         self._next_renewal = time.monotonic() + LEASE_RENEW_S
         self._ledger.recover()
+        await self._ledger.sweep()
         return self._holds
 
     def _is_ready(self, items: list[Item]) -> bool:

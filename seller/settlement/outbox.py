@@ -17,7 +17,7 @@ from contracts.lifecycle import Money, MoneyEvent
 from contracts.schemes.exact_eip3009 import Authorization
 from contracts.storage import Conflict, Connection, Database, Row
 from seller import books
-from seller.limits import ATTEMPTS_MAX, LEASE_S, RETRY_MAX_S, RETRY_S
+from seller.limits import ATTEMPTS_MAX, LEASE_S, NONCE_MEMORY_S, RETRY_MAX_S, RETRY_S
 from seller.policy import Mode
 
 __all__ = ["Form", "Item", "Outbox", "Stale", "Transaction", "Verdict", "now_ms"]
@@ -189,22 +189,23 @@ class Outbox:
         chain_nonce: int,
         call: tuple[Address, bytes, int],
         sign: Callable[[int], Form],
+        *,
+        fills_gap: bool = False,
     ) -> Transaction:
         """Allocate the next account nonce, sign with it, and store bytes and items together, durably.
 
-        `chain_nonce` is the account's transaction count on chain, `call` is (to, data, gas). Raises `Stale` when an
-        item was taken back, `SettlementUnavailable` when the lease is no longer ours.
+        `chain_nonce` is the account's transaction count on chain, `call` is (to, data, gas). With `fills_gap` it is the
+        nonce itself. Raises `Stale` when an item was taken back or the gap is filled already, `SettlementUnavailable`
+        when the lease is no longer ours.
         """
         call_to, call_data, gas = call
 
         def work(connection: Connection) -> Transaction:
             if not self._holds(connection, account.hex()):
                 raise SettlementUnavailable("another worker settles with this account")
-            (stored_nonce,) = connection.execute(
-                "SELECT max(account_nonce) FROM transactions WHERE chain_id = ? AND account = ? AND state = 'sent'",
-                (self._chain_id, account),
-            ).fetchone()
-            nonce = chain_nonce if stored_nonce is None else max(chain_nonce, stored_nonce + 1)
+            nonce = chain_nonce if fills_gap else self._next_nonce(connection, account, chain_nonce)
+            if fills_gap and self._has_sent(connection, account, nonce):
+                raise Stale
             form = sign(nonce)
             (transaction_id,) = connection.execute(
                 "INSERT INTO transactions (chain_id, account, account_nonce, call_to, call_data, gas, state,"
@@ -248,6 +249,22 @@ class Outbox:
         return self._database.read(work)
 
     # Inside
+
+    def _next_nonce(self, connection: Connection, account: Address, chain_nonce: int) -> int:
+        """Return the first nonce that is free by the chain and by our own memory: a node may lag behind what we know."""
+        (known,) = connection.execute(
+            "SELECT max(account_nonce) FROM transactions WHERE chain_id = ? AND account = ?"
+            " AND (state = 'sent' OR created_ms >= ?)",
+            (self._chain_id, account, now_ms() - int(NONCE_MEMORY_S * 1000)),
+        ).fetchone()
+        return chain_nonce if known is None else max(chain_nonce, int(known) + 1)
+
+    def _has_sent(self, connection: Connection, account: Address, nonce: int) -> bool:
+        found = connection.execute(
+            "SELECT 1 FROM transactions WHERE chain_id = ? AND account = ? AND account_nonce = ? AND state = 'sent'",
+            (self._chain_id, account, nonce),
+        ).fetchone()
+        return found is not None
 
     def _items(self, condition: str, values: tuple[int, ...]) -> list[Item]:
         # The condition is one of the literals above, never input.

@@ -183,8 +183,9 @@ def test_killed_in_the_middle_of_a_stream(town: Town, victims: str, known: bool)
         release(town, "gate")
     town.start_again(VICTIMS[victims])
     status, text = ask_until_settled(town, body, "the-call")
-    # Its first bytes had left, so it counts as served: never a second run, never a second payment.
-    assert status == 409, text
+    # Its first bytes had left, so it counts as served: never a second run, never a second payment. What the seller
+    # wrote down of it may come again.
+    assert status in (200, 409), text
     assert town.shop.runs_of("stream me") == 1
     check_books(town, used=1 + known)
 

@@ -150,6 +150,20 @@ def receipt_of(answer: httpx.Response) -> SettlementResponse:
     return decode_settlement_response(answer.headers["PAYMENT-RESPONSE"])
 
 
+def is_replayed(answer: httpx.Response) -> bool:
+    """Whether an answer is one that was given before."""
+    return "x-farebox-replayed" in answer.headers
+
+
+def served_once(answers: list[httpx.Response]) -> bool:
+    """Whether one of `answers` to one payment is its goods, and all others are that answer again or 409."""
+    fresh = [answer for answer in answers if answer.status_code == 200 and not is_replayed(answer)]
+    others = [answer for answer in answers if answer not in fresh]
+    return len(fresh) == 1 and all(
+        answer.status_code == 409 or (is_replayed(answer) and answer.content == fresh[0].content) for answer in others
+    )
+
+
 def error_of(answer: httpx.Response) -> dict[str, Any]:
     """Return the `error` member of an answer's body."""
     error: dict[str, Any] = json.loads(answer.content)["error"]

@@ -18,6 +18,7 @@ from contracts.lifecycle import Money
 from contracts.networks import MULTICALL3
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, cancel_call, cancel_digest, settle_call
 from contracts.signature import SigningKey
+from seller.claims import Claim
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Worker
 from seller.settlement.evidence import logs_by_authorization, paid_by
@@ -261,7 +262,8 @@ async def test_a_payment_that_was_taken_back_meanwhile_is_not_sent(chain: Devnet
         payment = decode_payment("PAYMENT-SIGNATURE", shop.payment())
         quote = shop.seller.book.routes[0].quote_for(None)
         claim = await shop.seller.claim(payment, quote, bytes(32))
-        await shop.seller.ledger.owe(claim, delivered=False)
+        assert isinstance(claim, Claim)
+        await shop.seller.ledger.owe(claim)
         bench = Bench(shop)
         assert await bench.worker._hold()
         seen = bench.outbox.due(50)

@@ -14,7 +14,6 @@ import pytest
 import uvicorn
 
 from contracts.evm.devnet import Devnet
-from contracts.lifecycle import Money
 from seller.config import SellerConfig
 from seller.proxy import ReverseProxy
 from seller.service import Seller
@@ -90,57 +89,6 @@ async def _served(shop: Shop, through_proxy: bool) -> AsyncIterator[str]:
         async with listening(shop.middleware) as url:
             yield url
         await proxy.close()
-
-
-@pytest.mark.parametrize("settle", ["async", "auto", "before"])
-async def test_a_client_that_leaves_before_the_first_byte_keeps_its_payment(
-    chain: Devnet, tmp_path: Path, settle: str
-) -> None:
-    async with open_shop(chain, tmp_path, settle=settle) as shop, listening(shop.middleware) as url:
-        running, finished = asyncio.Event(), asyncio.Event()
-
-        async def slow(scope: Any, receive: Any, send: Any) -> None:
-            running.set()
-            assert (await receive())["type"] == "http.disconnect"
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"late"})
-            finished.set()
-
-        shop.app.behave = slow
-        header = shop.payment()
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            request = asyncio.ensure_future(client.post(CHAT, content=BODY, headers={"PAYMENT-SIGNATURE": header}))
-            await running.wait()
-            request.cancel()
-            await asyncio.wait([request])
-            await finished.wait()
-            settled_first = settle == "before"
-            state = shop.seller.ledger.state(1)
-            assert state is not None
-            assert state.money is (Money.SETTLED if settled_first else Money.VOID)
-            shop.app.behave = None
-            again = await client.post(CHAT, content=BODY, headers={"PAYMENT-SIGNATURE": header})
-            assert again.status_code == 200
-            assert again.headers.get("x-farebox-credit") == ("true" if settled_first else None)
-        await shop.settled()
-        assert shop.earned == PRICE_ATOMIC
-
-
-async def test_a_client_that_leaves_in_mid_stream_stops_the_upstream_and_is_charged(
-    chain: Devnet, tmp_path: Path
-) -> None:
-    async with open_shop(chain, tmp_path, settle="async") as shop:
-        tap = shop.app.behave = Tap()
-        async with _served(shop, True) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-            tap.turns.put_nowait(b"data: 0\n\n")
-            headers = {"PAYMENT-SIGNATURE": shop.payment()}
-            async with client.stream("POST", CHAT, content=BODY, headers=headers) as answer:
-                await anext(answer.aiter_raw())
-            async with asyncio.timeout(20):
-                await tap.left.wait()
-            tap.turns.put_nowait(None)
-        await shop.settled()
-        assert shop.earned == PRICE_ATOMIC
 
 
 @pytest.fixture

@@ -1,0 +1,127 @@
+"""The right to work for a payment, and what a payment that was here before is due."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable
+from contracts.lifecycle import Money, Work
+from contracts.storage import Connection, Row
+from seller import spool
+from seller.limits import ANSWER_BYTES_MAX, ANSWER_REPLAYS_MAX, ANSWER_TTL_S, RUNS_MAX
+from seller.policy import Mode
+from seller.spool import Kept, State
+from seller.verify import VerifiedPayment
+
+__all__ = ["AlreadyServed", "Claim", "Replay", "is_same_payment", "judge_known"]
+
+
+class AlreadyServed(PaymentReplayed):
+    """The same payment for the same request, which was answered before; its answer is not kept."""
+
+    http_status = 409
+    remedy = "this request was answered; pay a new one with another authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`."""
+
+    id: int
+    payment: VerifiedPayment
+    mode: Mode
+    credit: bool = False
+    transaction_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The answer that a payment bought, for the client that asks again. The hash is "" until it is settled."""
+
+    claim: Claim
+    answer: Kept
+
+
+def is_same_payment(row: Row, payment: VerifiedPayment) -> bool:
+    """Tell whether `payment` is the one that was verified when `row` was written: same terms, same signature."""
+    authorization = payment.authorization
+    return (
+        row["payer"],
+        row["nonce"],
+        row["payee"],
+        row["value_atomic"],
+        row["valid_after_s"],
+        row["valid_before_s"],
+        row["signature"],
+    ) == (
+        authorization.payer,
+        authorization.nonce,
+        authorization.payee,
+        str(authorization.value_atomic),
+        str(authorization.valid_after_s),
+        str(authorization.valid_before_s),
+        payment.signature,
+    )
+
+
+def judge_known(
+    connection: Connection, row: Row, payment: VerifiedPayment, request_digest: bytes, owner_id: str
+) -> Claim | Replay | None:
+    """Judge a payment that was here before: its answer, its credit, or None when it may be reserved again.
+
+    Runs in a write transaction; a credit is taken for `owner_id`. Raises `PaymentReplayed` (402), `AlreadyServed` or
+    `RequestInProgress` (409), or `SettlementUnavailable` (503).
+    """
+    work, money = Work(row["work"]), Money(row["money"])
+    if row["request_digest"] != request_digest:
+        raise PaymentReplayed("this authorization was presented for another request")
+    if money is Money.LOST:
+        raise PaymentReplayed(f"this authorization cannot be settled: {row['reason']}")
+    if row["owner"] is not None:
+        raise RequestInProgress("this payment is in use by the same request")
+    if work is Work.DELIVERED:
+        answer = _kept_answer(connection, row)
+        if answer is not None:
+            claim = Claim(row["id"], payment, Mode(row["mode"]), False, row["transaction_hash"] or "")
+            return Replay(claim, answer)
+    if row["runs"] >= RUNS_MAX and (money is not Money.SETTLED or work is Work.DELIVERED):
+        raise PaymentReplayed(f"this authorization was tried {RUNS_MAX} times")
+    if money is Money.VOID:
+        return None
+    if money is Money.SETTLED:
+        connection.execute(
+            "UPDATE payments SET work = 'running', runs = runs + 1, owner = ?, updated_ms = ? WHERE id = ?",
+            (owner_id, _now_ms(), row["id"]),
+        )
+        return Claim(row["id"], payment, Mode(row["mode"]), True, row["transaction_hash"] or "")
+    raise SettlementUnavailable(
+        "this payment is on its way to the chain and not confirmed yet; nothing more is charged",
+        remedy="repeat the same request with the same payment",
+    )
+
+
+def _kept_answer(connection: Connection, row: Row) -> Kept | None:
+    """Return the answer of a delivered payment, or None when it broke off and a part of it is of no use.
+
+    Raises `AlreadyServed` where it is not kept, and `RequestInProgress` while it is being produced.
+    """
+    answer = spool.find(connection, row["id"], _now_ms())
+    if answer is None:
+        raise AlreadyServed(
+            f"this payment was used, and its request was answered; answers are kept for {ANSWER_TTL_S} s at most"
+        )
+    if answer.state is State.OPEN:
+        raise RequestInProgress("the answer to this payment is still being produced")
+    if answer.state is State.DROPPED:
+        raise AlreadyServed(
+            "this payment was used, and its request was answered; the answer was not kept, because it was larger than "
+            f"{ANSWER_BYTES_MAX} bytes, took too long after its client had left, or found no room"
+        )
+    if answer.replays >= ANSWER_REPLAYS_MAX:
+        raise AlreadyServed(f"the answer to this payment was given again {ANSWER_REPLAYS_MAX} times")
+    return answer if answer.state is State.WHOLE or spool.is_event_stream(answer.headers) else None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
