@@ -251,7 +251,7 @@ class Outbox:
     # Inside
 
     def _next_nonce(self, connection: Connection, account: Address, chain_nonce: int) -> int:
-        """Return the first nonce that is free by the chain and by our own memory: a node may lag behind what we know."""
+        """Return the first nonce that is free by the chain and by our own memory: a node may lag behind us."""
         (known,) = connection.execute(
             "SELECT max(account_nonce) FROM transactions WHERE chain_id = ? AND account = ?"
             " AND (state = 'sent' OR created_ms >= ?)",

@@ -1,0 +1,244 @@
+"""A process dies at step n, for every n: it starts again, the same request is repeated, and nothing is lost or doubled.
+
+The steps are named in the product (`contracts.crash`); a test here fails when one of them is not killed at.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from contracts.crash import STEPS, VARIABLE
+from contracts.evm.devnet import Devnet
+from tests.faults.asking import Answer, body_of, repeat_until_final
+from tests.faults.audit import differences, read_books
+from tests.faults.town import PRICE_ATOMIC, Town, town
+from tests.faults.warm import Warm
+
+KILLED = -9
+CALLS = 60
+ROOMS = ("contracts", "buyer", "seller", "gateway")
+
+# In which process a step of an ordinary call happens.
+SERVING = (
+    "buyer.leased", "buyer.claimed", "buyer.sent", "buyer.answered", "buyer.recorded",
+    "gateway.started", "gateway.whole", "gateway.answered",
+)  # fmt: skip
+SELLING = (
+    "seller.verified", "seller.reserved", "seller.begun", "seller.first_byte_held", "seller.queued", "seller.settled",
+    "seller.delivered", "seller.started",
+)  # fmt: skip
+SETTLING = ("settle.simulated", "settle.stored", "settle.sent", "settle.receipt_seen", "settle.concluded")
+# Where goods on credit go another way than goods that wait for their money.
+ON_CREDIT = (
+    "seller.reserved", "seller.first_byte_held", "seller.delivered", "seller.started", "settle.stored", "settle.sent",
+)  # fmt: skip
+SIGNING = ("buyer.intended", "buyer.signed", "buyer.stored")
+# Steps with a story of their own, below.
+SPECIAL = ("buyer.lost", "buyer.presented_again", "buyer.reconciled", "seller.given_up", "settle.raised")
+ELSEWHERE = ("settle.given_away", "settle.judged")
+
+PART = {**dict.fromkeys(SERVING, "serve"), **dict.fromkeys(SELLING, "sell"), **dict.fromkeys(SETTLING, "settle")}
+CASES = [("auto", step) for step in PART] + [("async", step) for step in ON_CREDIT]
+
+
+@dataclass
+class Place:
+    """A town that many tests use in turn; a test that fails leaves the next one a new town."""
+
+    folder: Path
+    chain: Devnet
+    warm: Warm
+    settle: str
+    town: Town | None = None
+    broken: bool = True
+    built: int = 0
+
+    @contextmanager
+    def visit(self) -> Iterator[Town]:
+        """Give the town, with everything running."""
+        if self.broken or self.town is None:
+            self.close()
+            self.built += 1
+            folder = self.folder / f"town-{self.built}"
+            folder.mkdir()
+            # No credit under `auto`: every payer is settled at the first byte.
+            self.town = Town(folder, self.chain, self.warm, self.settle, "", "0" if self.settle == "auto" else "1.00")
+            self.town.start_all(CALLS)
+        self.broken = True
+        yield self.town
+        self.broken = False
+
+    def close(self) -> None:
+        """End all processes."""
+        if self.town is not None and self.town.running:
+            self.town.kill(*list(self.town.running))
+        self.town = None
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, world: Devnet, warm: Warm) -> Iterator[dict[str, Place]]:
+    built = {settle: Place(tmp_path_factory.mktemp(settle), world, warm, settle) for settle in ("auto", "async")}
+    yield built
+    for place in built.values():
+        place.close()
+
+
+def arm(here: Town, part: str, step: str) -> None:
+    """Let a part die at the step, the next time it comes there."""
+    here.kill(part)
+    here.start(part, **{VARIABLE: step})
+
+
+@contextmanager
+def request_under_way(here: Town, name: str, knobs: dict[str, str] | None = None) -> Iterator[Future[Answer]]:
+    with ThreadPoolExecutor(1) as threads:
+        final = (500,) if knobs and "x-test-status" in knobs else ()
+        yield threads.submit(repeat_until_final, here, name, body_of(name, knobs), final=final)
+
+
+def check_books(here: Town, signed: int = CALLS) -> None:
+    """Nothing lost, nothing doubled, and the buyer, the seller and the chain agree to the last unit."""
+    here.wait_for(lambda: not read_books(here).outstanding_atomic, here.running["settle"], "payments are outstanding")
+    here.farebox("process", "--all")
+    assert differences(read_books(here), signed=signed, quiet=True) == []
+    here.farebox("selfcheck", "--rpc", here.chain.rpc_url, "--seller", "seller.yaml", "--json")
+
+
+def paid_for(here: Town, before_atomic: int) -> int:
+    return (here.earned_atomic() - before_atomic) // PRICE_ATOMIC
+
+
+def test_every_step_in_the_product_is_named_and_every_named_step_is_killed_at() -> None:
+    called = set()
+    for room in ROOMS:
+        for file in Path(room).rglob("*.py"):
+            called |= set(re.findall(r'checkpoint\("([^"]+)"\)', file.read_text()))
+    assert called == set(STEPS)
+    assert {*PART, *SIGNING, *SPECIAL, *ELSEWHERE} == set(STEPS)
+
+
+@pytest.mark.parametrize(("settle", "step"), CASES, ids=lambda text: text)
+def test_the_request_is_served_and_paid_once_when_a_process_dies_at(
+    places: dict[str, Place], settle: str, step: str
+) -> None:
+    with places[settle].visit() as here:
+        name, before_atomic = f"{settle} {step}", here.earned_atomic()
+        arm(here, PART[step], step)
+        with request_under_way(here, name) as request:
+            assert here.wait_dead(PART[step]) == KILLED
+            here.start(PART[step])
+            answer = request.result()
+        assert answer.status == 200, (answer.status, answer.code, answer.text)
+        assert 1 <= here.runs_by_prompt()[name] <= 2
+        check_books(here)
+        assert paid_for(here, before_atomic) == 1
+
+
+def test_an_authorization_stays_with_its_request_when_the_gateway_dies_after_a_lost_answer(
+    places: dict[str, Place],
+) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        for step in ("buyer.lost", "buyer.presented_again"):
+            name = f"hold for {step}"
+            arm(here, "serve", step)
+            with request_under_way(here, name, {"x-test-hold": name}) as request:
+                started = here.running["model-server"]
+                here.wait_for(lambda: here.runs_by_prompt().get(name) == 1, started, "the model did not run")  # noqa: B023
+                here.kill("sell")
+                here.start("sell")
+                here.release(name)
+                assert here.wait_dead("serve") == KILLED
+                here.start("serve")
+                assert request.result().status == 200
+            assert here.runs_by_prompt()[name] == 2
+        check_books(here)
+        assert paid_for(here, before_atomic) == 2
+
+
+def test_what_the_chain_said_is_asked_again_when_the_buyer_dies_while_writing_it_down(places: dict[str, Place]) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        arm(here, "serve", "buyer.answered")
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(repeat_until_final, here, "reconciled", body_of("reconciled"))
+            assert here.wait_dead("serve") == KILLED
+            here.farebox("process", "--all", expect=KILLED, environment={VARIABLE: "buyer.reconciled"})
+            here.start("serve")
+        check_books(here)
+        assert paid_for(here, before_atomic) == 1
+
+
+def test_a_refused_request_costs_nothing_when_the_seller_dies_while_giving_it_up(places: dict[str, Place]) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        arm(here, "sell", "seller.given_up")
+        with request_under_way(here, "told to fail", {"x-test-status": "500"}) as request:
+            assert here.wait_dead("sell") == KILLED
+            here.start("sell")
+            assert request.result().status == 500
+        check_books(here)
+        assert paid_for(here, before_atomic) == 0
+
+
+def test_a_raised_fee_settles_once_when_the_worker_dies_before_sending_it(places: dict[str, Place]) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        here.chain.rpc("evm_setAutomine", False)
+        try:
+            with request_under_way(here, "raised") as request:
+                settle = here.running["settle"]
+                here.wait_for(lambda: here.chain.rpc("txpool_status")["pending"] != "0x0", settle, "nothing was sent")
+                here.kill("settle")
+                _let_time_pass(here, seconds=60)
+                here.start("settle", **{VARIABLE: "settle.raised"})
+                assert here.wait_dead("settle") == KILLED
+                here.start("settle")
+                here.chain.mine()
+                here.chain.rpc("evm_setAutomine", True)
+                assert request.result().status == 200
+        finally:
+            here.chain.rpc("evm_setAutomine", True)
+        check_books(here)
+        assert paid_for(here, before_atomic) == 1
+
+
+@pytest.mark.parametrize("step", SIGNING)
+def test_a_purchase_signs_what_was_asked_for_and_no_more_when_it_dies_at(
+    step: str, tmp_path: Path, world: Devnet, warm: Warm
+) -> None:
+    with town(tmp_path, world, warm) as here:
+        for name in ("model-server", "settle", "sell"):
+            here.start(name)
+        here.farebox(*here.buy_words(8), expect=KILLED, environment={VARIABLE: step})
+        signed = _count(here, "SELECT count(*) FROM authorizations")
+        promised = signed + _count(here, "SELECT count(*) FROM intents")
+        assert promised == 8
+        if signed < 8:
+            here.buy(8)
+        assert _count(here, "SELECT count(*) FROM authorizations") == 8
+        assert _count(here, "SELECT count(*) FROM intents") == 0
+        here.start("serve")
+        assert repeat_until_final(here, "after", body_of("after")).status == 200
+        check_books(here, signed=8)
+
+
+def _count(here: Town, query: str) -> int:
+    with closing(sqlite3.connect(here.pool_file)) as connection:
+        count: int = connection.execute(query).fetchone()[0]
+        return count
+
+
+def _let_time_pass(here: Town, *, seconds: int) -> None:
+    """Make what was signed look old to the worker that is about to start: it measures time since then."""
+    with closing(sqlite3.connect(here.seller_file)) as connection:
+        connection.execute("UPDATE signed_forms SET created_ms = created_ms - ?", (seconds * 1000,))
+        connection.commit()
