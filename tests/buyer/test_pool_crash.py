@@ -175,7 +175,7 @@ def test_a_copied_store_without_its_lock_files_trusts_no_lease(home: Home) -> No
     worker.claim(purchase, "request", NOW_S)
     abandon(worker)
     pool.close()
-    shutil.rmtree(home.path / "workers")
+    shutil.rmtree(home.path / "buyer.present")
     with Pool.open(home) as restored:
         assert restored.counts("p") == Counts(ready=32, unknown=8)
 
