@@ -20,7 +20,12 @@ from contracts.address import Address, parse_address
 from contracts.errors import FareboxError
 from contracts.evm.devnet import Devnet
 from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, decode_payment
-from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC, decode_payload
+from contracts.schemes.exact_eip3009 import (
+    AUTHORIZATION_USED_TOPIC,
+    TRANSFER_TOPIC,
+    Authorization,
+    decode_payload,
+)
 from contracts.typed_data import word_of_address
 from tests.attacks.score import SCORE, Score
 from tests.seller.shop import PRICE_ATOMIC, SELLER, Shop, open_shop
@@ -66,8 +71,8 @@ class _Delivery:
 class Till:
     """Stands between attackers and one seller, and counts at the end.
 
-    `runs` tells how often the seller's application ran; `price_of` the price of a request. A test may set `owed` to
-    payments whose goods the attacker itself threw away.
+    `runs` tells how often the seller's application ran; `price_of` the price of a request. What a test expects to be
+    lost, because the design says so, it must `forgive` by number.
     """
 
     def __init__(
@@ -79,9 +84,11 @@ class Till:
         goods: bytes = GOODS,
     ) -> None:
         self._chain, self._payee, self._runs, self._price_of, self._goods = chain, payee, runs, price_of, goods
-        self._before = payments_on_chain(chain, payee).keys()
+        self._before = set(payments_on_chain(chain, payee))
         self._runs_before = runs()
         self._deliveries: list[_Delivery] = []
+        self._forgiven = Score()
+        self._gifts: set[Key] = set()
         self.statuses: Counter[int] = Counter()
 
     def watch(self, client: httpx.AsyncClient) -> None:
@@ -105,9 +112,9 @@ class Till:
 
     def count(self) -> Score:
         """Return what the attack came to so far, by the answers seen and by the chain."""
-        paid = {
-            key: value for key, value in payments_on_chain(self._chain, self._payee).items() if key not in self._before
-        }
+        paid = payments_on_chain(self._chain, self._payee)
+        for key in self._before | self._gifts:
+            paid.pop(key, None)
         given = Counter(delivery.key for delivery in self._deliveries if not delivery.replayed)
         unpaid = sum(
             delivery.key is None or paid.get(delivery.key, 0) < delivery.price_atomic for delivery in self._deliveries
@@ -126,9 +133,24 @@ class Till:
             runs=runs,
         )
 
+    def forgive_runs(self, number: int) -> None:
+        """Expect so many runs for payments that were good when the work began and were then taken away on chain."""
+        self._forgiven.runs_without_payment += number
+
+    def forgive_credit(self, number: int) -> None:
+        """Expect so many goods to be lost to a payer on credit, inside its cap."""
+        self._forgiven.goods_without_payment += number
+        self._forgiven.runs_without_payment += number
+
+    def forgive_gift(self, authorization: Authorization) -> None:
+        """Expect a transfer that was no payment for any request here."""
+        self._gifts.add((bytes(authorization.payer), authorization.nonce))
+
     def close(self) -> Score:
-        """Count, put it on the scoreboard, and fail where a promise was broken."""
+        """Count, put it on the scoreboard, and fail where a promise was broken, or kept where a loss was expected."""
         score = self.count()
+        score.goods_without_payment -= self._forgiven.goods_without_payment
+        score.runs_without_payment -= self._forgiven.runs_without_payment
         SCORE.add(score)
         assert score.is_clean, f"{score}, answers {dict(self.statuses)}"
         return score
