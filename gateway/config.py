@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 import pydantic
 
-from contracts.errors import ConfigInvalid
+from buyer.home import STORE_VARIABLE, Home
+from contracts.errors import ConfigInvalid, FareboxError
 from contracts.settings import StrictModel, load_settings
+from contracts.storage import check_store_url, rooted_store_url, shown_store_url
 
 __all__ = ["GatewayConfig", "Listen", "Shown", "host_only", "load_config", "override", "parse_listen", "shown"]
 
@@ -64,7 +66,16 @@ def _variable(text: str) -> str:
     return text
 
 
+def _store_url(text: str) -> str:
+    try:
+        check_store_url(text)
+    except FareboxError as error:
+        raise ValueError(error.message.removeprefix("store: ")) from None
+    return text
+
+
 ListenText = Annotated[str, pydantic.AfterValidator(_listen_text)]
+StoreUrl = Annotated[str, pydantic.AfterValidator(_store_url)]
 BaseUrl = Annotated[str, pydantic.AfterValidator(_base_url)]
 Variable = Annotated[str, pydantic.AfterValidator(_variable)]
 
@@ -72,6 +83,7 @@ Variable = Annotated[str, pydantic.AfterValidator(_variable)]
 class GatewayConfig(StrictModel):
     """The settings of `farebox serve`.
 
+    `store` is the URL of the pool, where it is not in the home; a relative SQLite file is beside the settings file.
     `max_price` caps one call unless the client's own `x-farebox-max-price` is lower. `fallback` is the base URL of an
     OpenAI-compatible server that answers every model not named `paid/…`; with it, a bare name never pays. The key in
     the environment variable `fallback_key_env` is sent there in place of the client's Authorization.
@@ -80,6 +92,7 @@ class GatewayConfig(StrictModel):
     listen: ListenText = "127.0.0.1:8403"
     admin_listen: ListenText = "127.0.0.1:9403"
     home: str | None = None
+    store: StoreUrl | None = None
     max_price: str | None = None
     rpc: list[str] = pydantic.Field(default_factory=list)
     fallback: BaseUrl | None = None
@@ -91,10 +104,9 @@ class GatewayConfig(StrictModel):
             raise ValueError("fallback_key_env needs fallback")
         return self
 
-    @property
-    def home_path(self) -> Path | None:
-        """The home this file names, or None for FAREBOX_HOME and its default."""
-        return Path(self.home).expanduser() if self.home else None
+    def open_home(self) -> Home:
+        """Open the home and the store this file names, or those of FAREBOX_HOME and FAREBOX_STORE. Raises as that."""
+        return Home.open(Path(self.home).expanduser() if self.home else None, store=self.store)
 
     def fallback_key(self) -> str | None:
         """Return the key for the fallback. Raises `ConfigInvalid` when its variable is empty."""
@@ -111,7 +123,12 @@ class GatewayConfig(StrictModel):
 
 def load_config(path: Path | None) -> GatewayConfig:
     """Return the settings in `path`, or the defaults without one. Raises `ConfigInvalid`."""
-    return load_settings(path, GatewayConfig) if path else GatewayConfig()
+    if path is None:
+        return GatewayConfig()
+    settings = load_settings(path, GatewayConfig)
+    if settings.store is None:
+        return settings
+    return settings.model_copy(update={"store": rooted_store_url(settings.store, path.resolve().parent)})
 
 
 def override(config: GatewayConfig, **options: str | None) -> GatewayConfig:
@@ -134,17 +151,22 @@ class Shown(NamedTuple):
 
 
 def shown(config: GatewayConfig, path: Path | None) -> list[Shown]:
-    """Return every setting with where it comes from. Of RPC URLs, which may carry keys, only the host is shown."""
+    """Return every setting with where it comes from. Of URLs that may carry keys, only the host is shown."""
     file = str(path)
     rows = [
         Shown(name, value, file if name in config.model_fields_set else "default")
-        for name, value in config.model_dump(exclude={"home", "rpc"}).items()
+        for name, value in config.model_dump(exclude={"home", "store", "rpc"}).items()
     ]
     home, variable = config.home or "~/.farebox", os.environ.get("FAREBOX_HOME")
     if config.home is None and variable:
         rows.append(Shown("home", variable, "FAREBOX_HOME"))
     else:
         rows.append(Shown("home", home, file if config.home else "default"))
+    store, variable = config.store, os.environ.get(STORE_VARIABLE)
+    if store is None and variable:
+        rows.append(Shown("store", shown_store_url(variable), STORE_VARIABLE))
+    else:
+        rows.append(Shown("store", None if store is None else shown_store_url(store), file if store else "default"))
     rows.append(Shown("rpc", [host_only(url) for url in config.rpc], file if config.rpc else "default"))
     return rows
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from buyer.chain import check_before_signing
-from buyer.home import Home
 from buyer.pool import Pool
 from buyer.probe import probe_base
 from buyer.purchase import Purchase
@@ -55,8 +54,7 @@ async def examine(config: GatewayConfig, rpc_urls: Sequence[str]) -> list[Check]
     failed check.
     """
     try:
-        home = Home.open(config.home_path)
-        pool = Pool.open(home)
+        pool = Pool.open(config.open_home())
     except FareboxError as error:
         return [Check("store", False, error.message, error.advice)]
     try:

@@ -16,6 +16,7 @@ import typer
 from contracts.console import exit_on_error, out, print_document, printable
 
 if TYPE_CHECKING:
+    from buyer.home import Home
     from contracts.audit import Finding
 
 __all__ = ["check_books", "selfcheck"]
@@ -41,7 +42,7 @@ def selfcheck(
 
         settings = load_config(config)
         findings = asyncio.run(
-            check_books(settings.home_path, [*(rpc or []), *settings.rpc], seller=seller, depth=depth)
+            check_books(settings.open_home(), [*(rpc or []), *settings.rpc], seller=seller, depth=depth)
         )
         document: dict[str, Any] = {
             "ok": all(finding.ok for finding in findings),
@@ -61,7 +62,7 @@ def selfcheck(
 
 
 async def check_books(
-    home: Path | None, rpc_urls: Sequence[str], *, seller: Path | None = None, depth: int = _DEPTH
+    home: Home, rpc_urls: Sequence[str], *, seller: Path | None = None, depth: int = _DEPTH
 ) -> list[Finding]:
     """Return what was compared and what differs: the pool of `home`, and the books of the seller in `seller`.
 
@@ -74,16 +75,14 @@ async def check_books(
     return findings
 
 
-async def _check_buyer(home: Path | None, rpc_urls: Sequence[str]) -> list[Finding]:
+async def _check_buyer(home: Home, rpc_urls: Sequence[str]) -> list[Finding]:
     from buyer.audit import audit_chain, audit_pool
-    from buyer.home import Home
     from buyer.pool import Pool
     from contracts.audit import Finding
 
-    place = Home.open(home)
-    if not place.has_pool:
-        return [Finding("pool", f"none in {place.path}")]
-    with Pool.open(place) as pool:
+    if not home.has_pool:
+        return [Finding("pool", f"none in {home.path}")]
+    with Pool.open(home) as pool:
         return [*audit_pool(pool), *await audit_chain(pool, rpc_urls)]
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from buyer.home import Home
 from buyer.pool import Pool
 from contracts.errors import ConfigInvalid, FareboxError
 from gateway.admin import admin_app
@@ -70,7 +69,7 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
             stack.enter_context(_bound("listen", listen)),
             stack.enter_context(_bound("admin_listen", admin_listen)),
         ]
-        pool = Pool.open(Home.open(config.home_path))
+        pool = Pool.open(config.open_home())
         stack.callback(pool.close)
         upstream = await stack.enter_async_context(Upstream())
         desk = Desk(config, pool, upstream)

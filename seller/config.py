@@ -19,6 +19,7 @@ from contracts.errors import ConfigInvalid, FareboxError
 from contracts.money import Asset, parse_amount
 from contracts.networks import Network, default_asset, parse_network
 from contracts.settings import SettingInvalid, StrictModel, load_settings
+from contracts.storage import check_store_url, rooted_store_url
 
 __all__ = ["CONFIG_VARIABLE", "RouteSettings", "SellerConfig", "SettlerSettings", "read_config", "split_host_port"]
 
@@ -27,7 +28,6 @@ CONFIG_VARIABLE = "FAREBOX_SELLER_CONFIG"
 _MATCH = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9._~/-]*)", re.ASCII)
 _HTTP_URL = re.compile(r"https?://[^/\s?#@]+(?:/[^\s?#]*)?", re.ASCII)
 _HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
-_SQLITE = "sqlite:///"
 
 
 class AssetSettings(StrictModel):
@@ -190,8 +190,7 @@ class SellerConfig(StrictModel):
                 raise SettingInvalid(("rpc", index), "expected http:// or https:// and a host")
         if not self.rpc and (self.settler.kind == "chain" or self.settle in ("auto", "async")):
             raise SettingInvalid(("rpc",), f"settle: {self.settle} with a {self.settler.kind} settler reads the chain")
-        if not self.store.startswith(_SQLITE) or self.store == _SQLITE:
-            raise SettingInvalid(("store",), "expected sqlite:///file.db")
+        _checked(("store",), lambda: check_store_url(self.store))
 
 
 def read_config(config: SellerConfig | Path | str | None = None) -> SellerConfig:
@@ -211,8 +210,7 @@ def read_config(config: SellerConfig | Path | str | None = None) -> SellerConfig
     settler = settings.settler
     if settler.key_file is not None:
         settler = settler.model_copy(update={"key_file": str(folder / Path(settler.key_file).expanduser())})
-    store = _SQLITE + str(folder / Path(settings.store.removeprefix(_SQLITE)).expanduser())
-    return settings.model_copy(update={"settler": settler, "store": store})
+    return settings.model_copy(update={"settler": settler, "store": rooted_store_url(settings.store, folder)})
 
 
 def split_host_port(text: str, field: str) -> tuple[str, int]:

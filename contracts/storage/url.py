@@ -47,7 +47,7 @@ def rooted_store_url(url: str, folder: Path) -> str:
 def shown_store_url(url: str) -> str:
     """Return `url` without password and parameters, which may be secrets."""
     if not is_postgres(url):
-        return url[:80]
+        return re.sub(r"//[^/]*@", "//***@", url)[:80]
     parts = _POSTGRES.fullmatch(url)
     if parts is None:
         return "postgresql://***"

@@ -37,6 +37,8 @@ def test_the_example_names_every_setting_and_its_defaults() -> None:
         ("fallback_key_env: KEY\n", "fallback_key_env needs fallback"),
         ("fallback: http://h\nfallback_key_env: sk-123\n", "never the key itself"),
         ("max_price: 0.01\n", "gateway.yaml:1: `max_price`"),
+        ("store: mysql://u:s3cret@h/db\n", "gateway.yaml:1: `store`: expected sqlite:///file.db or postgresql://"),
+        ("store: 'postgresql://u:s3/cret@h/db'\n", "as %40, %2F"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
@@ -45,6 +47,7 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, text: str, proble
     with pytest.raises(ConfigInvalid) as refused:
         load_config(file)
     assert problem in refused.value.message
+    assert "cret" not in refused.value.message
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,23 @@ def test_options_win_over_the_file_and_are_checked() -> None:
     assert override(GatewayConfig(), listen="127.0.0.1:1", admin_listen=None).listen == "127.0.0.1:1"
     with pytest.raises(ConfigInvalid, match="--admin-listen: expected host:port"):
         override(GatewayConfig(), admin_listen="nowhere")
+
+
+def test_the_store_is_the_files_else_the_environments_else_in_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAREBOX_HOME", str(tmp_path / "home"))
+    assert GatewayConfig().open_home().database_url == f"sqlite:///{tmp_path}/home/buyer.db"
+    monkeypatch.setenv("FAREBOX_STORE", "postgresql://u:s3cret@db.example/books")
+    assert GatewayConfig().open_home().database_url == "postgresql://u:s3cret@db.example/books"
+    row = next(row for row in shown(GatewayConfig(), None) if row.name == "store")
+    assert (row.value, row.origin) == ("postgresql://u@db.example/books", "FAREBOX_STORE")
+    (tmp_path / "gateway.yaml").write_text("store: sqlite:///pool.db\n")
+    config = load_config(tmp_path / "gateway.yaml")
+    assert config.open_home().database_url == f"sqlite:///{tmp_path}/pool.db"
+    monkeypatch.setenv("FAREBOX_STORE", "nonsense")
+    with pytest.raises(ConfigInvalid, match="store: expected sqlite:///"):
+        GatewayConfig().open_home()
 
 
 def test_shown_settings_say_where_they_come_from_and_hide_keys(monkeypatch: pytest.MonkeyPatch) -> None:

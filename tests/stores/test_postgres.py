@@ -398,6 +398,7 @@ def test_a_password_is_never_shown(url: str, package: str, caplog: pytest.LogCap
         ("postgres://db.example", "postgres://db.example"),
         ("postgresql:///books?host=/run/pg&password=pw", "postgresql:///books"),
         ("sqlite:///seller.db", "sqlite:///seller.db"),
+        ("mysql://u:pw@h/db", "mysql://***@h/db"),
     ],
 )
 def test_a_store_is_shown_without_its_secrets(url: str, shown: str) -> None:
