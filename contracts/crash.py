@@ -39,6 +39,8 @@ STEPS: dict[str, str] = {
     "seller.delivered": "the goods are on disk as delivered, and no byte has left",
     "seller.started": "the head of the answer has left",
     "seller.given_up": "the claim has ended without goods",
+    "seller.piece_kept": "a later piece of a streamed answer is on disk",
+    "seller.replaying": "a kept answer is counted as given once more, and no byte has left",
     "settle.simulated": "the chain would settle, and nothing is signed",
     "settle.stored": "the signed transaction is on disk, and was never sent",
     "settle.sent": "the node has the transaction, and nobody knows here",

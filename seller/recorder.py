@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from contracts.crash import checkpoint
 from contracts.errors import FareboxError
 from seller.ledger import Ledger
 from seller.limits import ANSWER_BYTES_MAX, ANSWER_PIECE_BYTES, ANSWER_PIECE_S
@@ -72,6 +73,7 @@ class Recorder:
         self._position += bool(body)
         try:
             kept = await self._ledger.record(self._payment_id, position, body, state)
+            checkpoint("seller.piece_kept")
         except FareboxError as error:
             _log.warning("the answer to payment %d is not kept: %s", self._payment_id, error.message)
             kept = False

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from contracts.crash import checkpoint
 from seller.answers import RawHeaders, error_document, receipt_headers
 from seller.claims import Replay
 from seller.ledger import Ledger
@@ -28,6 +29,7 @@ async def send_replay(
     """
     answer = replay.answer
     await ledger.count_replay(answer.payment_id)
+    checkpoint("seller.replaying")
     receipts = receipt_headers(receipt(replay.claim, replay.claim.transaction_hash), replay.claim.payment.x402_version)
     headers = [*_headers_of(replay), *receipts, _REPLAYED]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})

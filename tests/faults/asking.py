@@ -21,7 +21,10 @@ _FINAL = (400, 402, 409)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The last answer to a request; status 0 when none ever came."""
+    """The last answer to a request; status 0 when none ever came.
+
+    `code` is that of an error, or "answer_incomplete" for a stream whose seller says that it has no more of it.
+    """
 
     status: int
     code: str
@@ -59,6 +62,8 @@ async def ask_until_final(
         status, code, text = answer.status_code, _code_of(answer.text), answer.text
         if status == 200 and _is_whole(text, stream=body["stream"]):
             return Answer(200, "", text, repeat)
+        if status == 200 and "answer_incomplete" in text:
+            return Answer(200, "answer_incomplete", text, repeat)
         if status in final or (status in _FINAL and code != "request_in_progress"):
             return Answer(status, code, text, repeat)
     return Answer(status, code, text, REPEATS_MAX)

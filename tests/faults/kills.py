@@ -40,12 +40,17 @@ QUIET_TIMEOUT_S = 60.0
 
 @dataclass(slots=True)
 class Tally:
-    """What a storm did and found. `in_flight` counts the kills that found calls without an answer."""
+    """What a storm did and found. `in_flight` counts the kills that found calls without an answer.
+
+    `cut_streams`: streams whose first part had left when the seller died; their clients get that part again, and the
+    statement that there is no more of it.
+    """
 
     kills: int = 0
     in_flight: int = 0
     calls: int = 0
     repeats: int = 0
+    cut_streams: int = 0
     selfchecks: int = 0
     problems: list[str] = field(default_factory=list)
     victims: Counter[str] = field(default_factory=Counter)
@@ -62,6 +67,7 @@ class Tally:
             "calls": self.calls,
             "repeats": self.repeats,
             "final_answers": dict(self.answers),
+            "cut_streams": self.cut_streams,
             "selfchecks": self.selfchecks,
             "lost": lost + undelivered,
             "lost_money": lost,
@@ -122,6 +128,7 @@ async def _cycle(here: Town, cycle: int, victims: tuple[str, ...], tally: Tally,
         for answer in await asyncio.gather(*calls):
             tally.calls += 1
             tally.answers[f"{answer.status} {answer.code}".strip()] += 1
+            tally.cut_streams += answer.code == "answer_incomplete"
             if answer.status != 200:
                 tally.problems.append(f"undelivered: a request ended without its goods: {answer.status} {answer.code}")
 

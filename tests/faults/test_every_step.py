@@ -42,7 +42,10 @@ ON_CREDIT = (
 )  # fmt: skip
 SIGNING = ("buyer.intended", "buyer.signed", "buyer.stored")
 # Steps with a story of their own, below.
-SPECIAL = ("buyer.lost", "buyer.presented_again", "buyer.reconciled", "seller.given_up", "settle.raised")
+SPECIAL = (
+    "buyer.lost", "buyer.presented_again", "buyer.reconciled", "seller.given_up", "seller.piece_kept",
+    "seller.replaying", "settle.raised",
+)  # fmt: skip
 ELSEWHERE = ("settle.given_away", "settle.judged")
 
 PART = {**dict.fromkeys(SERVING, "serve"), **dict.fromkeys(SELLING, "sell"), **dict.fromkeys(SETTLING, "settle")}
@@ -187,6 +190,39 @@ def test_a_refused_request_costs_nothing_when_the_seller_dies_while_giving_it_up
             assert request.result().status == 500
         check_books(here)
         assert paid_for(here, before_atomic) == 0
+
+
+def test_a_stream_whose_seller_dies_is_given_again_as_far_as_it_was_kept_and_says_so(places: dict[str, Place]) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        arm(here, "sell", "seller.piece_kept")
+        body = body_of("one two three four five six", {"x-test-delay-ms": "300"}, stream=True)
+        with ThreadPoolExecutor(1) as threads:
+            request = threads.submit(repeat_until_final, here, "a cut stream", body)
+            assert here.wait_dead("sell") == KILLED
+            here.start("sell")
+            answer = request.result()
+        assert (answer.status, answer.code) == (200, "answer_incomplete"), answer.text
+        assert answer.text.count("data: ") > 2
+        assert here.runs_by_prompt()["one two three four five six"] == 1
+        check_books(here)
+        assert paid_for(here, before_atomic) == 1
+
+
+def test_a_kept_answer_is_given_again_when_the_seller_dies_while_giving_it(places: dict[str, Place]) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        arm(here, "serve", "buyer.answered")
+        with request_under_way(here, "replayed") as request:
+            assert here.wait_dead("serve") == KILLED
+            arm(here, "sell", "seller.replaying")
+            here.start("serve")
+            assert here.wait_dead("sell") == KILLED
+            here.start("sell")
+            assert request.result().status == 200
+        assert here.runs_by_prompt()["replayed"] == 1
+        check_books(here)
+        assert paid_for(here, before_atomic) == 1
 
 
 def test_a_raised_fee_settles_once_when_the_worker_dies_before_sending_it(places: dict[str, Place]) -> None:
