@@ -109,7 +109,8 @@ class PaymentMiddleware:
         quote: Quote | None = None
         headers = scope["headers"]
         try:
-            payment = payment_in(headers)
+            # HEAD yields no goods, so a payment that comes with it is left alone.
+            payment = None if scope["method"] == "HEAD" else payment_in(headers)
             body = await reader.read(receive, headers) if payment or route.by_model else b""
             quote = route.quote_for(model_of(headers, body) if route.by_model else None)
             if payment is None:

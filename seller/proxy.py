@@ -43,6 +43,8 @@ _HOP_BY_HOP = frozenset(
 _NOT_FORWARDED = _HOP_BY_HOP | {"host", "content-length", "expect", "cookie", "authorization", "payment-signature"}
 _NOT_RETURNED = _HOP_BY_HOP | {"set-cookie", "server", "date"}
 _PAYMENT_PREFIXES = ("payment-", "x-payment", "x-farebox-", "settlement-overrides")
+# Some servers take method or path from these: then another thing would be served than was paid for.
+_OVERRIDES = ("x-http-method", "x-method-override", "x-original-", "x-rewrite-", "x-forwarded-", "forwarded")
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -154,11 +156,13 @@ async def _close_when_gone(receive: Receive, response: aiohttp.ClientResponse) -
 def _request_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     plain = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     listed = _listed_in_connection(plain)
-    return [
-        (name, value)
-        for name, value in plain
-        if name not in _NOT_FORWARDED and name not in listed and not name.startswith(_PAYMENT_PREFIXES)
-    ]
+    return [(name, value) for name, value in plain if name not in listed and _may_be_forwarded(name)]
+
+
+def _may_be_forwarded(name: str) -> bool:
+    # CGI and WSGI servers cannot tell the two characters apart.
+    name = name.replace("_", "-")
+    return name not in _NOT_FORWARDED and not name.startswith(_PAYMENT_PREFIXES + _OVERRIDES)
 
 
 def _response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
