@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.address import parse_address
@@ -21,32 +21,39 @@ _KEPT = ("ready", "claimed")
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What each party believes at one moment. Nonces are 32 bytes."""
+    """What each party believes at one moment. Nonces are 32 bytes.
+
+    The world does not stand still while it is read, so the chain is read first and last: the stores may know more than
+    `used_before`, and must not know more than `used_after`.
+    """
 
     signed: int
     states: Counter[str]
     by_nonce: dict[bytes, tuple[str, str | None]]
     payments: list[sqlite3.Row]
-    used_on_chain: Counter[bytes]
+    used_before: Counter[bytes]
+    used_after: Counter[bytes]
     earned_atomic: int
     runs: dict[str, int]
     lost_atomic: int
     outstanding_atomic: int
-    problems: list[str] = field(default_factory=list)
 
 
 def read_books(town: Town) -> Books:
-    """Read all books: the chain last, so that it may only be ahead of what was read before."""
+    """Read all books."""
+    used_before, _ = _chain(town)
     authorizations = _rows(town.pool_file, "SELECT nonce, state, request_key FROM authorizations")
     payments = _rows(town.seller_file, "SELECT * FROM payments")
     sums = {row["name"]: int(str(row["amount_atomic"])) for row in _rows(town.seller_file, "SELECT * FROM books")}
+    used_after, earned_atomic = _chain(town)
     return Books(
         signed=len(authorizations),
         states=Counter(str(row["state"]) for row in authorizations),
         by_nonce={bytes(row["nonce"]): (row["state"], row["request_key"]) for row in authorizations},
         payments=payments,
-        used_on_chain=_used(town),
-        earned_atomic=town.earned_atomic(),
+        used_before=used_before,
+        used_after=used_after,
+        earned_atomic=earned_atomic,
         runs=town.runs_by_prompt(),
         lost_atomic=sums.get("lost", 0),
         outstanding_atomic=sums.get("outstanding", 0),
@@ -67,7 +74,7 @@ def differences(books: Books, *, signed: int, quiet: bool) -> list[str]:
     digests = Counter(bytes(row["request_digest"]) for row in books.payments)
     found += [f"doubled: {n} payments for one request {digest.hex()[:12]}" for digest, n in digests.items() if n > 1]
     ledger = {bytes(row["nonce"]): str(row["money"]) for row in books.payments}
-    for nonce, times in books.used_on_chain.items():
+    for nonce, times in books.used_before.items():
         state = books.by_nonce.get(nonce, ("missing", None))[0]
         if times > 1:
             found.append(f"doubled: nonce {nonce.hex()[:12]} was used {times} times")
@@ -76,10 +83,10 @@ def differences(books: Books, *, signed: int, quiet: bool) -> list[str]:
         if ledger.get(nonce, "missing") not in ("submitted", "settled"):
             found.append(f"lost: nonce {nonce.hex()[:12]} is used on chain, the seller has it {ledger.get(nonce)}")
     for nonce, money in ledger.items():
-        if money == "settled" and nonce not in books.used_on_chain:
+        if money == "settled" and nonce not in books.used_after:
             found.append(f"lost: the seller believes {nonce.hex()[:12]} settled, the chain does not")
-    if books.earned_atomic != PRICE_ATOMIC * len(books.used_on_chain):
-        found.append(f"lost: {books.earned_atomic} arrived for {len(books.used_on_chain)} payments")
+    if books.earned_atomic != PRICE_ATOMIC * len(books.used_after):
+        found.append(f"lost: {books.earned_atomic} arrived for {len(books.used_after)} payments")
     if books.lost_atomic:
         found.append(f"lost: the seller gave goods for {books.lost_atomic} that will not come")
     if quiet:
@@ -92,10 +99,10 @@ def _still_open(books: Books, ledger: dict[bytes, str]) -> list[str]:
     if books.outstanding_atomic:
         found.append(f"lost: {books.outstanding_atomic} are still outstanding")
     for nonce, money in ledger.items():
-        if (money == "settled") != (nonce in books.used_on_chain):
+        if (money == "settled") != (nonce in books.used_after):
             found.append(f"lost: the seller has {nonce.hex()[:12]} {money}, the chain disagrees")
     for nonce, (state, _) in books.by_nonce.items():
-        if state == "spent" and nonce not in books.used_on_chain:
+        if state == "spent" and nonce not in books.used_after:
             found.append(f"lost: the buyer has {nonce.hex()[:12]} spent, the chain does not")
         if state in ("claimed", "sent"):
             found.append(f"lost: {nonce.hex()[:12]} is still {state}")
@@ -108,9 +115,12 @@ def _rows(file: Path, query: str) -> list[sqlite3.Row]:
         return connection.execute(query).fetchall()
 
 
-def _used(town: Town) -> Counter[bytes]:
+def _chain(town: Town) -> tuple[Counter[bytes], int]:
+    """Return the used nonces of the wallet and the payee's balance, of one and the same block."""
     topics = [AUTHORIZATION_USED_TOPIC, "0x" + word_of_address(parse_address(town.wallet)).hex()]
-    logs = town.chain.rpc(
-        "eth_getLogs", {"address": town.chain.token, "fromBlock": "0x0", "toBlock": "latest", "topics": topics}
-    )
-    return Counter(bytes.fromhex(log["topics"][2][2:]) for log in logs)
+    search = {"address": town.chain.token, "fromBlock": "0x0", "toBlock": "latest", "topics": topics}
+    while True:
+        block = town.chain.rpc("eth_blockNumber")
+        logs, earned_atomic = town.chain.rpc("eth_getLogs", search), town.earned_atomic()
+        if town.chain.rpc("eth_blockNumber") == block:
+            return Counter(bytes.fromhex(log["topics"][2][2:]) for log in logs), earned_atomic

@@ -104,8 +104,6 @@ def _storm_in(here: Town, kills: int, tally: Tally, dice: random.Random, say: An
         _selfcheck(here, tally)
         if say and (tally.kills % 20 == 0 or len(tally.problems) > before):
             say(tally, tally.problems[before:])
-        if len(tally.problems) > before + 5:
-            return
     _wait_quiet(here)
     here.farebox("process", "--all")
     tally.problems += _audit(here, signed, quiet=True)

@@ -55,6 +55,8 @@ class Town:
     # What the seller believes to be its chain; a test may put something false in front of it.
     rpc_url: str = ""
     exposure: str = "1.00"
+    # Whether the seller settles by itself, without a settlement worker.
+    seller_settles: bool = False
     running: dict[str, Started] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,7 +160,8 @@ class Town:
         def bare(url: str) -> str:
             return url.removeprefix("http://")
 
-        sell = ["sell", "--no-settle", "--config", "seller.yaml", "--admin-listen", bare(self.seller_admin_url)]
+        sell = ["sell", "--config", "seller.yaml", "--admin-listen", bare(self.seller_admin_url)]
+        sell += [] if self.seller_settles else ["--no-settle"]
         settle = ["settle", "--config", "seller.yaml", "--admin-listen", bare(self.settle_admin_url)]
         serve = ["serve", "--config", "gateway.yaml"]
         return {
