@@ -1,4 +1,4 @@
-"""`farebox sell` and `farebox settle`."""
+"""`farebox sell`, `farebox settle` and `farebox facilitator`."""
 
 from __future__ import annotations
 
@@ -67,6 +67,44 @@ def settle(
         _log_to_stderr()
         seller = Seller(read_config(config), settles=True)
         asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
+
+
+@commands.command("facilitator", rich_help_panel="Sell")
+def facilitator(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The facilitator's settings.", metavar="FACILITATOR.YAML")
+    ] = Path("facilitator.yaml"),
+    as_json: _Json = False,
+) -> None:
+    """Verify and settle payments for other people's sellers: /verify, /settle and /supported."""
+    import asyncio
+
+    from contracts.console import exit_on_error, out, print_document
+    from seller.facilitate.config import read_facilitator_config
+    from seller.facilitate.service import Facilitator
+    from seller.run import facilitate
+
+    with exit_on_error(as_json=as_json):
+        _log_to_stderr()
+        service = Facilitator(read_facilitator_config(config))
+
+        def announce(port: str, _: str) -> None:
+            document = {
+                "listening": port,
+                "network": service.config.chain.caip2,
+                "asset": service.config.token.address_text,
+                "minimum_atomic": service.config.minimum_atomic,
+                "gas_account": service.gas_account,
+            }
+
+            def human() -> None:
+                out.print(f"settling for others on [bold]{port}[/], {service.config.token.symbol} from "
+                          f"{service.config.minimum} on {service.config.chain.label}")  # fmt: skip
+                out.print(f"with gas account {service.gas_account}")
+
+            print_document(document, as_json=as_json, human=human)
+
+        asyncio.run(facilitate(service, announce))
 
 
 def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from contracts.money import Asset, parse_amount
 from contracts.networks import Network, default_asset, parse_network
 from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
+from seller.limits import FACILITATORS_MAX
 
 __all__ = ["CONFIG_VARIABLE", "RouteSettings", "SellerConfig", "SettlerSettings", "read_config", "split_host_port"]
 
@@ -45,7 +46,12 @@ class SettlerSettings(StrictModel):
 
     kind: Literal["chain", "facilitator"]
     key_file: str | None = None
-    url: str | None = None
+    url: str | list[str] | None = None
+
+    @property
+    def urls(self) -> list[str]:
+        """The facilitators, in the order in which they are asked."""
+        return [self.url] if isinstance(self.url, str) else list(self.url or [])
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Self:
@@ -54,8 +60,11 @@ class SettlerSettings(StrictModel):
             raise ValueError(f"kind {self.kind} needs `{wanted}`")
         if getattr(self, unwanted) is not None:
             raise SettingInvalid((unwanted,), f"kind {self.kind} takes no `{unwanted}`")
-        if self.url is not None and not _HTTP_URL.fullmatch(self.url):
-            raise SettingInvalid(("url",), "expected http:// or https:// and a host")
+        if self.kind == "facilitator" and not 0 < len(self.urls) <= FACILITATORS_MAX:
+            raise SettingInvalid(("url",), f"expected one facilitator, or a list of up to {FACILITATORS_MAX}")
+        for url in self.urls:
+            if not _HTTP_URL.fullmatch(url):
+                raise SettingInvalid(("url",), "expected http:// or https:// and a host")
         return self
 
 
@@ -188,8 +197,9 @@ class SellerConfig(StrictModel):
         for index, url in enumerate(self.rpc):
             if not url.startswith(("http://", "https://")):
                 raise SettingInvalid(("rpc", index), "expected http:// or https:// and a host")
-        if not self.rpc and (self.settler.kind == "chain" or self.settle in ("auto", "async")):
-            raise SettingInvalid(("rpc",), f"settle: {self.settle} with a {self.settler.kind} settler reads the chain")
+        if not self.rpc:
+            # A facilitator's word alone earns nothing, and work before settlement wants to know the payer.
+            raise SettingInvalid(("rpc",), "name an endpoint: a seller reads the chain, whoever settles")
         _checked(("store",), lambda: check_store_url(self.store))
 
 

@@ -21,7 +21,7 @@ from seller.policy import Caps, Mode, Standing, choose_mode
 from seller.spool import Beginning, State
 from seller.verify import VerifiedPayment
 
-__all__ = ["AlreadyServed", "Claim", "Ledger", "PaymentState", "Replay", "Sums"]
+__all__ = ["AlreadyServed", "Claim", "Found", "Ledger", "PaymentState", "Replay", "Sums"]
 
 T = TypeVar("T")
 
@@ -32,6 +32,17 @@ _MIGRATIONS = "seller.migrations"
 class PaymentState:
     """What became of a payment's money."""
 
+    money: Money
+    transaction_hash: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A payment as the ledger knows it."""
+
+    id: int
+    request_digest: bytes
     money: Money
     transaction_hash: str
     reason: str
@@ -181,7 +192,20 @@ class Ledger:
         """
         return await self._write(lambda connection: _give_up(connection, claim.id, reason, _now_ms()))
 
+    async def finish(self, claim: Claim) -> None:
+        """End a settled claim whose only goods was the settlement."""
+        await self._write(lambda connection: _end_work(connection, claim.id, Work.DELIVERED))
+
     # Asking
+
+    def find(self, payment: VerifiedPayment) -> Found | None:
+        """Return what is known of the payment with this payer and nonce, whatever its other terms."""
+        row = self.database.read(lambda connection: self._row(connection, payment))
+        if row is None:
+            return None
+        return Found(
+            row["id"], row["request_digest"], Money(row["money"]), row["transaction_hash"] or "", row["reason"] or ""
+        )
 
     def state(self, payment_id: int) -> PaymentState | None:
         """Return what became of a payment's money, or None when it left no trace."""

@@ -107,6 +107,18 @@ FAILURE_PAUSE_S = 1.0
 FACILITATOR_TIMEOUT_S = 25.0
 FACILITATOR_ANSWER_BYTES_MAX = 64 * 1024
 FACILITATOR_AT_ONCE_MAX = 16
+# Facilitators one after the other, each for its share of the time, but at least this long.
+FACILITATORS_MAX = 4
+FACILITATOR_SHARE_MIN_S = 5.0
+
+# Our own facilitator: a request of others waits this long for its receipt, then it is told to ask again. The official
+# client gives up after 30 s.
+FACILITATE_WAIT_S = 20.0
+FACILITATE_BODY_BYTES_MAX = 64 * 1024
+FACILITATE_AT_ONCE_MAX = 256
+# Settlements of one payer that fail after a good simulation, each of which may have cost gas, within this time.
+FACILITATE_FAILURES_MAX = 5
+FACILITATE_FAILURES_WINDOW_S = 600.0
 
 # The upstream of the reverse proxy: connecting, and silence between two chunks (a long prompt is thought about).
 UPSTREAM_CONNECT_TIMEOUT_S = 5.0

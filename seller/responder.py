@@ -37,7 +37,9 @@ _VARY = b"PAYMENT-SIGNATURE, X-PAYMENT"
 _NOT_CHARGED = (b"x-farebox-charged", b"false")
 _CREDIT = (b"x-farebox-credit", b"true")
 # Whatever a cache could use to give a paid answer to somebody else.
-_CACHE_HEADERS = frozenset((b"cache-control", b"expires", b"age", b"etag", b"last-modified", b"pragma", b"vary"))
+_CACHE_HEADERS = frozenset((b"expires", b"age", b"etag", b"last-modified", b"pragma", b"vary", b"warning"))
+# Caches of content networks prefer a name of their own: CDN-Cache-Control (RFC 9213), Surrogate-Control and the like.
+_CACHE_WORDS = (b"cache", b"surrogate", b"-expires")
 
 
 class Withheld(OSError):
@@ -240,6 +242,10 @@ def without_payment_headers(headers: RawHeaders) -> RawHeaders:
 
 
 def _paid_headers(headers: RawHeaders) -> RawHeaders:
-    kept = [(name, value) for name, value in without_payment_headers(headers) if name not in _CACHE_HEADERS]
+    kept = [(name, value) for name, value in without_payment_headers(headers) if not _is_for_caches(name)]
     vary = b", ".join([value for name, value in headers if name == b"vary"] + [_VARY])
     return [*kept, (b"cache-control", b"no-store"), (b"vary", vary)]
+
+
+def _is_for_caches(name: bytes) -> bool:
+    return name in _CACHE_HEADERS or any(word in name for word in _CACHE_WORDS)

@@ -17,11 +17,13 @@ from contracts.errors import ChainUnavailable, ConfigInvalid
 from seller.admin import admin_app
 from seller.asgi import PaymentMiddleware
 from seller.config import split_host_port
+from seller.facilitate.app import facilitator_app
+from seller.facilitate.service import Facilitator
 from seller.limits import SHUTDOWN_GRACE_S
 from seller.proxy import ReverseProxy
 from seller.service import Seller
 
-__all__ = ["sell", "settle"]
+__all__ = ["facilitate", "sell", "settle"]
 
 _log = logging.getLogger("farebox.seller")
 
@@ -52,14 +54,22 @@ async def settle(seller: Seller, admin_listen: str | None, announce: Announce) -
             await _serve(servers, stopped, lambda: announce("", _address(admin_port)))
 
 
+async def facilitate(facilitator: Facilitator, announce: Announce) -> None:
+    """Verify and settle for others until SIGTERM or SIGINT."""
+    with _listening(facilitator.config.listen, "listen") as port:
+        async with _opened(facilitator), _stopping() as stopped:
+            servers = [(_server(facilitator_app(facilitator), lifespan="off"), port)]
+            await _serve(servers, stopped, lambda: announce(_address(port), ""))
+
+
 @asynccontextmanager
-async def _opened(seller: Seller) -> AsyncIterator[None]:
+async def _opened(seller: Seller | Facilitator) -> AsyncIterator[None]:
     await seller.open()
     try:
         try:
             await seller.check_token()
         except ChainUnavailable as error:
-            _log.warning("selling begins when the chain answers: %s", error.message)
+            _log.warning("work begins when the chain answers: %s", error.message)
         yield
     finally:
         await seller.close()

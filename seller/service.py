@@ -11,7 +11,6 @@ from contracts.address import address_text
 from contracts.crash import checkpoint
 from contracts.errors import (
     ChainUnavailable,
-    ConfigInvalid,
     ContractPayer,
     ExposureExceeded,
     FareboxError,
@@ -27,7 +26,6 @@ from contracts.errors import (
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
 from contracts.lifecycle import Money
-from contracts.typed_data import domain_separator
 from seller.answers import Answers
 from seller.claims import Claim, Replay
 from seller.config import SellerConfig
@@ -43,6 +41,7 @@ from seller.settlement.evidence import Evidence, would_settle
 from seller.settlement.facilitator import FacilitatorSettler
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
+from seller.tokens import check_token
 from seller.verify import Payment, VerifiedPayment, unverified, verify
 
 __all__ = ["Seller"]
@@ -110,9 +109,8 @@ class Seller:
                 return
             chain_id, token = self.config.chain.chain_id, self._asset.address
             ledger = Ledger(self.config.store, chain_id, token)
-            if self.config.rpc:
-                self._rpc = Rpc(self.config.rpc)
-                self._payers = Payers(self._rpc, token)
+            self._rpc = Rpc(self.config.rpc)
+            self._payers = Payers(self._rpc, token)
             self._counter = Counter(ledger)
             self._ledger = ledger
             self._start_worker(ledger)
@@ -133,10 +131,9 @@ class Seller:
         if self._key is not None:
             assert self._rpc is not None
             return ChainSettler(outbox, self._rpc, self.config.chain.chain_id, self._asset.address, self._key)
-        evidence = Evidence(self._rpc, self._asset.address) if self._rpc is not None else None
+        assert self._rpc is not None
         terms = next(quote.offer for route in self.book.routes for quote in route.quotes)
-        assert self.config.settler.url is not None
-        return FacilitatorSettler(outbox, self.config.settler.url, terms, evidence)
+        return FacilitatorSettler(outbox, self.config.settler.urls, terms, Evidence(self._rpc, self._asset.address))
 
     async def close(self) -> None:
         """Stop settling after the present step, give back what never began, and close the store."""
@@ -268,18 +265,7 @@ class Seller:
         """Compare the token on chain with the settings, once. Raises `ConfigInvalid` or `ChainUnavailable`."""
         if self._token_is_checked or self._rpc is None:
             return
-        facts = await Token(self._rpc, self._asset.address).facts()
-        chain_id, where = self.config.chain.chain_id, f"asset {self._asset.address_text}"
-        if facts.chain_id != chain_id:
-            raise ConfigInvalid(f"rpc: the endpoint is on chain {facts.chain_id}, `network` says {chain_id}")
-        if not facts.has_code:
-            raise ConfigInvalid(f"{where}: there is no contract at this address on {self.config.network}")
-        expected = domain_separator(self.book.domain)
-        if facts.domain_separator is not None and facts.domain_separator != expected:
-            raise ConfigInvalid(f"{where}: its EIP-712 domain is not name {self._asset.name!r}, version "
-                                f"{self._asset.version!r}; no payment could be settled")  # fmt: skip
-        if facts.decimals is not None and facts.decimals != self._asset.decimals:
-            raise ConfigInvalid(f"{where}: has {facts.decimals} decimals, the settings say {self._asset.decimals}")
+        await check_token(self._rpc, self.config.chain, self._asset)
         self._token_is_checked = True
 
     async def why_not_ready(self) -> str | None:

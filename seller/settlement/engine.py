@@ -43,11 +43,12 @@ from seller.limits import (
 )
 from seller.settlement.outbox import Item, Outbox, now_ms
 
-__all__ = ["Counter", "Settler", "Worker"]
+__all__ = ["REFUSALS", "Counter", "Settler", "Worker"]
 
 _log = logging.getLogger("farebox.seller.settlement")
 
-_REFUSALS: dict[str, type[PaymentRefused]] = {
+# What a client is told, by the reason that the books hold.
+REFUSALS: dict[str, type[PaymentRefused]] = {
     kind.code: kind for kind in (InsufficientFunds, PaymentExpired, PaymentReplayed, SettlementFailed)
 }
 
@@ -98,7 +99,7 @@ class Counter:
             while (remaining_s := started + SETTLE_WAIT_S - time.monotonic()) > 0:
                 state = self._ledger.state(claim.id)
                 if state is None or state.money in (Money.VOID, Money.LOST):
-                    kind = _REFUSALS.get(state.reason if state else "", SettlementFailed)
+                    kind = REFUSALS.get(state.reason if state else "", SettlementFailed)
                     raise kind("the transfer was refused; nothing was charged")
                 if state.money is Money.SETTLED:
                     return state.transaction_hash

@@ -1,7 +1,8 @@
 """The settler for sellers without a gas key: any x402 facilitator, trusted with nothing but gas.
 
 A payment was verified here before it gets this far. A facilitator that says "paid" is believed only when the chain
-shows it (where an `rpc` is configured); one that says nothing has decided nothing.
+shows it; one that says nothing has decided nothing, and the next one is asked. Two that settle the same payment cannot
+both succeed: the token burns its nonce once.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import msgspec
 
 from contracts.address import address_text
 from contracts.crash import checkpoint
-from contracts.errors import FacilitatorUnavailable, MalformedMessage, PaymentExpired, SettlementFailed
-from contracts.lifecycle import MoneyEvent
+from contracts.errors import FacilitatorUnavailable, MalformedMessage
 from contracts.offers import Offer, requirements
 from contracts.schemes.exact_eip3009 import encode_payload
 from contracts.wire import FacilitatorRequest, PaymentPayload, SettlementResponse, decode_json, encode_json
@@ -25,6 +25,7 @@ from seller.limits import (
     BATCH_MAX,
     FACILITATOR_ANSWER_BYTES_MAX,
     FACILITATOR_AT_ONCE_MAX,
+    FACILITATOR_SHARE_MIN_S,
     FACILITATOR_TIMEOUT_S,
     RETRY_S,
 )
@@ -37,23 +38,29 @@ _log = logging.getLogger("farebox.seller.settlement")
 
 # "Broadcast, but not confirmed in time": not a refusal.
 _PENDING = "settlement_pending"
-# After validBefore plus this much no honest clock lets the transfer happen.
-_EXPIRY_GRACE_S = 3600
+
+
+class _NeverSent(FacilitatorUnavailable):
+    """No connection was made, so this facilitator knows nothing of the payment."""
 
 
 class FacilitatorSettler:
-    """Settles through the facilitator at `url`. `terms` is any offer of ours; amounts come from the items."""
+    """Settles through the first of the facilitators at `urls` that answers.
+
+    `terms` is any offer of ours; amounts come from the items.
+    """
 
     account = "facilitator"
 
-    def __init__(self, outbox: Outbox, url: str, terms: Offer, evidence: Evidence | None) -> None:
+    def __init__(self, outbox: Outbox, urls: Sequence[str], terms: Offer, evidence: Evidence) -> None:
         self._outbox = outbox
         self._terms = terms
         self._evidence = evidence
         self._posting: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._judged: list[int] = []
-        self._url = url.rstrip("/") + "/settle"
+        self._urls = [url.rstrip("/") + "/settle" for url in urls]
+        self._share_s = max(FACILITATOR_SHARE_MIN_S, FACILITATOR_TIMEOUT_S / len(urls))
         self._client = httpx.AsyncClient(timeout=FACILITATOR_TIMEOUT_S, follow_redirects=False, trust_env=False)
 
     async def close(self) -> None:
@@ -82,20 +89,20 @@ class FacilitatorSettler:
         """Ask again about items without a verdict; return the ids judged, and whether any request is open."""
         for item in self._outbox.unconfirmed(BATCH_MAX):
             if item.id not in self._posting and self.has_room():
-                self._start(item)
+                self._start(item, asked_before=True)
         judged, self._judged = self._judged, []
         return judged, bool(self._posting)
 
-    def _start(self, item: Item) -> None:
+    def _start(self, item: Item, *, asked_before: bool = False) -> None:
         self._posting.add(item.id)
-        task = asyncio.ensure_future(self._settle(item))
+        task = asyncio.ensure_future(self._settle(item, asked_before))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self, item: Item) -> None:
+    async def _settle(self, item: Item, asked_before: bool) -> None:
         """Bring one item nearer to its verdict: the chain's word first, then the facilitator's."""
         try:
-            verdict = await self._verdict(item)
+            verdict = await self._verdict(item, asked_before)
             checkpoint("settle.judged")
             if verdict is None:
                 await self._outbox.postpone([item], self._pause_ms(item))
@@ -107,44 +114,39 @@ class FacilitatorSettler:
         finally:
             self._posting.discard(item.id)
 
-    async def _verdict(self, item: Item) -> Verdict | None:
-        try:
-            answer = await self._post(item)
-        except (FacilitatorUnavailable, MalformedMessage) as error:
-            _log.warning("payment %d: %s", item.id, error.message)
-            return await self._from_chain(item)
-        if answer.success:
-            return await self._confirmed(item, answer)
-        if answer.error_reason == _PENDING:
-            return await self._from_chain(item)
-        _log.info("payment %d was refused by the facilitator: %s", item.id, str(answer.error_reason)[:120])
-        if self._evidence is not None:
+    async def _verdict(self, item: Item, asked_before: bool) -> Verdict | None:
+        """Ask one facilitator after the other. A refusal is final only where nobody else may still be acting."""
+        somebody_may_act = asked_before
+        for url in self._urls:
+            try:
+                answer = await self._post(url, item)
+            except (FacilitatorUnavailable, MalformedMessage) as error:
+                _log.warning("payment %d: %s", item.id, error.message)
+                # It may have settled and not told: then the next one need not be asked.
+                verdict = await self._from_chain(item)
+                if verdict is not None:
+                    return verdict
+                somebody_may_act = somebody_may_act or not isinstance(error, _NeverSent)
+                continue
+            if answer.success or answer.error_reason == _PENDING or somebody_may_act:
+                return await self._from_chain(item)
+            _log.info("payment %d was refused by a facilitator: %s", item.id, str(answer.error_reason)[:120])
             # Refused may also mean "somebody else has settled it", which is paid.
             return await self._evidence.judge(item, on_chain=True)
-        return Verdict(item, None, reason=SettlementFailed.code, on_chain=True)
+        return None
 
-    async def _confirmed(self, item: Item, answer: SettlementResponse) -> Verdict | None:
-        if self._evidence is None:
-            return Verdict(item, MoneyEvent.CHAIN_PAID, answer.transaction[:80])
+    async def _from_chain(self, item: Item) -> Verdict | None:
+        """Return what the chain has decided; "unused" decides nothing while a facilitator may still act."""
         verdict = await self._evidence.judge(item)
         return verdict if verdict.event is not None else None
 
-    async def _from_chain(self, item: Item) -> Verdict | None:
-        """Without an answer only the chain can tell; "unused" tells nothing while the facilitator may still act."""
-        if self._evidence is not None:
-            verdict = await self._evidence.judge(item)
-            return verdict if verdict.event is not None else None
-        if now_ms() / 1000 > item.authorization.valid_before_s + _EXPIRY_GRACE_S:
-            return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentExpired.code)
-        return None
-
-    async def _post(self, item: Item) -> SettlementResponse:
+    async def _post(self, url: str, item: Item) -> SettlementResponse:
         body = encode_json(self._request(item))
         try:
             async with (
-                asyncio.timeout(FACILITATOR_TIMEOUT_S),
+                asyncio.timeout(self._share_s),
                 self._client.stream(
-                    "POST", self._url, content=body, headers={"content-type": "application/json"}
+                    "POST", url, content=body, headers={"content-type": "application/json"}
                 ) as response,
             ):
                 data = bytearray()
@@ -152,6 +154,8 @@ class FacilitatorSettler:
                     data += chunk
                     if len(data) > FACILITATOR_ANSWER_BYTES_MAX:
                         raise FacilitatorUnavailable("the facilitator's answer is too large")
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise _NeverSent(f"the facilitator cannot be reached: {type(error).__name__}") from None
         except (httpx.HTTPError, TimeoutError) as error:
             raise FacilitatorUnavailable(f"the facilitator did not answer: {type(error).__name__}") from None
         if response.status_code != 200:

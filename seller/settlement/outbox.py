@@ -182,6 +182,17 @@ class Outbox:
 
     # Transactions
 
+    def newest_hash(self, payment_id: int) -> str | None:
+        """Return the hash under which the transaction that carries a payment was signed last."""
+        row = self._database.read(
+            lambda connection: connection.execute(
+                "SELECT hash FROM signed_forms WHERE transaction_id ="
+                " (SELECT transaction_id FROM payments WHERE id = ?) ORDER BY created_ms DESC LIMIT 1",
+                (payment_id,),
+            ).fetchone()
+        )
+        return None if row is None else str(row["hash"])
+
     async def store(
         self,
         account: Address,

@@ -142,10 +142,52 @@ async def test_an_unanswered_settlement_stays_unknown_until_the_chain_tells(
         assert shop.earned == PRICE_ATOMIC
 
 
-async def test_without_an_rpc_the_facilitator_is_believed(chain: Devnet, tmp_path: Path) -> None:
-    async with facilitated(chain, tmp_path, settle="before", rpc=[]) as (shop, _):
-        assert (await shop.buy()).status_code == 200
-        assert shop.earned == PRICE_ATOMIC
+async def test_a_facilitator_that_is_down_is_passed_over_for_the_next(chain: Devnet, tmp_path: Path) -> None:
+    facilitator = StandInFacilitator(chain)
+    async with listening(facilitator.app) as url:
+        settler = {"kind": "facilitator", "url": ["http://127.0.0.1:9", url]}
+        async with open_shop(chain, tmp_path, settler=settler, settle="before") as shop:
+            assert (await shop.buy()).status_code == 200
+            assert shop.earned == PRICE_ATOMIC
+
+
+async def test_a_refusal_is_not_believed_while_a_silent_facilitator_may_still_settle(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seller.settlement.engine.SETTLE_WAIT_S", 1.0)
+    silent, refusing = StandInFacilitator(chain), StandInFacilitator(chain)
+    silent.settles = refusing.settles = False
+    silent.answer = PlainTextResponse("busy", 503)
+    refusing.answer = {"success": False, "errorReason": "insufficient_funds"}
+    async with listening(silent.app) as first, listening(refusing.app) as second:
+        settler = {"kind": "facilitator", "url": [first, second]}
+        async with open_shop(chain, tmp_path, settler=settler, settle="before") as shop:
+            header = shop.payment()
+            answer = await shop.buy(header)
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "settlement_unavailable")
+            assert shop.seller.ledger.sums().payments == {"submitted": 1}
+            silent.settles, silent.answer = True, None
+            await shop.settled()
+            assert (await shop.buy(header)).headers["x-farebox-credit"] == "true"
+            assert shop.earned == PRICE_ATOMIC
+
+
+@pytest.mark.parametrize("settle", ["after", "async", "auto"])
+async def test_a_lying_success_earns_nothing_and_releases_nothing_on_its_word(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
+) -> None:
+    monkeypatch.setattr("seller.settlement.engine.SETTLE_WAIT_S", 0.5)
+    async with facilitated(chain, tmp_path, settle=settle) as (shop, facilitator):
+        facilitator.settles = False
+        facilitator.answer = {"success": True, "transaction": "0x" + "12" * 32, "network": chain.network}
+        answer = await shop.buy()
+        # Only credit, which is bounded, lets goods leave before the chain shows the money.
+        assert answer.status_code == (200 if settle == "async" else 503)
+        async with asyncio.timeout(20):
+            while facilitator.calls < 2:  # noqa: ASYNC110 - the calls come from a worker
+                await asyncio.sleep(0.01)
+        sums = shop.seller.ledger.sums()
+        assert (sums.earned_atomic, sums.payments) == (0, {"submitted": 1})
 
 
 async def test_a_hundred_payments_do_not_overrun_the_facilitator(chain: Devnet, tmp_path: Path) -> None:
