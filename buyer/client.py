@@ -76,7 +76,11 @@ class _PoolWallet:
 
     def flow(self, request: Outgoing) -> PaymentFlow:
         name = fingerprint(request)
-        key = name if name.startswith("id:") else self._spender.unanswered(name) or f"call:{uuid.uuid4().hex}"
+        key = (
+            name
+            if name.startswith("id:")
+            else self._spender.unanswered(name, int(time.time())) or f"call:{uuid.uuid4().hex}"
+        )
         paid = pay_with_pool(
             request,
             self._spender,

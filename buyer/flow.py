@@ -13,6 +13,7 @@ clients, the command line and the tests.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -28,6 +29,7 @@ from contracts.errors import (
     MalformedMessage,
     OutcomeUnknown,
     PaymentRefused,
+    RequestAlreadyPaid,
     SellerUnreachable,
     StoreUnavailable,
     TermsChanged,
@@ -137,19 +139,33 @@ def pay_with_pool(
     *,
     fingerprint: str = "",
     route: str = "",
+    client_key: str = "",
+    tells_delivery: bool = False,
 ) -> PaymentFlow:
     """Pay first: the terms are pinned, so the payment goes with the first request.
 
-    `request_key` names the logical request: a repetition presents the same authorization. Errors of the pool are
-    returned in the outcome; after the payment is on its way nothing is raised but what the driver throws in.
+    `request_key` names the logical request: a repetition presents the same authorization, and only with the same
+    method, URL and body. One that was answered before is presented for the answer its seller may have kept; nothing is
+    ever bought anew for it. `client_key` names on whose budget it goes. Who `tells_delivery` calls `Spender.delivered`
+    or `undelivered` at the end; else a 2xx counts as delivered. Errors of the pool are returned in the outcome; after
+    the payment is on its way nothing is raised but what the driver throws in.
     """
     if origin_of(request.url) != purchase.origin:
         elsewhere = f"{purchase.name}: pays only at {purchase.origin}, not at {origin_of(request.url)[:80]}"
         return Outcome("refused", error=TermsNotAllowed(elsewhere))
     try:
-        claim = spender.reopen(request_key, int(clock()))
+        digest = _digest(request)
+        claim = spender.reopen(request_key, int(clock()), digest=digest)
         if claim is None:
-            claim = spender.claim(purchase, request_key, int(clock()), fingerprint=fingerprint, route=route)
+            claim = spender.claim(
+                purchase,
+                request_key,
+                int(clock()),
+                fingerprint=fingerprint,
+                route=route,
+                digest=digest,
+                client_key=client_key,
+            )
         elif claim.purchase.id != purchase.id:
             spender.abort(claim)
             raise TermsNotAllowed(
@@ -163,7 +179,8 @@ def pay_with_pool(
         incoming = yield _with_payment(request, claim.headers())
     except NeverLeft as problem:
         spender.never_left(claim)
-        return Outcome("refused", error=SellerUnreachable(f"{purchase.origin}: no connection ({problem})"))
+        unreachable = SellerUnreachable(f"{purchase.origin}: no connection ({problem})")
+        return Outcome("unknown", claim, error=unreachable) if claim.again else Outcome("refused", error=unreachable)
     except Lost as problem:
         spender.lost(claim, status=None, reason=f"no answer: {problem}")
         return Outcome("unknown", claim, error=OutcomeUnknown(f"{purchase.origin}: paid, but no answer ({problem})"))
@@ -176,10 +193,18 @@ def pay_with_pool(
         # The answer is paid for, and the client shall have it even when our disk fails: unrecorded, the row stays SENT
         # and becomes UNKNOWN, never READY.
         with contextlib.suppress(StoreUnavailable):
-            spender.served(claim, status=incoming.status, receipt=receipt, latency_ms=round((clock() - started) * 1000))
+            spender.served(
+                claim,
+                status=incoming.status,
+                receipt=receipt,
+                latency_ms=round((clock() - started) * 1000),
+                delivered_s=None if tells_delivery else int(clock()),
+            )
         checkpoint("buyer.recorded")
         return Outcome("served", claim, incoming, receipt)
     cause = _refusal(incoming, receipt, purchase.offer) or _no_service(incoming, purchase.origin)
+    if claim.again:
+        cause = _refused_again(cause, claim, incoming)
     spender.lost(claim, status=incoming.status, reason=f"{cause.code}: {cause.message}")
     return Outcome(_kind(cause), claim, incoming, receipt, cause)
 
@@ -325,6 +350,29 @@ def _same(one: Offer, other: Offer) -> bool:
         and one.pay_to == other.pay_to
         and (one.scheme, one.method, one.domain) == (other.scheme, other.method, other.domain)
     )
+
+
+def _refused_again(cause: FareboxError, claim: Claim, incoming: Incoming) -> FareboxError:
+    """Return what a refusal means for a payment the seller has seen before: never that another one is due.
+
+    A seller that says "later" may have the answer yet. Any other word ends the matter where the money has moved; where
+    that is not known, only the chain can tell.
+    """
+    if incoming.status in (429, 503) or incoming.headers.get("retry-after"):
+        return cause
+    if claim.spent:
+        return RequestAlreadyPaid("this request was paid and answered, and the seller no longer keeps its answer")
+    if isinstance(cause, OutcomeUnknown):
+        return cause
+    return OutcomeUnknown(f"the same payment was presented again, and refused ({cause.message}); it may have been used")
+
+
+def _digest(request: Outgoing) -> bytes:
+    """Return 32 bytes that tell what is asked for: method, URL and body."""
+    digest = hashlib.sha256()
+    for part in (request.method.encode(), request.url.encode(), request.body):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
 
 
 def _no_service(incoming: Incoming, origin: str) -> OutcomeUnknown:

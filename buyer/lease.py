@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 
+from buyer.budgets import recount
 from buyer.moves import move_sql
 from contracts.lifecycle import AuthorizationEvent
 from contracts.storage import Connection, Database, Life
@@ -24,9 +25,12 @@ from contracts.storage import Connection, Database, Life
 __all__ = ["RELEASE_COLUMNS", "Worker", "is_known", "recover"]
 
 # What an authorization that never left forgets of the request that had claimed it.
-RELEASE_COLUMNS = "request_key = NULL, fingerprint = NULL, route = NULL, claimed_s = NULL"
+RELEASE_COLUMNS = (
+    "request_key = NULL, fingerprint = NULL, route = NULL, claimed_s = NULL, request_digest = NULL, client_key = NULL"
+)
 
-_RETURN_READY = "UPDATE authorizations SET lease = NULL WHERE lease = :lease AND state = 'ready'"
+# A spent one is leased while its answer is on its way to whoever asked.
+_LET_GO = "UPDATE authorizations SET lease = NULL WHERE lease = :lease AND state IN ('ready', 'spent')"
 _RETURN_CLAIMED = move_sql(AuthorizationEvent.ABORT, f"lease = NULL, {RELEASE_COLUMNS}", "lease = :lease")
 _LOSE_SENT = move_sql(
     AuthorizationEvent.LOST, "lease = NULL, reason = 'the process ended before the answer came'", "lease = :lease"
@@ -70,9 +74,13 @@ class Worker:
     def close(self) -> None:
         """Give back what was not sent; what is still waiting for an answer becomes UNKNOWN."""
         try:
-            self._database.transact(lambda connection: _end(connection, self.id))
+            self._database.transact(self._end)
         finally:
             self._presence.close()
+
+    def _end(self, connection: Connection) -> None:
+        _end(connection, self.id)
+        recount(connection)
 
 
 def is_known(connection: Connection, worker_id: str) -> bool:
@@ -92,10 +100,11 @@ def recover(database: Database, era: str) -> int:
             if life is Life.ENDED and worker_era == era:
                 _end(connection, worker_id)
             else:
-                connection.execute(_LOSE_ALL, {"lease": worker_id})
-                connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+                _run(connection, worker_id, _LOSE_ALL, _LET_GO)
             database.forget(worker_id)
             dead += 1
+        if dead:
+            recount(connection)
         return dead
 
     has_workers = database.read(lambda connection: connection.execute("SELECT 1 FROM workers LIMIT 1").fetchone())
@@ -103,6 +112,11 @@ def recover(database: Database, era: str) -> int:
 
 
 def _end(connection: Connection, worker_id: str) -> None:
-    for statement in (_RETURN_READY, _RETURN_CLAIMED, _LOSE_SENT):
+    _run(connection, worker_id, _LET_GO, _RETURN_CLAIMED, _LOSE_SENT)
+
+
+def _run(connection: Connection, worker_id: str, *statements: str) -> None:
+    """End the leases of a worker by these statements, and strike it off the books."""
+    for statement in statements:
         connection.execute(statement, {"lease": worker_id})
     connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,))

@@ -10,6 +10,10 @@ LEASE_SHARE = 4
 # seller that settles after it served needs time to do so.
 CLAIM_MARGIN_S = 120
 
+# How long after a call its seller may still have the answer that reached nobody (Farebox's own keeps them an hour);
+# until then a repetition asks for it, and later it is a new purchase.
+ANSWER_LIFE_S = 3600
+
 # Authorizations one `buy` or refill signs at most; 10,000 take a few seconds and 10 MB.
 SIGN_COUNT_MAX = 10_000
 # Signed and stored together: bounds what is repeated after a crash, and paces the progress bar.

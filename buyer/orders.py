@@ -137,7 +137,7 @@ async def pay_once(
     name = fingerprint(order.request)
     spender = pool.spender(lease_size=1)
     try:
-        key = spender.unanswered(name)
+        key = spender.unanswered(name, int(clock()))
         earlier = None if key is None else pool.receipt_of(key)
         if key is not None and earlier is not None:
             purchase = pool.purchase(earlier.purchase)

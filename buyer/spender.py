@@ -13,15 +13,24 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from buyer.budgets import budget_units, give_back, scopes_of, take
 from buyer.lease import RELEASE_COLUMNS, Worker, is_known, recover
-from buyer.limits import CLAIM_MARGIN_S, LEASE_SHARE, REASON_LENGTH_MAX, SELLER_TIMEOUT_S_MAX
+from buyer.limits import ANSWER_LIFE_S, CLAIM_MARGIN_S, LEASE_SHARE, REASON_LENGTH_MAX, SELLER_TIMEOUT_S_MAX
 from buyer.moves import move_sql, moved
 from buyer.payment import payment_headers
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
 from contracts.crash import checkpoint
-from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress, StoreUnavailable
+from contracts.errors import (
+    AuthorizationsExhausted,
+    OutcomeUnknown,
+    RequestAlreadyPaid,
+    RequestChanged,
+    RequestInProgress,
+    StoreUnavailable,
+)
 from contracts.lifecycle import AuthorizationEvent
 from contracts.schemes.exact_eip3009 import Authorization
 from contracts.storage import Connection, Database, Row
@@ -30,6 +39,7 @@ from contracts.wire import SettlementResponse
 __all__ = ["Claim", "Spender", "receipt_id", "usable_until_s"]
 
 _Slot = tuple[int, int, Authorization, bytes]
+_Values = dict[str, Any]
 
 _TRANSACTION_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
@@ -45,13 +55,25 @@ _FREE = """
 """
 _CLAIM = move_sql(
     AuthorizationEvent.CLAIM,
-    "request_key = :request_key, fingerprint = :fingerprint, route = :route, claimed_s = :now",
+    "request_key = :request_key, fingerprint = :fingerprint, route = :route, claimed_s = :now,"
+    " request_digest = :digest, client_key = :client_key",
     "id = :id AND lease = :lease",
 )
-_OPEN = "SELECT * FROM authorizations WHERE request_key = ? AND state IN ('claimed', 'sent', 'unknown') LIMIT 1"
+_OPEN = """
+    SELECT * FROM authorizations WHERE request_key = ? AND state IN ('claimed', 'sent', 'unknown', 'spent') LIMIT 1
+"""
 _IS_OPEN = _OPEN.replace("*", "state", 1)
 _SEND = move_sql(AuthorizationEvent.SEND, where="id = :id AND lease = :lease")
-_PRESENT_AGAIN = move_sql(AuthorizationEvent.PRESENT_AGAIN, "lease = :lease, status = NULL, reason = NULL")
+# UNKNOWN stays what it is; the lease says that somebody waits for its answer.
+_PRESENT_AGAIN = move_sql(
+    AuthorizationEvent.PRESENT_AGAIN, "lease = :lease, status = NULL, reason = NULL", "id = :id AND lease IS NULL"
+)
+_UNANSWERED = """
+    SELECT request_key, state, lease FROM authorizations
+    WHERE fingerprint = :fingerprint AND delivered_s IS NULL
+        AND (state IN ('sent', 'unknown') OR (state = 'spent' AND claimed_s >= :since))
+    ORDER BY claimed_s DESC, id DESC
+"""
 _ABORT = move_sql(AuthorizationEvent.ABORT, RELEASE_COLUMNS, "id = :id AND lease = :lease")
 _NEVER_LEFT = move_sql(AuthorizationEvent.NEVER_LEFT, RELEASE_COLUMNS, "id = :id AND lease = :lease")
 # For a step of which nobody knows whether it was written, while its request ended here and nothing left for it.
@@ -59,11 +81,18 @@ _UNDO = [
     move_sql(event, RELEASE_COLUMNS, "id = :id AND lease = :lease AND request_key = :request_key")
     for event in (AuthorizationEvent.ABORT, AuthorizationEvent.NEVER_LEFT)
 ]
+# Steps after which a claim costs nothing.
+_RELEASES = frozenset((_ABORT, _NEVER_LEFT, *_UNDO))
+_ANSWER = "status = :status, latency_ms = :latency_ms, transaction_hash = :transaction_hash"
 _SERVED = move_sql(
     AuthorizationEvent.SERVED,
-    "lease = NULL, status = :status, latency_ms = :latency_ms, transaction_hash = :transaction_hash",
+    f"lease = NULL, delivered_s = :delivered_s, {_ANSWER}",
     "id = :id AND lease = :lease",
 )
+# The lease stays until the end of the answer: nobody else fetches it meanwhile.
+_SERVING = move_sql(AuthorizationEvent.SERVED, _ANSWER, "id = :id AND lease = :lease")
+_DELIVERED = "UPDATE authorizations SET lease = NULL, delivered_s = :now WHERE id = :id AND state = 'spent'"
+_UNDELIVERED = "UPDATE authorizations SET lease = NULL WHERE id = :id AND state = 'spent' AND lease = :lease"
 _LOST = move_sql(
     AuthorizationEvent.LOST, "lease = NULL, status = :status, reason = :reason", "id = :id AND lease = :lease"
 )
@@ -71,7 +100,11 @@ _LOST = move_sql(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One authorization taken for one request. `again` says that the seller may have seen it before."""
+    """One authorization taken for one request.
+
+    `again` says that the seller may have seen it before; `spent`, that it was answered, and is presented for the answer
+    the seller may have kept. `client_key` names on whose budget it goes, `claimed_s` is when it was taken.
+    """
 
     purchase: Purchase
     authorization: Authorization
@@ -80,6 +113,9 @@ class Claim:
     receipt_id: str
     row_id: int
     again: bool = False
+    spent: bool = False
+    client_key: str = ""
+    claimed_s: int = 0
 
     def headers(self) -> dict[str, str]:
         """Return the payment header: `PAYMENT-SIGNATURE`, or `X-PAYMENT` for a version 1 seller."""
@@ -98,16 +134,26 @@ class Spender:
         self._lease_size = lease_size
         self._worker = Worker(database, era())
         self._slots: dict[tuple[int, int], list[_Slot]] = {}
-        self._unwritten: list[tuple[str, dict[str, int | str | None]]] = []
+        self._unwritten: list[tuple[str, _Values]] = []
         self._lock = threading.Lock()
 
     def claim(
-        self, purchase: Purchase, request_key: str, now_s: int, *, fingerprint: str = "", route: str = ""
+        self,
+        purchase: Purchase,
+        request_key: str,
+        now_s: int,
+        *,
+        fingerprint: str = "",
+        route: str = "",
+        digest: bytes = b"",
+        client_key: str = "",
     ) -> Claim:
         """Take the authorization of `purchase` that expires soonest, for the request `request_key`.
 
-        Raises `AuthorizationsExhausted`; `RequestInProgress` while the same key waits for its answer elsewhere;
-        `OutcomeUnknown` when the same key was presented before (then `reopen` it); `StoreUnavailable`.
+        `digest` tells what is asked for, and the authorization will be presented with nothing else. Its price is taken
+        from every budget it falls under. Raises `AuthorizationsExhausted`; `BudgetExceeded`; `RequestInProgress` while
+        the same key waits for its answer elsewhere; `OutcomeUnknown` when the same key was presented before (then
+        `reopen` it); `RequestAlreadyPaid`; `StoreUnavailable`.
         """
         self._catch_up()
         until_s = usable_until_s(purchase, now_s)
@@ -120,13 +166,17 @@ class Spender:
                 slot = heapq.heappop(slots)
                 if slot[0] < until_s:
                     continue
-                values: dict[str, int | str | None] = {
+                values: _Values = {
                     "id": slot[1],
                     "lease": self._worker.id,
                     "request_key": request_key,
                     "fingerprint": fingerprint or None,
                     "route": route or None,
+                    "digest": digest or None,
+                    "client_key": client_key or None,
                     "now": now_s,
+                    "scopes": scopes_of(purchase, client_key),
+                    "units": budget_units(slot[2].value_atomic, purchase.offer.asset),
                 }
                 try:
                     won = self._database.transact(lambda connection: _claim(connection, values), durable=False)  # noqa: B023 - runs at once
@@ -139,28 +189,42 @@ class Spender:
                     checkpoint("buyer.claimed")
                     _, row_id, authorization, signature = slot
                     name = receipt_id(authorization.nonce)
-                    return Claim(purchase, authorization, signature, request_key, name, row_id)
+                    return Claim(
+                        purchase,
+                        authorization,
+                        signature,
+                        request_key,
+                        name,
+                        row_id,
+                        client_key=client_key,
+                        claimed_s=now_s,
+                    )
 
-    def reopen(self, request_key: str, now_s: int) -> Claim | None:
-        """Return the UNKNOWN authorization of this very request, SENT again on disk, or None when there is none.
+    def reopen(self, request_key: str, now_s: int, *, digest: bytes = b"") -> Claim | None:
+        """Return the authorization that this very request was presented with before, or None when there is none.
 
-        Raises `RequestInProgress` while another call waits for the answer, and `OutcomeUnknown` when the
-        authorization is too old to present again: then only the chain can tell whether it was used.
+        An UNKNOWN one is marked as being presented again; a SPENT one is for asking its seller for the answer once
+        more. Raises `RequestChanged` when `digest` is not what was presented; `RequestInProgress` while another call
+        waits for the answer; `OutcomeUnknown` when the authorization is too old to present again, so that only the
+        chain can tell whether it was used.
         """
         self._catch_up()
         row = self._open_row(request_key)
-        if row is not None and row["state"] != "unknown" and row["lease"] != self._worker.id:
+        if row is not None and row["lease"] not in (None, self._worker.id):
             recover(self._database, self._era())
             row = self._open_row(request_key)
         if row is None:
             return None
-        if row["state"] != "unknown":
+        if digest and row["request_digest"] not in (None, digest):
+            raise RequestChanged("this request was presented with another content, and its payment is for that")
+        if row["lease"] is not None or row["state"] not in ("unknown", "spent"):
             raise RequestInProgress("this request is already waiting for its answer")
-        purchase = self._database.read(lambda connection: _purchase_as_signed(connection, row))
-        authorization = authorization_from_row(row)
-        if authorization.valid_before_s < usable_until_s(purchase, now_s):
+        claim = self._claim_of(row)
+        if claim.spent:
+            return claim
+        if claim.authorization.valid_before_s < usable_until_s(claim.purchase, now_s):
             raise OutcomeUnknown("this request was paid for, and the authorization is too old to present again")
-        values: dict[str, int | str | None] = {"id": row["id"], "lease": self._worker.id}
+        values: _Values = {"id": row["id"], "lease": self._worker.id}
         try:
             won = self._database.transact(lambda connection: moved(connection, _PRESENT_AGAIN, values), durable=False)
         except StoreUnavailable:
@@ -170,16 +234,24 @@ class Spender:
         if not won:
             raise RequestInProgress("this request was just presented again by another call")
         checkpoint("buyer.presented_again")
-        name = receipt_id(authorization.nonce)
-        return Claim(purchase, authorization, row["signature"], request_key, name, row["id"], again=True)
+        return claim
 
-    def unanswered(self, fingerprint: str) -> str | None:
-        """Return the key of the newest UNKNOWN request with this fingerprint, so that a repetition is recognised."""
+    def unanswered(self, fingerprint: str, now_s: int) -> str | None:
+        """Return the key of the newest request with this fingerprint that is over and whose answer reached nobody.
+
+        Its outcome is UNKNOWN, or it is SPENT and its seller may have kept the answer. So a repetition is recognised.
+        """
         self._check_process()
-        query = """SELECT request_key FROM authorizations
-                   WHERE fingerprint = ? AND state = 'unknown' ORDER BY claimed_s DESC LIMIT 1"""
-        row = self._database.read(lambda connection: connection.execute(query, (fingerprint,)).fetchone())
-        return None if row is None else row["request_key"]
+        values = {"fingerprint": fingerprint, "since": now_s - ANSWER_LIFE_S}
+
+        def ask() -> list[Row]:
+            return self._database.read(lambda connection: connection.execute(_UNANSWERED, values).fetchall())
+
+        rows = ask()
+        if any(row["lease"] not in (None, self._worker.id) for row in rows):
+            recover(self._database, self._era())
+            rows = ask()
+        return next((row["request_key"] for row in rows if row["lease"] is None and row["state"] != "sent"), None)
 
     def sent(self, claim: Claim) -> None:
         """Record, before it happens, that the first byte leaves. Raises `StoreUnavailable`: then nothing may leave."""
@@ -209,11 +281,36 @@ class Spender:
         elif self._move(_NEVER_LEFT, claim):
             self._put_back(claim)
 
-    def served(self, claim: Claim, *, status: int, receipt: SettlementResponse | None, latency_ms: int) -> None:
-        """The seller answered 2xx. `receipt` is the seller's word; only its transaction hash is kept."""
+    def served(
+        self,
+        claim: Claim,
+        *,
+        status: int,
+        receipt: SettlementResponse | None,
+        latency_ms: int,
+        delivered_s: int | None = 0,
+    ) -> None:
+        """The seller answered 2xx. `receipt` is the seller's word; only its transaction hash is kept.
+
+        `delivered_s` is when the answer was delivered, unix seconds; with None, `delivered` or `undelivered` follows.
+        """
+        if claim.spent:
+            return
         stated = "" if receipt is None else receipt.transaction
         known = stated if _TRANSACTION_HASH.fullmatch(stated) else None
-        self._move(_SERVED, claim, status=status, latency_ms=latency_ms, transaction_hash=known)
+        told = {"status": status, "latency_ms": latency_ms, "transaction_hash": known}
+        if delivered_s is None:
+            self._move(_SERVING, claim, **told)
+        else:
+            self._move(_SERVED, claim, delivered_s=delivered_s, **told)
+
+    def delivered(self, claim: Claim, now_s: int) -> None:
+        """The whole answer has reached whoever asked: asking the same again is a new request, unless it has an id."""
+        self._move(_DELIVERED, claim, now=now_s)
+
+    def undelivered(self, claim: Claim) -> None:
+        """The call is over, and its answer did not reach whoever asked: a repetition asks the seller for it again."""
+        self._move(_UNDELIVERED, claim)
 
     def lost(self, claim: Claim, *, status: int | None, reason: str) -> None:
         """Any other end: the money may have moved, so only the chain may say more."""
@@ -228,21 +325,29 @@ class Spender:
             self._worker.close()
 
     def _lose(self, claim: Claim, status: int | None, reason: str) -> None:
-        self._move(_LOST, claim, status=status, reason=reason[:REASON_LENGTH_MAX])
+        if not claim.spent:
+            self._move(_LOST, claim, status=status, reason=reason[:REASON_LENGTH_MAX])
 
-    def _move(self, sql: str, claim: Claim, **values: int | str | None) -> bool:
+    def _move(self, sql: str, claim: Claim, **values: Any) -> bool:
         """Write down what became of a claim. What the store does not take now is written before the next step."""
         bound = self._bound(claim) | values
         try:
-            return self._database.transact(lambda connection: moved(connection, sql, bound), durable=False)
+            return self._database.transact(lambda connection: _step(connection, sql, bound), durable=False)
         except StoreUnavailable:
             self._unwritten.append((sql, bound))
             raise
 
-    def _bound(self, claim: Claim) -> dict[str, int | str | None]:
-        return {"id": claim.row_id, "lease": self._worker.id, "request_key": claim.request_key}
+    def _bound(self, claim: Claim) -> _Values:
+        return {
+            "id": claim.row_id,
+            "lease": self._worker.id,
+            "request_key": claim.request_key,
+            "now": claim.claimed_s,
+            "scopes": scopes_of(claim.purchase, claim.client_key),
+            "units": budget_units(claim.authorization.value_atomic, claim.purchase.offer.asset),
+        }
 
-    def _undo_later(self, values: dict[str, int | str | None]) -> None:
+    def _undo_later(self, values: _Values) -> None:
         self._unwritten += [(sql, values) for sql in _UNDO]
 
     def _catch_up(self) -> None:
@@ -255,7 +360,7 @@ class Spender:
 
             def work(connection: Connection) -> None:
                 for sql, values in steps:
-                    connection.execute(sql, values)
+                    _step(connection, sql, values)
 
             self._database.transact(work, durable=False)
             del self._unwritten[: len(steps)]
@@ -313,6 +418,22 @@ class Spender:
         )
         return [(row["valid_before_s"], row["id"], authorization_from_row(row), row["signature"]) for row in rows]
 
+    def _claim_of(self, row: Row) -> Claim:
+        """Return an authorization that was presented before, under the terms it was signed for."""
+        authorization = authorization_from_row(row)
+        return Claim(
+            self._database.read(lambda connection: _purchase_as_signed(connection, row)),
+            authorization,
+            row["signature"],
+            row["request_key"],
+            receipt_id(authorization.nonce),
+            row["id"],
+            again=True,
+            spent=row["state"] == "spent",
+            client_key=row["client_key"] or "",
+            claimed_s=row["claimed_s"],
+        )
+
     def _open_row(self, request_key: str) -> Row | None:
         row: Row | None = self._database.read(lambda connection: connection.execute(_OPEN, (request_key,)).fetchone())
         return row
@@ -332,13 +453,26 @@ def receipt_id(nonce: bytes) -> str:
     return "rcpt_" + nonce.hex()[:24]
 
 
-def _claim(connection: Connection, values: dict[str, int | str | None]) -> bool:
+def _claim(connection: Connection, values: _Values) -> bool:
     open_row = connection.execute(_IS_OPEN, (values["request_key"],)).fetchone()
-    if open_row is None:
-        return moved(connection, _CLAIM, values)
-    if open_row["state"] == "unknown":
-        raise OutcomeUnknown("this request was presented before and its outcome is open")
-    raise RequestInProgress("this request is already waiting for its answer")
+    if open_row is not None:
+        if open_row["state"] == "spent":
+            raise RequestAlreadyPaid("this request was paid and answered before")
+        if open_row["state"] == "unknown":
+            raise OutcomeUnknown("this request was presented before and its outcome is open")
+        raise RequestInProgress("this request is already waiting for its answer")
+    won = moved(connection, _CLAIM, values)
+    if won:
+        take(connection, values["scopes"], values["units"], values["now"])
+    return won
+
+
+def _step(connection: Connection, sql: str, values: _Values) -> bool:
+    """Run one step of a claim; what it frees goes back to its budgets."""
+    changed = moved(connection, sql, values)
+    if changed and sql in _RELEASES:
+        give_back(connection, values["scopes"], values["units"], values["now"])
+    return changed
 
 
 def _purchase_as_signed(connection: Connection, row: Row) -> Purchase:

@@ -17,7 +17,9 @@ FareboxError
 │       ├── PayerHasCode          the wallet address is a contract
 │       ├── TermsNotAllowed       asset, network, payee or validity outside the policy
 │       ├── AuthorizationsExhausted   the pool has nothing left to spend
-│       └── RequestInProgress     this request id is already being paid for
+│       ├── RequestInProgress     this request id is already being paid for
+│       ├── RequestChanged        this request id was presented with another content
+│       └── RequestAlreadyPaid    this request was paid and answered before
 └── RemoteError                   the other side broke the agreement
     ├── SellerUnreachable         no connection, or no answer in time
     ├── NotForSale                the endpoint answers, but asks for no payment
@@ -76,6 +78,8 @@ __all__ = [
     "PriceAboveCap",
     "RecipientMismatch",
     "RemoteError",
+    "RequestAlreadyPaid",
+    "RequestChanged",
     "RequestInProgress",
     "SellerUnreachable",
     "SettlementFailed",
@@ -222,6 +226,20 @@ class RequestInProgress(LocalRefusal):
 
     code, http_status, exit_code, retry_after_s = "request_in_progress", 409, 1, 1
     remedy = "wait, then repeat the request with the same id"
+
+
+class RequestChanged(LocalRefusal):
+    """The same request id came with another content; its payment is for what was presented first."""
+
+    code, http_status, exit_code = "request_id_reused", 400, 2
+    remedy = "give every request an id of its own"
+
+
+class RequestAlreadyPaid(LocalRefusal):
+    """The request was paid and answered, and the answer can no longer be had."""
+
+    code, http_status, exit_code = "request_already_paid", 409, 1
+    remedy = "send it as a new request to buy it again"
 
 
 class RemoteError(FareboxError):

@@ -8,12 +8,12 @@ Buyer, one authorization:
     READY ──claim──► CLAIMED ──send──► SENT ──served──► SPENT
       ▲                 │                │
       └──────abort──────┘                ├──never left──► READY
-                                         └──lost──► UNKNOWN ──present again (same request)──► SENT
+                                         └──lost──► UNKNOWN ──served, on presenting it again──► SPENT
     READY or UNKNOWN ──chain──► SPENT | EXPIRED | CANCELLED
     READY, CLAIMED or SENT, leased to a worker ──power loss──► UNKNOWN   (its last writes may be gone)
 
-An authorization that reached a seller never serves another request: it stays UNKNOWN until the chain shows it used,
-revoked, or unused past its time.
+An authorization that reached a seller never serves another request: it stays UNKNOWN, also while it is presented again,
+until the same request is answered or the chain shows it used, revoked, or unused past its time.
 
 Seller, one payment, two columns: what was done for it (`Work`) and what became of the money (`Money`).
 """
@@ -57,7 +57,7 @@ class AuthorizationEvent(Enum):
     CLAIM = "one request took it"
     ABORT = "the request ended before anything was sent"
     SEND = "the first byte is about to leave"
-    NEVER_LEFT = "no connection was made, now or for an earlier presentation, so nothing left"
+    NEVER_LEFT = "no connection was made, so nothing left"
     SERVED = "the seller answered 2xx"
     LOST = "the answer was an error, or none came"
     PRESENT_AGAIN = "the same request is repeated"
@@ -84,7 +84,11 @@ AUTHORIZATION_TRANSITIONS: dict[tuple[AuthorizationState, AuthorizationEvent], A
     (_A.SENT, _AE.NEVER_LEFT): _A.READY,
     (_A.SENT, _AE.SERVED): _A.SPENT,
     (_A.SENT, _AE.LOST): _A.UNKNOWN,
-    (_A.UNKNOWN, _AE.PRESENT_AGAIN): _A.SENT,
+    # Presented again it stays UNKNOWN: only SENT may turn out never to have left.
+    (_A.UNKNOWN, _AE.PRESENT_AGAIN): _A.UNKNOWN,
+    (_A.UNKNOWN, _AE.SERVED): _A.SPENT,
+    (_A.UNKNOWN, _AE.LOST): _A.UNKNOWN,
+    (_A.UNKNOWN, _AE.POWER_LOST): _A.UNKNOWN,
     (_A.UNKNOWN, _AE.CHAIN_USED): _A.SPENT,
     (_A.UNKNOWN, _AE.CHAIN_CANCELLED): _A.CANCELLED,
     (_A.UNKNOWN, _AE.CHAIN_UNUSED_PAST_TIME): _A.EXPIRED,

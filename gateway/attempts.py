@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from cachetools import TTLCache
 
+from buyer.pool import Claim
 from gateway.envelope import Headers
 from gateway.limits import KEPT_ANSWER_BYTES_MAX, KEPT_BYTES_MAX, KEPT_S
 
@@ -28,9 +29,11 @@ class Broken(Exception):
 class Record:
     """An answer while it is written, for others to follow and for a client to fetch again."""
 
-    __slots__ = ("_waiting", "chunks", "complete", "failed", "headers", "size", "status")
+    __slots__ = ("_waiting", "chunks", "claim", "complete", "failed", "headers", "size", "status")
 
     def __init__(self) -> None:
+        # What paid for it; whoever gets the whole answer at last has the pool told so.
+        self.claim: Claim | None = None
         self.status = 0
         self.headers: Headers = []
         self.chunks: list[bytes] = []

@@ -8,16 +8,29 @@ not the client waits for it, so that it is there when the client asks again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from buyer.flow import Outcome, Outgoing, pay_with_pool
-from buyer.pool import Pool, Spender
+from buyer.pool import Claim, Pool, Spender
 from buyer.purchase import Purchase
-from contracts.errors import AuthorizationsExhausted, FareboxError, RequestInProgress, SellerUnreachable
+from buyer.receipts import Receipt
+from contracts.errors import (
+    AuthorizationsExhausted,
+    BudgetExceeded,
+    FareboxError,
+    NameUnknown,
+    OutcomeUnknown,
+    RequestAlreadyPaid,
+    RequestChanged,
+    RequestInProgress,
+    SellerUnreachable,
+)
 from gateway.attempts import Attempt, Attempts, Broken, Record
 from gateway.client import Client
 from gateway.config import GatewayConfig
@@ -33,10 +46,14 @@ from gateway.upstream import Answer, Upstream
 
 __all__ = ["Desk"]
 
+T = TypeVar("T")
+
 log = logging.getLogger("farebox.gateway")
 
 # A client that disconnects is noticed within a few turns of the event loop; its repetition may arrive in the same turn.
 _TURNS_TO_NOTICE = 4
+# Refusals that say nothing about a purchase or its seller.
+_NOT_THE_SELLERS = (BudgetExceeded, RequestAlreadyPaid, RequestChanged, RequestInProgress)
 _REPLAYED = (b"x-farebox-replayed", b"true")
 
 
@@ -82,7 +99,11 @@ class Desk:
         elif (attempt := await self._attempt_to_join(call)) is not None:
             await self._join(call, client, attempt)
         else:
-            await self._buy(call, client, self._order(call))
+            await self._buy(call, client, await self.in_store(lambda: self._order(call)))
+
+    async def in_store(self, work: Callable[[], T]) -> T:
+        """Run `work`, which asks the store: at once where that takes microseconds, else in a thread."""
+        return work() if self.pool.database.is_local else await asyncio.to_thread(work)
 
     async def _attempt_to_join(self, call: Call) -> Attempt | None:
         """Return an attempt at the same request that lost its client. Raises `RequestInProgress` for a live one."""
@@ -103,8 +124,7 @@ class Desk:
         for chunk in record.chunks:
             await client.body(chunk)
         await client.end()
-        if client.delivered and not call.has_id:
-            self.attempts.forget(call.key)
+        await self._note_delivery(call, client, record)
 
     async def _join(self, call: Call, client: Client, attempt: Attempt) -> None:
         self.metrics.repeated.labels("joined").inc()
@@ -120,22 +140,39 @@ class Desk:
                 raise Refused(Problem(502, "answer_lost", "the answer this request waited for broke off")) from None
             return
         await client.end()
-        if client.delivered and not call.has_id:
+        await self._note_delivery(call, client, attempt.record)
+
+    async def _note_delivery(self, call: Call, client: Client, record: Record) -> None:
+        """Remember that a client has the whole answer, if so: without an id, asking again is a new purchase then."""
+        if not client.delivered:
+            return
+        if not call.has_id:
             self.attempts.forget(call.key)
+        if record.claim is not None:
+            await self._end(record.claim, delivered=True)
+
+    async def _end(self, claim: Claim, *, delivered: bool) -> None:
+        """Tell the pool whether an answer reached a client; one that the store does not note is asked for again."""
+
+        def end() -> None:
+            if delivered:
+                self._spender.delivered(claim, int(self.clock()))
+            else:
+                self._spender.undelivered(claim)
+
+        with contextlib.suppress(FareboxError):
+            await self.in_store(end)
 
     def _order(self, call: Call) -> _Order:
         """Decide what to buy for `call`. Raises `Refused` or a `FareboxError` when that is nothing."""
-        request_key = call.key if call.has_id else self._spender.unanswered(call.key)
+        request_key = call.key if call.has_id else self._spender.unanswered(call.key, int(self.clock()))
         if request_key is not None and (earlier := self.pool.receipt_of(request_key)) is not None:
             if call.has_id and earlier.fingerprint != _own_id(call):
                 raise _id_reused()
-            if call.has_id and earlier.state == "spent":
-                self.metrics.repeated.labels("already_paid").inc()
-                raise _already_paid()
-            if earlier.state == "unknown":
-                # Only the seller that saw the payment may see it again.
+            if earlier.state in ("unknown", "spent"):
+                # Only the seller that saw the payment may see it again, and only it may have kept the answer.
                 self.metrics.repeated.labels("presented_again").inc()
-                return _Order(request_key, _own_id(call), [self.pool.purchase(earlier.purchase)])
+                return _Order(request_key, _own_id(call), [self._seller_of(earlier)])
         ranked = self.shelf.find(call.model.name, call.seller)
         caps = {"x-farebox-max-price": call.max_price, "max_price in gateway.yaml": self.config.max_price}
         affordable = self.shelf.affordable(ranked, {name: text for name, text in caps.items() if text is not None})
@@ -143,6 +180,14 @@ class Desk:
         if call.has_id:
             return _Order(call.key, _own_id(call), candidates)
         return _Order(f"{call.key}:{secrets.token_hex(8)}", call.key, candidates)
+
+    def _seller_of(self, earlier: Receipt) -> Purchase:
+        try:
+            return self.pool.purchase(earlier.purchase)
+        except NameUnknown:
+            if earlier.state == "spent":
+                raise RequestAlreadyPaid("this request was paid and answered, and its seller was removed") from None
+            raise OutcomeUnknown("this request was paid for, and its seller was removed") from None
 
     async def _buy(self, call: Call, client: Client, order: _Order) -> None:
         attempt = self.attempts.begin(call.key, call.digest, lambda: client.gone)
@@ -159,13 +204,21 @@ class Desk:
         finally:
             keep = served and (call.has_id or not client.delivered)
             self.attempts.end(attempt, keep=keep)
+            if attempt.record.claim is not None:
+                await self._end(attempt.record.claim, delivered=served and client.delivered)
 
     async def _pay_and_pass_on(self, call: Call, client: Client, attempt: Attempt, order: _Order) -> bool:
         relay = Relay(call, client, attempt.record)
         purchase, outcome, answer = await self._pay(call, order)
         if answer is None:
+            if isinstance(outcome.error, RequestAlreadyPaid) and outcome.claim is not None:
+                self.metrics.repeated.labels("already_paid").inc()
+                if not call.has_id:
+                    # It is told once; after that, asking the same is a new request.
+                    await self._end(outcome.claim, delivered=True)
             await relay.failure(outcome)
             return False
+        attempt.record.claim = outcome.claim
         try:
             self._note_success(purchase, outcome)
             return await relay.answer(outcome, answer)
@@ -187,18 +240,19 @@ class Desk:
                 self.clock,
                 fingerprint=order.fingerprint,
                 route=call.path,
+                tells_delivery=True,
             )
             started = time.perf_counter()
-            outcome, answer = await drive(flow, self._upstream)
+            outcome, answer = await drive(flow, self._upstream, blocking=not self.pool.database.is_local)
             self.metrics.calls.labels(purchase.name, outcome.kind).inc()
             if outcome.claim is not None:
                 self.metrics.first_byte.labels(purchase.name).observe(time.perf_counter() - started)
-            if outcome.error is not None:
+            if outcome.error is not None and not isinstance(outcome.error, _NOT_THE_SELLERS):
                 self._note_failure(purchase, outcome.error)
             if outcome.claim is not None or outcome.error is None:
                 return purchase, outcome, answer
-            if not isinstance(outcome.error, (AuthorizationsExhausted, SellerUnreachable)):
-                raise outcome.error
+            if not isinstance(outcome.error, (AuthorizationsExhausted, BudgetExceeded, SellerUnreachable)):
+                raise _id_reused() if isinstance(outcome.error, RequestChanged) else outcome.error
             if failure is None or isinstance(outcome.error, SellerUnreachable):
                 failure = outcome.error
         assert failure is not None, "an order names at least one purchase"
@@ -206,7 +260,7 @@ class Desk:
 
     def _note_success(self, purchase: Purchase, outcome: Outcome) -> None:
         self.shelf.note_success(purchase)
-        if outcome.claim is not None:
+        if outcome.claim is not None and not outcome.claim.spent:
             self.metrics.spent.labels(purchase.name).inc(outcome.claim.authorization.value_atomic)
         if outcome.receipt is None:
             self.metrics.no_receipt.labels(purchase.name).inc()
@@ -234,11 +288,3 @@ def _own_id(call: Call) -> str:
 
 def _id_reused() -> Refused:
     return Refused(Problem(400, "request_id_reused", "x-farebox-request-id: this id was used for another request"))
-
-
-def _already_paid() -> Refused:
-    message = (
-        "x-farebox-request-id: this request was paid and answered, and its answer is no longer kept; "
-        "send it with a new id to buy it again"
-    )
-    return Refused(Problem(409, "request_already_paid", message, headers=[(b"x-should-retry", b"false")]))

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
-from buyer.flow import Incoming, Lost, NeverLeft, Outcome, PaymentFlow
+from buyer.flow import Incoming, Lost, NeverLeft, Outcome, Outgoing, PaymentFlow, advance
 from gateway.upstream import Answer, Upstream
 
 __all__ = ["drive"]
 
 
-async def drive(flow: PaymentFlow, upstream: Upstream) -> tuple[Outcome, Answer | None]:
+async def drive(flow: PaymentFlow, upstream: Upstream, *, blocking: bool = False) -> tuple[Outcome, Answer | None]:
     """Run a payment flow to its outcome; a served one comes with the answer, its body still to be read.
 
-    Whatever ends this coroutine early, cancellation included, is told to the flow as `Lost`, so that no authorization
-    stays on the books as being on its way.
+    `blocking` says that its steps wait for a store on the network: then they run in a thread. Whatever ends this
+    coroutine early, cancellation included, is told to the flow as `Lost`, so that no authorization stays on the books
+    as being on its way.
     """
     answer: Answer | None = None
     try:
-        request = next(flow)
-        while True:
-            try:
-                answer = await upstream.open(request)
-                incoming = await _incoming(answer)
-            except (NeverLeft, Lost) as failure:
-                request = flow.throw(failure)
-            else:
-                request = flow.send(incoming)
+        step = await _advance(flow, None, blocking)
+        while isinstance(step, Outgoing):
             _close(answer)
             answer = None
-    except StopIteration as ended:
-        outcome: Outcome = ended.value
-        if outcome.kind in ("served", "free"):
-            return outcome, answer
-        _close(answer)
-        return outcome, None
+            happened: Incoming | NeverLeft | Lost
+            try:
+                answer = await upstream.open(step)
+                happened = await _incoming(answer)
+            except (NeverLeft, Lost) as failure:
+                happened = failure
+            step = await _advance(flow, happened, blocking)
     except BaseException:
         _close(answer)
-        _give_up(flow)
+        await _give_up(flow, blocking)
+        raise
+    if step.kind in ("served", "free"):
+        return step, answer
+    _close(answer)
+    return step, None
+
+
+async def _advance(
+    flow: PaymentFlow, happened: Incoming | NeverLeft | Lost | None, blocking: bool
+) -> Outgoing | Outcome:
+    if not blocking:
+        return advance(flow, happened)
+    step = asyncio.ensure_future(asyncio.to_thread(advance, flow, happened))
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        # A running generator cannot be told anything; the store's own time-outs bound this wait.
+        await asyncio.wait([step])
         raise
 
 
@@ -51,7 +65,7 @@ def _close(answer: Answer | None) -> None:
         answer.close()
 
 
-def _give_up(flow: PaymentFlow) -> None:
-    with contextlib.suppress(StopIteration, Lost):
-        flow.throw(Lost("the gateway was stopped before the answer came"))
+async def _give_up(flow: PaymentFlow, blocking: bool) -> None:
+    with contextlib.suppress(Lost):
+        await _advance(flow, Lost("the gateway was stopped before the answer came"), blocking)
     flow.close()

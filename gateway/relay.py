@@ -13,7 +13,7 @@ import msgspec
 from buyer.flow import Lost, Outcome
 from buyer.pool import Claim
 from contracts.crash import checkpoint
-from contracts.errors import FareboxError, OutcomeUnknown
+from contracts.errors import FareboxError, OutcomeUnknown, RequestAlreadyPaid
 from contracts.wire import SettlementResponse
 from gateway.attempts import Record
 from gateway.client import Client, problem_answer
@@ -27,6 +27,9 @@ __all__ = ["CHARGED_NO", "CHARGED_UNKNOWN", "Relay"]
 _HEADER_SAFE = "/:@,;+=!*()[]"
 CHARGED_UNKNOWN = (b"x-farebox-charged", b"unknown")
 CHARGED_NO = (b"x-farebox-charged", b"false")
+_CHARGED_BEFORE = (b"x-farebox-charged", b"true")
+_REPLAYED = (b"x-farebox-replayed", b"true")
+_NO_RETRY = (b"x-should-retry", b"false")
 
 
 class Relay:
@@ -38,6 +41,8 @@ class Relay:
     async def answer(self, outcome: Outcome, answer: Answer) -> bool:
         """Pass a paid answer on chunk by chunk, a stream with its receipt at the end. Tell whether it is whole."""
         headers = passed_on(answer.headers) + _receipt_headers(outcome)
+        if answer.headers.get("x-farebox-replayed") == "true":
+            headers.append(_REPLAYED)
         length = answer.headers.get("content-length")
         if length is not None and not answer.is_event_stream:
             headers.append((b"content-length", length.encode("latin-1")))
@@ -66,13 +71,13 @@ class Relay:
         return True
 
     async def _broke_off(self, outcome: Outcome, answer: Answer, error: Lost) -> None:
-        """Tell the client that it paid and did not get everything. Only here would a repetition pay again."""
+        """Tell the client that it paid and did not get everything. A repetition asks for what its seller has kept."""
         self._record.fail()
         problem = Problem(
             502,
             "answer_broke_off",
-            f"the seller's answer broke off: {error}; it counts as paid, and asking again pays again",
-            headers=[*_receipt_headers(outcome), (b"x-should-retry", b"false"), CHARGED_UNKNOWN],
+            f"the seller's answer broke off: {error}; it counts as paid, and asking again does not pay again",
+            headers=[*_receipt_headers(outcome), CHARGED_UNKNOWN],
         )
         if not self._client.started:
             await self._client.problem(self._call.path, problem)
@@ -94,7 +99,8 @@ class Relay:
             )
             return
         error: FareboxError = outcome.error or OutcomeUnknown("the seller gave no usable answer")
-        await self._say(*problem_answer(path, Problem.of(error, headers=[charged])))
+        headers = [charged, _NO_RETRY] if isinstance(error, RequestAlreadyPaid) else [charged]
+        await self._say(*problem_answer(path, Problem.of(error, headers=headers)))
 
     async def _say(self, status: int, headers: Headers, body: bytes) -> None:
         self._record.start(status, headers)
@@ -106,6 +112,8 @@ class Relay:
 def _charged(outcome: Outcome) -> tuple[bytes, bytes]:
     """Return what is known about the money of a failed call. "false" is then the seller's own word."""
     incoming = outcome.incoming
+    if outcome.claim is not None and outcome.claim.spent:
+        return _CHARGED_BEFORE
     return CHARGED_NO if incoming and incoming.headers.get("x-farebox-charged") == "false" else CHARGED_UNKNOWN
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from buyer.home import Home
-from buyer.limits import CLAIM_MARGIN_S
+from buyer.limits import ANSWER_LIFE_S, CLAIM_MARGIN_S
 from buyer.pool import Counts, Pool, Spender
 from buyer.purchase import Purchase
 from contracts.errors import (
@@ -16,6 +16,8 @@ from contracts.errors import (
     ConfigInvalid,
     NameUnknown,
     OutcomeUnknown,
+    RequestAlreadyPaid,
+    RequestChanged,
     RequestInProgress,
     StoreUnavailable,
 )
@@ -137,11 +139,72 @@ def test_the_same_request_presents_the_same_authorization_again(
     assert again is not None
     assert again.authorization == claim.authorization
     assert again.headers() == claim.headers()
-    assert pool.counts("p") == Counts(ready=1, sent=1)
+    assert pool.counts("p") == Counts(ready=1, unknown=1)
+    with pytest.raises(RequestInProgress):
+        spender.reopen("request", NOW_S)
     spender.sent(again)
     spender.served(again, status=200, receipt=None, latency_ms=1)
     assert pool.counts("p") == Counts(ready=1, spent=1)
-    assert spender.reopen("request", NOW_S) is None
+
+
+def test_a_request_that_was_answered_is_never_paid_again_and_presented_only_for_its_answer(
+    pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    add_signed(pool, purchase, 2)
+    claim = spender.claim(purchase, "request", NOW_S)
+    spender.sent(claim)
+    spender.served(claim, status=200, receipt=None, latency_ms=1)
+    with pytest.raises(RequestAlreadyPaid):
+        spender.claim(purchase, "request", NOW_S)
+    again = spender.reopen("request", NOW_S)
+    assert again is not None
+    assert (again.spent, again.headers()) == (True, claim.headers())
+    for ending in (spender.never_left, spender.abort):
+        ending(again)
+    spender.lost(again, status=402, reason="no answer is kept")
+    assert pool.counts("p") == Counts(ready=1, spent=1)
+
+
+@pytest.mark.parametrize("ending", ["unknown", "spent"])
+def test_an_authorization_is_never_presented_with_another_request(
+    pool: Pool, purchase: Purchase, spender: Spender, ending: str
+) -> None:
+    add_signed(pool, purchase, 2)
+    claim = spender.claim(purchase, "request", NOW_S, digest=b"\x01" * 32)
+    spender.sent(claim)
+    if ending == "spent":
+        spender.served(claim, status=200, receipt=None, latency_ms=1)
+    else:
+        spender.lost(claim, status=None, reason="timeout")
+    with pytest.raises(RequestChanged):
+        spender.reopen("request", NOW_S, digest=b"\x02" * 32)
+    assert spender.reopen("request", NOW_S, digest=b"\x01" * 32) is not None
+
+
+def test_an_answer_that_reached_nobody_is_found_by_the_repetition_while_its_seller_may_have_it(
+    pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    add_signed(pool, purchase, 2)
+    claim = spender.claim(purchase, "request", NOW_S, fingerprint="same body")
+    spender.sent(claim)
+    spender.served(claim, status=200, receipt=None, latency_ms=1, delivered_s=None)
+    assert spender.unanswered("same body", NOW_S) is None, "its client is being answered"
+    spender.undelivered(claim)
+    assert spender.unanswered("same body", NOW_S) == "request"
+    assert spender.unanswered("same body", NOW_S + ANSWER_LIFE_S + 1) is None
+    spender.delivered(claim, NOW_S)
+    assert spender.unanswered("same body", NOW_S) is None
+
+
+def test_the_answer_of_a_worker_that_died_is_found_by_another(pool: Pool, purchase: Purchase, spender: Spender) -> None:
+    add_signed(pool, purchase, 2)
+    dying = pool.spender()
+    claim = dying.claim(purchase, "request", NOW_S, fingerprint="same body")
+    dying.sent(claim)
+    dying.served(claim, status=200, receipt=None, latency_ms=1, delivered_s=None)
+    assert spender.unanswered("same body", NOW_S) is None
+    dying.close()
+    assert spender.unanswered("same body", NOW_S) == "request"
 
 
 @pytest.mark.parametrize("ending", ["abort", "never_left"])
@@ -192,10 +255,10 @@ def test_an_unanswered_request_is_found_by_its_fingerprint(pool: Pool, purchase:
     add_signed(pool, purchase, 2)
     claim = spender.claim(purchase, "request", NOW_S, fingerprint="same body")
     spender.sent(claim)
-    assert spender.unanswered("same body") is None
+    assert spender.unanswered("same body", NOW_S) is None
     spender.lost(claim, status=None, reason="timeout")
-    assert spender.unanswered("same body") == "request"
-    assert spender.unanswered("another body") is None
+    assert spender.unanswered("same body", NOW_S) == "request"
+    assert spender.unanswered("another body", NOW_S) is None
 
 
 def test_two_workers_share_a_small_pool_to_the_last_one(pool: Pool, purchase: Purchase) -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool, Spender
-from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestInProgress
+from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestAlreadyPaid, RequestInProgress
 from contracts.storage.presence import FilePresence
 from tests.buyer.parts import NOW_S, add_purchase, add_signed
 
@@ -57,8 +57,10 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.pool.counts("p").ready == 0
         except (RequestInProgress, OutcomeUnknown):
             assert key in open_keys | set(self.shown.values())
+        except RequestAlreadyPaid:
+            assert key in {self.shown[nonce] for nonce in self.spent}
         else:
-            assert key not in open_keys
+            assert key not in open_keys | set(self.shown.values())
             assert claim.authorization.nonce not in self.shown
             self.claimed.append((who, claim))
 
@@ -71,8 +73,10 @@ class PoolMachine(RuleBasedStateMachine):
             return
         if claim is not None:
             assert self.shown[claim.authorization.nonce] == key
-            assert claim.authorization.nonce not in self.spent
-            self.sent.append((who, claim))
+            assert claim.again
+            assert claim.spent is (claim.authorization.nonce in self.spent)
+            if not claim.spent:
+                self.sent.append((who, claim))
 
     @precondition(lambda self: self.claimed)
     @rule(data=st.data())
@@ -127,7 +131,8 @@ class PoolMachine(RuleBasedStateMachine):
         counts = self.pool.counts("p")
         assert counts.signed == self.signed
         assert counts.spent == len(self.spent)
-        assert (counts.claimed, counts.sent) == (len(self.claimed), len(self.sent))
+        assert counts.claimed == len(self.claimed)
+        assert counts.sent == sum(not claim.again for _, claim in self.sent)
         seen = set(self.shown) | {claim.authorization.nonce for _, claim in self.claimed + self.sent}
         assert counts.ready + counts.unknown + len(self.spent) + counts.claimed + counts.sent == self.signed
         assert counts.ready <= self.signed - len(seen)

@@ -61,6 +61,9 @@ def test_only_its_own_request_or_the_chain_moves_what_a_seller_may_hold() -> Non
         event for (state, event), _ in AUTHORIZATION_TRANSITIONS.items() if state is AuthorizationState.UNKNOWN
     } == {
         AuthorizationEvent.PRESENT_AGAIN,
+        AuthorizationEvent.SERVED,
+        AuthorizationEvent.LOST,
+        AuthorizationEvent.POWER_LOST,
         AuthorizationEvent.CHAIN_USED,
         AuthorizationEvent.CHAIN_CANCELLED,
         AuthorizationEvent.CHAIN_UNUSED_PAST_TIME,
@@ -75,12 +78,14 @@ def test_only_what_never_left_becomes_ready_again() -> None:
     }
 
 
-def test_nothing_is_sent_that_was_not_claimed_or_already_sent_for_the_same_request() -> None:
+def test_nothing_is_sent_that_was_not_claimed() -> None:
     sent = {key for key, after in AUTHORIZATION_TRANSITIONS.items() if after is AuthorizationState.SENT}
-    assert sent == {
-        (AuthorizationState.CLAIMED, AuthorizationEvent.SEND),
-        (AuthorizationState.UNKNOWN, AuthorizationEvent.PRESENT_AGAIN),
-    }
+    assert sent == {(AuthorizationState.CLAIMED, AuthorizationEvent.SEND)}
+
+
+def test_what_is_presented_again_never_becomes_ready_whatever_happens_to_the_repetition() -> None:
+    assert advance(AuthorizationState.UNKNOWN, AuthorizationEvent.PRESENT_AGAIN) is AuthorizationState.UNKNOWN
+    assert AuthorizationState.READY not in reachable(AuthorizationState.UNKNOWN)
 
 
 def test_money_that_may_be_on_its_way_is_only_released_by_the_chain() -> None:

@@ -121,14 +121,16 @@ def listening(app: ASGIApp) -> Iterator[Listening]:
 class StandInSeller:
     """A stand-in for a seller: verifies payments as one must, serves the model behind it, settles nothing.
 
-    It keeps what was presented, refuses a payment whose answer was delivered, and can be told to change its price,
-    redirect, or hang up.
+    It keeps what was presented, refuses a payment whose answer was delivered (or gives that answer once more, when it
+    `keeps_answers`), and can be told to change its price, redirect, or hang up.
     """
 
     app: ASGIApp = field(default_factory=lambda: model_server_app((MODEL, "org/big:8b", "@cf/meta/m")))
     price_atomic: int = PRICE_ATOMIC
     send_receipt: bool = True
     redirect_to: str | None = None
+    keeps_answers: bool = False
+    kept: dict[bytes, bytes] = field(default_factory=dict)
     presented: list[tuple[bytes, bytes]] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     delivered: set[bytes] = field(default_factory=set)
@@ -163,6 +165,9 @@ class StandInSeller:
             await self._ask(send, error.code)
             return
         self.presented.append((authorization.nonce, body))
+        if authorization.nonce in self.delivered and self.keeps_answers:
+            await _answer(send, 200, [(b"x-farebox-replayed", b"true")], self.kept[authorization.nonce])
+            return
         if authorization.nonce in self.delivered:
             await _answer(send, 409, [], b'{"error": {"message": "used", "code": "payment_replayed"}}')
             return
@@ -178,6 +183,9 @@ class StandInSeller:
         async def pass_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *self._outcome(message, authorization)]}
+            else:
+                known = self.kept.get(authorization.nonce, b"")
+                self.kept[authorization.nonce] = known + message.get("body", b"")
             await send(message)
 
         await self.app(scope, receive_again, pass_on)

@@ -31,6 +31,14 @@ def presented(street: Street, count: int) -> None:
     eventually(lambda: len(street.seller.presented) == count, f"{count} payments at the seller")
 
 
+def client_is_gone(desk: Any) -> bool:
+    return all(one.client_gone() for running in desk.attempts._running.values() for one in running)
+
+
+def nothing_runs(desk: Any) -> bool:
+    return not desk.attempts._running
+
+
 class TestWithAnId:
     def test_a_repetition_gets_the_kept_answer_and_pays_nothing(self, street: Street) -> None:
         first = street.http.post(CHAT, json=ask("a"), headers=with_id("1"))
@@ -74,7 +82,18 @@ class TestWithAnId:
             assert answer.headers["x-should-retry"] == "false"
             other = httpx.post(restarted.url + CHAT, json=ask("b"), headers=with_id("1"))
             assert (other.status_code, other.json()["error"]["code"]) == (400, "request_id_reused")
-        assert len(street.seller.presented) == 1
+        assert len(set(street.seller.nonces)) == 1, "only the payment that was made was shown again"
+
+    def test_after_a_restart_the_seller_gives_the_answer_it_kept(self, street: Street) -> None:
+        street.seller.keeps_answers = True
+        first = street.http.post(CHAT, json=ask("a"), headers=with_id("1"))
+        with gateway(street.home) as restarted:
+            second = httpx.post(restarted.url + CHAT, json=ask("a"), headers=with_id("1"))
+        assert second.status_code == 200
+        assert second.content == first.content
+        assert second.headers["x-farebox-replayed"] == "true"
+        assert len(set(street.seller.nonces)) == 1
+        assert street.gateway.counts() == Counts(ready=COUNT - 1, spent=1)
 
     @pytest.mark.parametrize("other", [{"json": ask("b")}, {"json": ask("a"), "params": {"beta": "1"}}])
     def test_one_id_cannot_name_two_requests(self, street: Street, other: dict[str, Any]) -> None:
@@ -99,6 +118,44 @@ class TestWithAnId:
 
 
 class TestWithoutAnId:
+    def leave_before_the_answer(self, street: Street, body: dict[str, Any]) -> None:
+        """Let a client leave, and the answer it paid for come after that."""
+        call = RawCall(street.gateway.url, json.dumps(body).encode())
+        presented(street, 1)
+        call.leave()
+        eventually(lambda: street.gateway.call(client_is_gone), "the gateway notices that the client left")
+        street.release("gate")
+        eventually(lambda: street.gateway.call(nothing_runs), "the answer is read to its end")
+        assert street.gateway.counts() == Counts(ready=COUNT - 1, spent=1)
+
+    def test_an_answer_that_reached_nobody_is_fetched_after_a_restart_and_not_bought_again(
+        self, street: Street
+    ) -> None:
+        street.seller.keeps_answers = True
+        body = ask("a", hold="gate")
+        self.leave_before_the_answer(street, body)
+        with gateway(street.home) as restarted:
+            content = json.dumps(body).encode()
+            fetched = httpx.post(restarted.url + CHAT, content=content)
+            assert fetched.json()["choices"]
+            assert fetched.headers["x-farebox-replayed"] == "true"
+            assert restarted.counts() == Counts(ready=COUNT - 1, spent=1)
+            assert httpx.post(restarted.url + CHAT, content=content).status_code == 200
+            assert restarted.counts() == Counts(ready=COUNT - 2, spent=2), "it has its answer: this is a new request"
+
+    def test_an_answer_nobody_keeps_is_told_once_and_may_be_bought_again(self, street: Street) -> None:
+        body = ask("a", hold="gate")
+        self.leave_before_the_answer(street, body)
+        with gateway(street.home) as restarted:
+            content = json.dumps(body).encode()
+            told = httpx.post(restarted.url + CHAT, content=content)
+            assert (told.status_code, told.json()["error"]["code"]) == (409, "request_already_paid")
+            assert told.headers["x-farebox-charged"] == "true"
+            assert told.headers["x-should-retry"] == "false"
+            assert len(set(street.seller.nonces)) == 1
+            assert httpx.post(restarted.url + CHAT, content=content).status_code == 200
+            assert restarted.counts() == Counts(ready=COUNT - 2, spent=2)
+
     def test_two_equal_requests_at_once_are_two_purchases(self, street: Street) -> None:
         with ThreadPoolExecutor(2) as threads:
             calls = [threads.submit(street.http.post, CHAT, json=ask("a", hold="gate")) for _ in range(2)]
