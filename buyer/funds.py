@@ -14,12 +14,12 @@ from collections import OrderedDict
 from buyer.asked import PaymentAsked
 from buyer.bounded import BoundedSigner, Bounds
 from buyer.flow import Outgoing
-from buyer.limits import CLAIM_MARGIN_S, OPEN_PAYMENTS_MAX
+from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, OPEN_PAYMENTS_MAX
 from buyer.payment import SignedPayment
 from buyer.policy import SpendPolicy, choose
 from buyer.signers import Signer
 from contracts.address import Address
-from contracts.errors import BudgetExceeded, UsageError
+from contracts.errors import BudgetExceeded, OutcomeUnknown, UsageError
 from contracts.limits import EXPIRY_MARGIN_S
 from contracts.money import format_amount
 from contracts.offers import Offer
@@ -45,13 +45,19 @@ class SignerFunds:
     def reopen(self, request: Outgoing, now_s: int) -> SignedPayment | None:
         """Take up the open payment of the same request while it can still be used.
 
-        Two equal requests at once are two purchases: only a payment whose answer is lost is open.
+        Two equal requests at once are two purchases: only a payment whose answer is lost is open. Raises
+        `OutcomeUnknown` for one that is about to end.
         """
+        key = fingerprint(request)
         with self._lock:
-            payment = self._open.pop(fingerprint(request), None)
-        if payment is None or payment.authorization.valid_before_s < now_s + EXPIRY_MARGIN_S:
-            return None  # too old for the seller, and so for anybody: a new one pays once
-        return payment
+            payment = self._open.pop(key, None)
+            if payment is None or now_s > payment.authorization.valid_before_s + EXPIRY_CHAIN_MARGIN_S:
+                return None
+            if now_s <= payment.authorization.valid_before_s - EXPIRY_MARGIN_S:
+                return payment
+            # Too old to present, too young to be dead by the chain's clock: a new one could be a second one.
+            self._open[key] = payment
+        raise OutcomeUnknown("an earlier payment for this request may still be used; it ends within a minute or two")
 
     def pay(self, request: Outgoing, asked: PaymentAsked, now_s: int) -> SignedPayment:
         """Choose, reserve and sign. Raises `LocalRefusal` leaves, `MalformedMessage` or `SignerFailed`."""
