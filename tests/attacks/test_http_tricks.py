@@ -175,7 +175,7 @@ async def test_no_payment_or_credential_reaches_the_model_server(chain: Devnet, 
 @pytest.mark.parametrize(
     "raw",
     [
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",

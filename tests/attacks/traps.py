@@ -1,4 +1,4 @@
-"""A hostile seller on a real chain: it asks what it likes, answers what it likes, and cashes in all that it was sent."""
+"""A hostile seller on a real chain: asks what it likes, answers what it likes, and cashes in all that it was sent."""
 
 from __future__ import annotations
 
@@ -39,17 +39,14 @@ def asking(*offers: Offer | Requirements) -> dict[str, str]:
 
 @dataclass
 class Trap:
-    """`asks` answers a request without payment, `takes` one with; `purchases` is how many a buyer agreed to."""
+    """`asks` answers a request without payment, `takes` one with. What it was sent is in `received`."""
 
     chain: Devnet
     payer: str
     asks: Behaviour
     takes: Behaviour
-    price_atomic: int = 1000
     requests: int = 0
     received: list[tuple[Authorization, bytes, str]] = field(default_factory=list)
-    answers: int = 0
-    headers_seen: list[dict[str, str]] = field(default_factory=list)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -59,8 +56,6 @@ class Trap:
             more = message.get("more_body", False)
         self.requests += 1
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        self.headers_seen.append(headers)
-        self.answers += 1
         for name in (PAYMENT_SIGNATURE, X_PAYMENT):
             if (header := headers.get(name.lower())) is not None:
                 with contextlib.suppress(FareboxError):
