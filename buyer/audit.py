@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from buyer.budgets import counted, read_budgets, shown_units
 from buyer.pool import Pool, count_states
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
@@ -49,7 +50,11 @@ def audit_pool(pool: Pool) -> list[Finding]:
 
     def examine(connection: Connection) -> list[Finding]:
         purchases = [purchase_from_row(row) for row in connection.execute(f"{PURCHASE_QUERY} ORDER BY purchases.id")]
-        return [*(_audit_purchase(connection, purchase) for purchase in purchases), _audit_requests(connection)]
+        return [
+            *(_audit_purchase(connection, purchase) for purchase in purchases),
+            _audit_requests(connection),
+            _audit_budgets(connection),
+        ]
 
     # Inside a write transaction, so that nobody writes between two of its questions.
     return pool.database.transact(examine, durable=False)
@@ -122,6 +127,23 @@ def _audit_requests(connection: Connection) -> Finding:
     for row in doubled:
         finding.differ(f"request {row['request_key'][:80]} took {row['times']} authorizations")
     finding.found = f"{left} requests took one authorization each"
+    return finding
+
+
+def _audit_budgets(connection: Connection) -> Finding:
+    """What is taken of a budget is what the authorizations say; more taken than that only spends less."""
+    budgets = read_budgets(connection)
+    finding = Finding("budgets", f"{len(budgets)} limits are set")
+    for budget in budgets:
+        total, on_day = counted(connection, budget.scope, budget.day)
+        for word, taken, is_so in (("in total", budget.taken_total, total), ("a day", budget.taken_day, on_day)):
+            text = f"{budget.scope} {word}: {shown_units(taken)} are noted as taken, the authorizations say "
+            if taken < is_so:
+                finding.differ(text + shown_units(is_so))
+            elif taken > is_so:
+                finding.notes.append(text + shown_units(is_so))
+        if budget.max_total is not None and total > budget.max_total and budget.taken_total > budget.max_total:
+            finding.notes.append(f"{budget.scope}: more was taken than the limit, which was set later or lowered")
     return finding
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from buyer.budgets import recount
 from buyer.journal import expire_overdue, forget_expired
 from buyer.limits import EXPIRY_CHAIN_MARGIN_S, RECONCILE_BATCH
 from buyer.moves import move_sql, moved
@@ -32,7 +33,9 @@ _USED = move_sql(
     AuthorizationEvent.CHAIN_USED, "lease = NULL, transaction_hash = coalesce(:transaction, transaction_hash)"
 )
 _CANCELLED = move_sql(AuthorizationEvent.CHAIN_CANCELLED, "lease = NULL, reason = 'revoked on chain'")
-_EXPIRED = move_sql(AuthorizationEvent.CHAIN_UNUSED_PAST_TIME, "reason = 'unused when its time was over, by the chain'")
+_EXPIRED = move_sql(
+    AuthorizationEvent.CHAIN_UNUSED_PAST_TIME, "lease = NULL, reason = 'unused when its time was over, by the chain'"
+)
 
 
 async def reconcile(
@@ -54,6 +57,8 @@ async def reconcile(
             head_s = await _reconcile_batch(database, rpc, rows[start : start + RECONCILE_BATCH], found)
     if head_s:
         database.transact(lambda connection: _sweep(connection, purchase, head_s - EXPIRY_CHAIN_MARGIN_S))
+    if found["expired"] or found["cancelled"] or ready_too:
+        database.transact(recount)
     return found
 
 

@@ -12,8 +12,9 @@ from starlette.routing import Route
 from contracts.errors import FareboxError
 from gateway.desk import Desk
 
-__all__ = ["admin_app", "health_routes", "readiness"]
+__all__ = ["HEALTH_PATHS", "admin_app", "health_routes", "readiness"]
 
+HEALTH_PATHS = frozenset(("/healthz", "/readyz"))
 _NO_STORE = {"cache-control": "no-store"}
 
 

@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from buyer.client_keys import ClientKey
 from contracts.errors import FareboxError
-from gateway.admin import health_routes
+from gateway.admin import HEALTH_PATHS, health_routes
 from gateway.client import Client
 from gateway.config import Listen
 from gateway.desk import Desk
@@ -40,6 +41,16 @@ class GatewayApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in PAID_ROUTES and scope["method"] == "POST":
             await self._serve(scope, receive, Client(receive, send))
+        elif scope["type"] == "http" and scope["path"] not in HEALTH_PATHS:
+            client = Client(receive, send)
+            try:
+                scope["farebox.client_key"] = await self._desk.caller(scope["headers"])
+            except Refused as refused:
+                await self._refuse(scope["path"], client, refused.problem)
+            except FareboxError as error:
+                await self._refuse(scope["path"], client, Problem.of(error))
+            else:
+                await self._rest(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
 
@@ -51,7 +62,8 @@ class GatewayApp:
         self._in_flight += 1
         self._desk.metrics.in_flight.set(self._in_flight)
         try:
-            await self._desk.serve(parse_call(scope, await read_body(scope, receive)), client)
+            key = await self._desk.caller(scope["headers"])
+            await self._desk.serve(parse_call(scope, await read_body(scope, receive), key), client)
         except ClientGone:
             pass
         except Refused as refused:
@@ -110,12 +122,17 @@ class HostCheck:
 
 
 def _rest_of_the_api(desk: Desk) -> Starlette:
-    async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": desk.shelf.models()})
+    def entries(request: Request) -> list[dict[str, Any]]:
+        key: ClientKey | None = request.scope["farebox.client_key"]
+        allowed = None if key is None else key.models
+        return [entry for entry in desk.shelf.models() if allowed is None or entry["id"] in allowed]
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": entries(request)})
 
     async def model(request: Request) -> Response:
         name = request.path_params["model"].removeprefix("paid/")
-        for entry in desk.shelf.models():
+        for entry in entries(request):
             if entry["id"] == name:
                 return JSONResponse(entry)
         return _problem(request, Problem(404, "not_found", f"model: {name[:100]!r} is not for sale here"))

@@ -19,6 +19,7 @@ import gateway.litellm.cli
 import seller.cli
 from contracts.console import exit_on_error, out, print_document
 from gateway.devnet import devnet
+from gateway.key_commands import budget_commands, key_commands
 from gateway.selfcheck import selfcheck
 
 __all__ = ["app", "main"]
@@ -165,6 +166,8 @@ app.command(rich_help_panel=_START)(gateway.demo.cli.demo)
 app.command(rich_help_panel=_START)(devnet)
 _add(buyer.cli.commands, _BUY)
 app.command(rich_help_panel=_SERVE)(serve)
+app.add_typer(key_commands, name="key", rich_help_panel=_SERVE)
+app.add_typer(budget_commands, name="budget", rich_help_panel=_SERVE)
 app.add_typer(gateway.litellm.cli.commands, name="litellm", rich_help_panel=_SERVE)
 _add(seller.cli.commands, _SELL)
 app.command(rich_help_panel=_LOOK)(doctor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import pydantic
@@ -84,9 +84,11 @@ class GatewayConfig(StrictModel):
     """The settings of `farebox serve`.
 
     `store` is the URL of the pool, where it is not in the home; a relative SQLite file is beside the settings file.
-    `max_price` caps one call unless the client's own `x-farebox-max-price` is lower. `fallback` is the base URL of an
-    OpenAI-compatible server that answers every model not named `paid/…`; with it, a bare name never pays. The key in
-    the environment variable `fallback_key_env` is sent there in place of the client's Authorization.
+    `client_keys` says whether every call must come with a key of `farebox key create`; by default it must where others
+    than this machine can connect. `max_price` caps one call unless the client's own `x-farebox-max-price` is lower.
+    `fallback` is the base URL of an OpenAI-compatible server that answers every model not named `paid/…`; with it, a
+    bare name never pays. The key in the environment variable `fallback_key_env` is sent there in place of the client's
+    Authorization.
     """
 
     listen: ListenText = "127.0.0.1:8403"
@@ -94,6 +96,7 @@ class GatewayConfig(StrictModel):
     home: str | None = None
     store: StoreUrl | None = None
     max_price: str | None = None
+    client_keys: Literal["required", "optional"] | None = None
     rpc: list[str] = pydantic.Field(default_factory=list)
     fallback: BaseUrl | None = None
     fallback_key_env: Variable | None = None
@@ -103,6 +106,13 @@ class GatewayConfig(StrictModel):
         if self.fallback_key_env and not self.fallback:
             raise ValueError("fallback_key_env needs fallback")
         return self
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether every call must come with a client key."""
+        if self.client_keys is not None:
+            return self.client_keys == "required"
+        return not parse_listen(self.listen).is_loopback
 
     def open_home(self) -> Home:
         """Open the home and the store this file names, or those of FAREBOX_HOME and FAREBOX_STORE. Raises as that."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from buyer.client_keys import ClientKey
 from buyer.flow import Outcome, Outgoing, pay_with_pool
 from buyer.pool import Claim, Pool, Spender
 from buyer.purchase import Purchase
@@ -34,9 +35,10 @@ from contracts.errors import (
 from gateway.attempts import Attempt, Attempts, Broken, Record
 from gateway.client import Client
 from gateway.config import GatewayConfig
-from gateway.envelope import Problem, Refused
+from gateway.envelope import Headers, Problem, Refused
 from gateway.fallback import fall_back
 from gateway.forward import drive
+from gateway.gate import caller_key
 from gateway.limits import CALL_TIMEOUT_S
 from gateway.metrics import Metrics
 from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay
@@ -90,6 +92,7 @@ class Desk:
     async def serve(self, call: Call, client: Client) -> None:
         """Answer `call`. Raises `Refused` or `FareboxError` when nothing was sent to the client yet."""
         if self.config.fallback and not call.model.paid:
+            _check_model(call, [call.model.name])
             await self._fall_back(call, client, self.config.fallback)
             return
         if call.has_id and self.attempts.digest_of(call.key) not in (None, call.digest):
@@ -100,6 +103,10 @@ class Desk:
             await self._join(call, client, attempt)
         else:
             await self._buy(call, client, await self.in_store(lambda: self._order(call)))
+
+    async def caller(self, headers: Headers) -> ClientKey | None:
+        """Return the client key a request came with. Raises `Refused` (401) or `StoreUnavailable`."""
+        return await self.in_store(lambda: caller_key(self.pool, headers, required=self.config.needs_keys))
 
     async def in_store(self, work: Callable[[], T]) -> T:
         """Run `work`, which asks the store: at once where that takes microseconds, else in a thread."""
@@ -174,6 +181,7 @@ class Desk:
                 self.metrics.repeated.labels("presented_again").inc()
                 return _Order(request_key, _own_id(call), [self._seller_of(earlier)])
         ranked = self.shelf.find(call.model.name, call.seller)
+        _check_model(call, [purchase.model for purchase in ranked])
         caps = {"x-farebox-max-price": call.max_price, "max_price in gateway.yaml": self.config.max_price}
         affordable = self.shelf.affordable(ranked, {name: text for name, text in caps.items() if text is not None})
         candidates = self.shelf.open_for_business(affordable, self.clock())
@@ -240,6 +248,7 @@ class Desk:
                 self.clock,
                 fingerprint=order.fingerprint,
                 route=call.path,
+                client_key="" if call.client_key is None else call.client_key.name,
                 tells_delivery=True,
             )
             started = time.perf_counter()
@@ -279,6 +288,14 @@ class Desk:
             raise Refused(Problem(504, "call_timed_out", "the fallback gave no whole answer in time")) from None
         finally:
             self.metrics.fallback.labels(outcome).inc()
+
+
+def _check_model(call: Call, models: list[str]) -> None:
+    """Refuse (403) a model that the caller's key does not name. Purchases of one name are of one model."""
+    allowed = None if call.client_key is None else call.client_key.models
+    if allowed is not None and any(model not in allowed for model in models):
+        message = f"model: the key {call.client_key.name} may not call {call.model.name[:100]!r}"  # type: ignore[union-attr]
+        raise Refused(Problem(403, "model_not_allowed", message))
 
 
 def _own_id(call: Call) -> str:

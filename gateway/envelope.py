@@ -20,6 +20,7 @@ _OPENAI_TYPES = {
     429: "rate_limit_error",
 }
 _ANTHROPIC_TYPES = {
+    401: "authentication_error",
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",

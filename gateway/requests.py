@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import msgspec
 from starlette.types import Receive, Scope
 
+from buyer.client_keys import ClientKey
 from contracts.nesting import check_nesting
 from gateway.envelope import Headers, Problem, Refused
+from gateway.gate import KEY_BYTES
 from gateway.limits import BODY_BYTES_MAX, BODY_TIMEOUT_S, HEADERS_BYTES_MAX, MODEL_CHARS_MAX, REQUEST_ID_CHARS_MAX
 from gateway.models import ModelName, parse_model
 
@@ -46,7 +48,8 @@ class Call:
     """One request for a model.
 
     Equal `key`s are attempts at one logical request, or may be: a key is made of the client's own id (`has_id`), else
-    of caller, route and body. `digest` is the request's own. `max_price` is the text of `x-farebox-max-price`.
+    of caller, route and body. `digest` is the request's own. `max_price` is the text of `x-farebox-max-price`. The
+    caller came with `client_key`, if any.
     """
 
     path: str
@@ -60,6 +63,7 @@ class Call:
     has_id: bool
     max_price: str | None
     seller: str | None
+    client_key: ClientKey | None = None
 
     @property
     def route(self) -> str:
@@ -75,8 +79,11 @@ class Call:
         return _allowed(self.headers, _TO_SELLER)
 
     def fallback_headers(self, key: str | None) -> list[tuple[str, str]]:
-        """Return the client's headers for the fallback; `key`, if any, stands in for its Authorization."""
-        allowed = _allowed(self.headers, _TO_FALLBACK)
+        """Return the client's headers for the fallback; `key`, if any, stands in for its Authorization.
+
+        A client key is between the client and us, and stays here.
+        """
+        allowed = _allowed([header for header in self.headers if KEY_BYTES not in header[1]], _TO_FALLBACK)
         if key is None:
             return allowed
         kept = [(name, value) for name, value in allowed if name not in ("authorization", "x-api-key", "api-key")]
@@ -107,7 +114,7 @@ async def _read_body(receive: Receive) -> bytes:
     raise ClientGone
 
 
-def parse_call(scope: Scope, body: bytes) -> Call:
+def parse_call(scope: Scope, body: bytes, client_key: ClientKey | None = None) -> Call:
     """Return the call in an ASGI scope and its body. Raises `Refused` naming the header or field that is wrong."""
     headers: Headers = scope["headers"]
     if sum(len(name) + len(value) for name, value in headers) > HEADERS_BYTES_MAX:
@@ -136,6 +143,7 @@ def parse_call(scope: Scope, body: bytes) -> Call:
         has_id=request_id is not None,
         max_price=ours.get("max-price"),
         seller=ours.get("seller"),
+        client_key=client_key,
     )
 
 

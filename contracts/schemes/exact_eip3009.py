@@ -26,7 +26,14 @@ from contracts.fields import wire_address, wire_bytes32, wire_uint256
 from contracts.keccak import keccak
 from contracts.offers import Offer
 from contracts.signature import parse_signature, recover, vrs
-from contracts.typed_data import Domain, domain_separator, signing_digest, word_of_address, word_of_uint
+from contracts.typed_data import (
+    ADDRESS_PADDING,
+    Domain,
+    domain_separator,
+    signing_digest,
+    word_of_address,
+    word_of_uint,
+)
 from contracts.wire import decode_json
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "AUTHORIZATION_USED_TOPIC",
     "TRANSFER_TOPIC",
     "Authorization",
+    "Log",
     "cancel_call",
     "cancel_digest",
     "check",
@@ -91,7 +99,7 @@ class _WirePayload(msgspec.Struct):
 
 def decode_payload(payload: bytes | msgspec.Raw) -> tuple[Authorization, bytes]:
     """Return the authorization and signature bytes in a payment's `payload` JSON. Raises `MalformedMessage`."""
-    wire = decode_json(bytes(payload), _WirePayload, "payload")
+    wire = decode_json(payload, _WirePayload, "payload")
     stated = wire.authorization
     authorization = Authorization(
         payer=wire_address(stated.from_, "payload.authorization.from"),
@@ -121,15 +129,18 @@ def encode_payload(authorization: Authorization, signature: bytes) -> dict[str, 
 
 def digest(authorization: Authorization, domain: Domain) -> bytes:
     """Return the 32-byte EIP-712 digest the payer signed."""
+    # `word_of_…` written out: every request comes through here.
     struct_hash = keccak(
         b"".join(
             (
                 _TYPE_HASH,
-                word_of_address(authorization.payer),
-                word_of_address(authorization.payee),
-                word_of_uint(authorization.value_atomic),
-                word_of_uint(authorization.valid_after_s),
-                word_of_uint(authorization.valid_before_s),
+                ADDRESS_PADDING,
+                authorization.payer,
+                ADDRESS_PADDING,
+                authorization.payee,
+                authorization.value_atomic.to_bytes(32, "big"),
+                authorization.valid_after_s.to_bytes(32, "big"),
+                authorization.valid_before_s.to_bytes(32, "big"),
                 authorization.nonce,
             )
         )
