@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 
+import msgspec
+
 from contracts.limits import JSON_DEPTH_MAX
 
 __all__ = ["check_nesting", "recursion_limit_kept"]
@@ -26,7 +28,7 @@ _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
 
 
-def check_nesting(data: bytes | bytearray) -> None:
+def check_nesting(data: bytes | bytearray | msgspec.Raw) -> None:
     """Raise `RecursionError` for JSON nested deeper than `JSON_DEPTH_MAX`, where a decoder would not by itself.
 
     Exact for JSON; of anything else it may raise or not, and a decoder stops where the JSON does.

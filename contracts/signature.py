@@ -28,7 +28,8 @@ _RECOVERY_ID = {0: 0, 1: 1, 27: 0, 28: 1}
 _PARSED = ffi.typeof("secp256k1_ecdsa_recoverable_signature *")
 _POINT = ffi.typeof("secp256k1_pubkey *")
 _POINT_BYTES = ffi.typeof("unsigned char[65]")
-_SIZE = ffi.typeof("size_t *")
+# The library writes into it what stands there already, so threads may share it.
+_POINT_SIZE = ffi.new("size_t *", 65)
 
 
 class SigningKey:
@@ -87,7 +88,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
     ):
         raise InvalidSignature("signature: no public key fits it")
     uncompressed = ffi.new(_POINT_BYTES)
-    lib.secp256k1_ec_pubkey_serialize(context, uncompressed, ffi.new(_SIZE, 65), point, lib.SECP256K1_EC_UNCOMPRESSED)
+    lib.secp256k1_ec_pubkey_serialize(context, uncompressed, _POINT_SIZE, point, lib.SECP256K1_EC_UNCOMPRESSED)
     return Address(keccak(ffi.buffer(uncompressed)[1:])[12:])
 
 

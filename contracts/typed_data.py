@@ -12,10 +12,10 @@ from functools import lru_cache
 from contracts.address import Address
 from contracts.keccak import keccak
 
-__all__ = ["Domain", "domain_separator", "signing_digest", "word_of_address", "word_of_uint"]
+__all__ = ["ADDRESS_PADDING", "Domain", "domain_separator", "signing_digest", "word_of_address", "word_of_uint"]
 
 _DOMAIN_TYPE_HASH = keccak(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
-_ADDRESS_PADDING = bytes(12)
+ADDRESS_PADDING = bytes(12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +52,4 @@ def word_of_uint(value: int) -> bytes:
 
 def word_of_address(address: bytes) -> bytes:
     """Return a 20-byte address left-padded to 32 bytes."""
-    return _ADDRESS_PADDING + address
+    return ADDRESS_PADDING + address

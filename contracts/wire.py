@@ -173,7 +173,7 @@ def encode_json(message: msgspec.Struct) -> bytes:
     return msgspec.json.encode(message)
 
 
-def decode_json(data: bytes, kind: type[T], field: str) -> T:
+def decode_json(data: bytes | msgspec.Raw, kind: type[T], field: str) -> T:
     """Return `data` as a message of `kind`. Raises `MalformedMessage` naming `field` and the first wrong member."""
     try:
         check_nesting(data)
