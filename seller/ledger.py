@@ -67,6 +67,8 @@ class Ledger:
         self.database: Database = open_database(store_url, _MIGRATIONS)
         self.chain_id = chain_id
         self.token = token
+        # What a store that failed could not be told; it is told before the next claim.
+        self._leftovers: list[Callable[[Connection], object]] = []
         try:
             self.owner = self.database.presence()
             self._transact(
@@ -117,6 +119,7 @@ class Ledger:
                 return self._reserve_again(connection, row, payment, mode)
             return self._enter(connection, payment, mode, request_digest=request_digest, route=route, block=since_block)
 
+        await self._end_leftovers()
         return await self._write(work, durable=True)
 
     async def recall(self, payment: VerifiedPayment, request_digest: bytes) -> Claim | Replay | None:
@@ -136,6 +139,7 @@ class Ledger:
 
         if self.database.read(find) is None:
             return None
+        await self._end_leftovers()
         return await self._write(work, durable=True)
 
     async def begin(self, claim: Claim) -> None:
@@ -166,11 +170,17 @@ class Ledger:
 
     async def record(self, payment_id: int, position: int, body: bytes, state: State) -> bool:
         """Write down what followed of a delivered answer; return whether it is still kept."""
-        return await self._write(
-            lambda connection: spool.append(
-                connection, payment_id, position, body, state, owner=self.owner.id, now_ms=_now_ms()
-            )
-        )
+
+        def append(connection: Connection, body: bytes, state: State) -> bool:
+            now_ms = _now_ms()
+            return spool.append(connection, payment_id, position, body, state, owner=self.owner.id, now_ms=now_ms)
+
+        try:
+            return await self._write(lambda connection: append(connection, body, state))
+        except StoreUnavailable:
+            # Whoever comes back for it must not wait for an end that nobody writes.
+            self._leftovers.append(lambda connection: append(connection, b"", State.DROPPED))
+            raise
 
     def recorded(self, payment_id: int, position: int) -> bytes | None:
         """Return a later piece of a kept answer, or None past its end."""
@@ -190,7 +200,12 @@ class Ledger:
         Not sent to the chain: it costs nothing, and the same payment may come again for the same request. On its way
         or settled: it becomes a credit for that request.
         """
-        return await self._write(lambda connection: _give_up(connection, claim.id, reason, _now_ms()))
+        try:
+            return await self._write(lambda connection: _give_up(connection, claim.id, reason, _now_ms()))
+        except StoreUnavailable:
+            failed_ms = _now_ms()
+            self._leftovers.append(lambda connection: self._give_up_late(connection, claim.id, reason, failed_ms))
+            raise
 
     async def finish(self, claim: Claim) -> None:
         """End a settled claim whose only goods was the settlement."""
@@ -270,6 +285,12 @@ class Ledger:
         self._transact(lambda connection: _recover_owner(connection, owner_id, _now_ms()))
 
     # Inside transactions
+
+    def _give_up_late(self, connection: Connection, payment_id: int, reason: str, failed_ms: int) -> None:
+        """End a claim that could not be ended in its time, unless it was, and has been claimed again since."""
+        row = connection.execute("SELECT owner, updated_ms FROM payments WHERE id = ?", (payment_id,)).fetchone()
+        if row is not None and row["owner"] == self.owner.id and row["updated_ms"] <= failed_ms:
+            _give_up(connection, payment_id, reason, _now_ms())
 
     def _standing(
         self, connection: Connection, payment: VerifiedPayment, balance_atomic: Callable[[int], int | None]
@@ -357,6 +378,22 @@ class Ledger:
         return Claim(row["id"], payment, mode)
 
     # Store
+
+    async def _end_leftovers(self) -> None:
+        """Say what could not be said. Raises `StoreUnavailable` while it still cannot: then nothing may begin."""
+        leftovers, self._leftovers = self._leftovers, []
+        if not leftovers:
+            return
+
+        def work(connection: Connection) -> None:
+            for end in leftovers:
+                end(connection)
+
+        try:
+            await self._write(work, durable=True)
+        except BaseException:
+            self._leftovers += leftovers
+            raise
 
     async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         try:

@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,11 @@ import pytest
 from contracts.crash import STEPS, VARIABLE
 from contracts.evm.devnet import Devnet
 from tests.faults.asking import Answer, body_of, repeat_until_final
-from tests.faults.audit import differences, read_books
-from tests.faults.town import PRICE_ATOMIC, Town, town
+from tests.faults.place import Place, check_books, paid_for
+from tests.faults.town import Town, town
 from tests.faults.warm import Warm
 
 KILLED = -9
-CALLS = 60
 ROOMS = ("contracts", "buyer", "seller", "gateway")
 
 # In which process a step of an ordinary call happens.
@@ -52,40 +50,6 @@ PART = {**dict.fromkeys(SERVING, "serve"), **dict.fromkeys(SELLING, "sell"), **d
 CASES = [("auto", step) for step in PART] + [("async", step) for step in ON_CREDIT]
 
 
-@dataclass
-class Place:
-    """A town that many tests use in turn; a test that fails leaves the next one a new town."""
-
-    folder: Path
-    chain: Devnet
-    warm: Warm
-    settle: str
-    town: Town | None = None
-    broken: bool = True
-    built: int = 0
-
-    @contextmanager
-    def visit(self) -> Iterator[Town]:
-        """Give the town, with everything running."""
-        if self.broken or self.town is None:
-            self.close()
-            self.built += 1
-            folder = self.folder / f"town-{self.built}"
-            folder.mkdir()
-            # No credit under `auto`: every payer is settled at the first byte.
-            self.town = Town(folder, self.chain, self.warm, self.settle, "", "0" if self.settle == "auto" else "1.00")
-            self.town.start_all(CALLS)
-        self.broken = True
-        yield self.town
-        self.broken = False
-
-    def close(self) -> None:
-        """End all processes."""
-        if self.town is not None and self.town.running:
-            self.town.kill(*list(self.town.running))
-        self.town = None
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, world: Devnet, warm: Warm) -> Iterator[dict[str, Place]]:
     built = {settle: Place(tmp_path_factory.mktemp(settle), world, warm, settle) for settle in ("auto", "async")}
@@ -105,18 +69,6 @@ def request_under_way(here: Town, name: str, knobs: dict[str, str] | None = None
     with ThreadPoolExecutor(1) as threads:
         final = (500,) if knobs and "x-test-status" in knobs else ()
         yield threads.submit(repeat_until_final, here, name, body_of(name, knobs), final=final)
-
-
-def check_books(here: Town, signed: int = CALLS) -> None:
-    """Nothing lost, nothing doubled, and the buyer, the seller and the chain agree to the last unit."""
-    here.wait_for(lambda: not read_books(here).outstanding_atomic, here.running["settle"], "payments are outstanding")
-    here.farebox("process", "--all")
-    assert differences(read_books(here), signed=signed, quiet=True) == []
-    here.farebox("selfcheck", "--rpc", here.chain.rpc_url, "--seller", "seller.yaml", "--json")
-
-
-def paid_for(here: Town, before_atomic: int) -> int:
-    return (here.earned_atomic() - before_atomic) // PRICE_ATOMIC
 
 
 def test_every_step_in_the_product_is_named_and_every_named_step_is_killed_at() -> None:
