@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,23 +16,54 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from contracts.address import address_text
-from contracts.errors import FareboxError
+from contracts.errors import ConfigInvalid, FareboxError
 from contracts.money import format_amount
-from seller.limits import STATUS_ROWS_MAX
+from seller.limits import ADMIN_TOKEN_CHARS_MIN, STATUS_ROWS_MAX
 from seller.service import Seller
 
-__all__ = ["admin_app", "price_list", "status_document"]
+__all__ = ["ADMIN_TOKEN_VARIABLE", "admin_app", "check_admin_token", "price_list", "status_document"]
 
+ADMIN_TOKEN_VARIABLE = "FAREBOX_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def check_admin_token(listen_host: str) -> str | None:
+    """Return the token that `FAREBOX_ADMIN_TOKEN` sets, or None for none.
+
+    Raises `ConfigInvalid` where the admin plane can be reached from elsewhere and no token guards it, and for a short
+    one.
+    """
+    token = os.environ.get(ADMIN_TOKEN_VARIABLE) or None
+    if token is None and listen_host not in _LOOPBACK:
+        raise ConfigInvalid(
+            f"--admin-listen: {listen_host} can be reached from other machines, and {ADMIN_TOKEN_VARIABLE} is not set",
+            remedy=f"set {ADMIN_TOKEN_VARIABLE}, or listen on 127.0.0.1",
+        )
+    if token is not None and (len(token) < ADMIN_TOKEN_CHARS_MIN or not token.isascii() or not token.isprintable()):
+        raise ConfigInvalid(f"{ADMIN_TOKEN_VARIABLE}: expected {ADMIN_TOKEN_CHARS_MIN} printable characters or more")
+    return token
 
 
 def admin_app(seller: Seller, listen_host: str) -> Starlette:
     """Return the admin application. It shows no key and changes nothing.
 
-    On loopback it answers only to loopback names, so that a web page cannot read it through a name of its own.
+    On loopback it answers only to loopback names, so that a web page cannot read it through a name of its own. With
+    `FAREBOX_ADMIN_TOKEN`, metrics and books want `Authorization: Bearer <token>`; health does not. Raises
+    `ConfigInvalid` where a token must be set.
     """
-    loopback = listen_host in ("127.0.0.1", "::1", "localhost")
+    loopback = listen_host in _LOOPBACK
     allowed = ["127.0.0.1", "localhost", "[::1]", listen_host] if loopback else ["*"]
+    token = check_admin_token(listen_host)
+
+    def guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def serve(request: Request) -> Response:
+            if token is not None and not _carries(request, token):
+                return PlainTextResponse("unauthorized\n", status_code=401, headers={"www-authenticate": "Bearer"})
+            return await endpoint(request)
+
+        return serve
 
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -54,11 +88,16 @@ def admin_app(seller: Seller, listen_host: str) -> Starlette:
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-            Route("/metrics", metrics),
-            Route("/status", status),
+            Route("/metrics", guarded(metrics)),
+            Route("/status", guarded(status)),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)],
     )
+
+
+def _carries(request: Request, token: str) -> bool:
+    given = request.headers.getlist("authorization")
+    return len(given) == 1 and hmac.compare_digest(given[0].encode(), b"Bearer " + token.encode())
 
 
 def status_document(seller: Seller) -> dict[str, Any]:

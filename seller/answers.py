@@ -12,11 +12,19 @@ from typing import Any
 
 import msgspec
 
-from contracts.errors import FareboxError, MalformedMessage, NameUnknown, PaymentRefused, UpstreamFailed
+from contracts.errors import (
+    FareboxError,
+    MalformedMessage,
+    NameUnknown,
+    PaymentRefused,
+    SettlementUnavailable,
+    UpstreamFailed,
+)
 from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE, encode_header
 from contracts.money import format_amount
 from contracts.offers import requirements, requirements_v1
 from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
+from seller.body import Busy
 from seller.pricebook import PriceBook, Quote
 
 __all__ = ["Answer", "Answers", "error_document", "failure_answer", "receipt_headers"]
@@ -25,6 +33,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 _MIME = "application/json"
 _DESCRIPTION = "one call"
+_VARY = b"PAYMENT-SIGNATURE, X-PAYMENT"
 # Clients of model APIs want an error object, v1 of x402 wants text. Elsewhere nobody wants the object.
 _MODEL_API_PREFIX = "/v1/"
 _ANTHROPIC_PATH = "/v1/messages"
@@ -84,6 +93,11 @@ class Answers:
 
     def not_listed(self, method: str, path: str, *, methods: list[str]) -> Answer:
         """Return the 404 for what is not listed, or the 405 where another method is."""
+        if methods and method == "OPTIONS":
+            # Also the answer to a browser's preflight: it names no origin, so no foreign page may read anything.
+            return Answer(
+                204, [(b"allow", ", ".join([*methods, "OPTIONS"]).encode()), (b"cache-control", b"no-store")], b""
+            )
         if methods:
             message = f"{path} takes {', '.join(methods)}, not {method}"
             document = error_document(path, 405, "method_not_allowed", message)
@@ -103,7 +117,7 @@ class Answers:
         document |= error_document(quote.path, 402, code, message)
         if legacy is not None and not quote.path.startswith(_MODEL_API_PREFIX):
             document["error"] = message
-        headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), *extra]
+        headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), (b"vary", _VARY), *extra]
         return _json_answer(402, msgspec.json.encode(document), headers)
 
 
@@ -111,14 +125,14 @@ def failure_answer(error: FareboxError, path: str, extra: RawHeaders | None = No
     """Return the answer to an error that asks for no payment, in the envelope that clients of `path` read."""
     status, retry_after_s = error.http_status, error.retry_after_s
     theirs = isinstance(error, (PaymentRefused, MalformedMessage, NameUnknown, UpstreamFailed))
+    sentence = _sentence(error)
     if not theirs and (status >= 500 or status == 402):
         status, retry_after_s = _OUR_FAILURE_STATUS, retry_after_s or _OUR_FAILURE_RETRY_AFTER_S
+        sentence = _our_failure(error)
     headers = list(extra or [])
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % retry_after_s))
-    return _json_answer(
-        status, msgspec.json.encode(error_document(path, status, error.code, _sentence(error))), headers
-    )
+    return _json_answer(status, msgspec.json.encode(error_document(path, status, error.code, sentence)), headers)
 
 
 def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeaders:
@@ -153,6 +167,16 @@ def _price_line(quote: Quote, base_url: str) -> str:
         f"{price} on {offer.network.label} for one call. Pay with any x402 client, or sign ahead for many: "
         f"farebox buy NAME --endpoint {base_url} --model {quote.model or 'MODEL'} --count 100 --max-price {number}"
     )
+
+
+def _our_failure(error: FareboxError) -> str:
+    """Say what a client may know: hosts, files and accounts of ours are for the log."""
+    told = isinstance(error, SettlementUnavailable | Busy)
+    message = error.message if told else "payments cannot be taken now"
+    advice = error.advice
+    if not isinstance(error, Busy) and advice == type(error).remedy:
+        advice = "send the same request with the same payment again in a moment; it is not charged twice"
+    return f"{message}. To do: {advice}"
 
 
 def _sentence(error: FareboxError) -> str:

@@ -17,11 +17,12 @@ from seller.answers import Answer
 from seller.body import BodyBudget, BodyReader, ClientGone, model_of
 from seller.claims import Replay
 from seller.config import SellerConfig, read_config
+from seller.hygiene import for_application, has_overrides, without_overrides, without_payment_headers
 from seller.pricebook import Quote, Route
 from seller.replay import send_replay
 from seller.responder import Responder
 from seller.service import Seller
-from seller.verify import PAYMENT_HEADERS, payment_in
+from seller.verify import payment_in
 from seller.watch import ClientWatch
 
 __all__ = ["PaymentMiddleware"]
@@ -87,9 +88,20 @@ class PaymentMiddleware:
         if route is None:
             await self._not_listed(scope).send(send, head=scope["method"] == "HEAD")
         elif route.free:
-            await self.app(scope, receive, send)
+            await self._free(scope, receive, send)
         else:
             await self._priced(route, scope, receive, send)
+
+    async def _free(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_payment(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", [])]
+                message = {**message, "headers": without_payment_headers(headers)}
+            await send(message)
+
+        if has_overrides(scope["headers"]):
+            scope = {**scope, "headers": without_overrides(list(scope["headers"]))}
+        await self.app(scope, receive, send_without_payment)
 
     def _not_listed(self, scope: Scope) -> Answer:
         book, path = self.seller.book, scope["path"]
@@ -124,17 +136,16 @@ class PaymentMiddleware:
             await self._refuse(error, route, quote, send)
             return
         if isinstance(claim, Replay):
-            await self._replay(claim, route, quote, scope, send)
+            await self._replay(claim, route, quote, send)
             return
         inner = _inner_scope(scope)
         async with ClientWatch(receive, body) as watch:
             responder = Responder(self.seller, claim, quote, send, watch)
             await responder.run(lambda receive, guarded: self.app(inner, receive, guarded))
 
-    async def _replay(self, replay: Replay, route: Route, quote: Quote, scope: Scope, send: Send) -> None:
-        head = scope["method"] == "HEAD"
+    async def _replay(self, replay: Replay, route: Route, quote: Quote, send: Send) -> None:
         try:
-            await send_replay(self.seller.ledger, replay, quote.path, send, head=head)
+            await send_replay(self.seller.ledger, replay, quote.path, send)
         except FareboxError as error:
             await self._refuse(error, route, quote, send)
             return
@@ -153,8 +164,7 @@ def _inner_scope(scope: Scope) -> Scope:
     extensions = {
         name: value for name, value in (scope.get("extensions") or {}).items() if not name.startswith("http.response.")
     }
-    headers = [(name, value) for name, value in scope["headers"] if name not in PAYMENT_HEADERS]
-    return {**scope, "headers": headers, "extensions": extensions}
+    return {**scope, "headers": for_application(scope["headers"]), "extensions": extensions}
 
 
 def _digest(scope: Scope, body: bytes) -> bytes:

@@ -26,11 +26,15 @@ class AlreadyServed(PaymentReplayed):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`."""
+    """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`.
+
+    `owner` names this claim and no other; "" where there is no work to do.
+    """
 
     id: int
     payment: VerifiedPayment
     mode: Mode
+    owner: str
     credit: bool = False
     transaction_hash: str = ""
 
@@ -66,11 +70,11 @@ def is_same_payment(row: Row, payment: VerifiedPayment) -> bool:
 
 
 def judge_known(
-    connection: Connection, row: Row, payment: VerifiedPayment, request_digest: bytes, owner_id: str
+    connection: Connection, row: Row, payment: VerifiedPayment, request_digest: bytes, owner: str
 ) -> Claim | Replay | None:
     """Judge a payment that was here before: its answer, its credit, or None when it may be reserved again.
 
-    Runs in a write transaction; a credit is taken for `owner_id`. Raises `PaymentReplayed` (402), `AlreadyServed` or
+    Runs in a write transaction; a credit is claimed as `owner`. Raises `PaymentReplayed` (402), `AlreadyServed` or
     `RequestInProgress` (409), or `SettlementUnavailable` (503).
     """
     work, money = Work(row["work"]), Money(row["money"])
@@ -83,7 +87,7 @@ def judge_known(
     if work is Work.DELIVERED:
         answer = _kept_answer(connection, row)
         if answer is not None:
-            claim = Claim(row["id"], payment, Mode(row["mode"]), False, row["transaction_hash"] or "")
+            claim = Claim(row["id"], payment, Mode(row["mode"]), "", False, row["transaction_hash"] or "")
             return Replay(claim, answer)
     if row["runs"] >= RUNS_MAX and (money is not Money.SETTLED or work is Work.DELIVERED):
         raise PaymentReplayed(f"this authorization was tried {RUNS_MAX} times")
@@ -92,9 +96,9 @@ def judge_known(
     if money is Money.SETTLED:
         connection.execute(
             "UPDATE payments SET work = 'running', runs = runs + 1, owner = ?, updated_ms = ? WHERE id = ?",
-            (owner_id, _now_ms(), row["id"]),
+            (owner, _now_ms(), row["id"]),
         )
-        return Claim(row["id"], payment, Mode(row["mode"]), True, row["transaction_hash"] or "")
+        return Claim(row["id"], payment, Mode(row["mode"]), owner, True, row["transaction_hash"] or "")
     raise SettlementUnavailable(
         "this payment is on its way to the chain and not confirmed yet; nothing more is charged",
         remedy="repeat the same request with the same payment",

@@ -20,10 +20,8 @@ _REPLAYED = (b"x-farebox-replayed", b"true")
 _BROKE_OFF = "the model server broke off here; this is all there is of the answer"
 
 
-async def send_replay(
-    ledger: Ledger, replay: Replay, path: str, send: Callable[[Any], Awaitable[None]], *, head: bool
-) -> None:
-    """Send the answer from its beginning, with what became of its payment by now; without a body to a HEAD request.
+async def send_replay(ledger: Ledger, replay: Replay, path: str, send: Callable[[Any], Awaitable[None]]) -> None:
+    """Send the answer from its beginning, with what became of its payment by now.
 
     An event stream that broke off ends with an event that says so. Raises `StoreUnavailable` before anything is sent.
     """
@@ -33,9 +31,6 @@ async def send_replay(
     receipts = receipt_headers(receipt(replay.claim, replay.claim.transaction_hash), replay.claim.payment.x402_version)
     headers = [*_headers_of(replay), *receipts, _REPLAYED]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if head:
-        await send({"type": "http.response.body", "body": b""})
-        return
     await send({"type": "http.response.body", "body": answer.body, "more_body": True})
     position = 0
     while (body := ledger.recorded(answer.payment_id, position)) is not None:

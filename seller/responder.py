@@ -17,6 +17,7 @@ from contracts.crash import checkpoint
 from contracts.errors import FareboxError, UpstreamFailed
 from seller.answers import RawHeaders, receipt_headers
 from seller.claims import Claim
+from seller.hygiene import for_client
 from seller.limits import HELD_BODY_BYTES_MAX
 from seller.policy import Mode
 from seller.pricebook import Quote
@@ -26,20 +27,15 @@ from seller.service import Seller
 from seller.spool import Beginning, State, is_event_stream
 from seller.watch import ClientWatch
 
-__all__ = ["Responder", "without_payment_headers"]
+__all__ = ["Responder"]
 
 Message = dict[str, Any]
 Send = Callable[[Any], Awaitable[None]]
 
 _log = logging.getLogger("farebox.seller")
 
-_VARY = b"PAYMENT-SIGNATURE, X-PAYMENT"
 _NOT_CHARGED = (b"x-farebox-charged", b"false")
 _CREDIT = (b"x-farebox-credit", b"true")
-# Whatever a cache could use to give a paid answer to somebody else.
-_CACHE_HEADERS = frozenset((b"expires", b"age", b"etag", b"last-modified", b"pragma", b"vary", b"warning"))
-# Caches of content networks prefer a name of their own: CDN-Cache-Control (RFC 9213), Surrogate-Control and the like.
-_CACHE_WORDS = (b"cache", b"surrogate", b"-expires")
 
 
 class Withheld(OSError):
@@ -125,7 +121,7 @@ class Responder:
         claim, seller = self._claim, self._seller
         assert self._start is not None
         checkpoint("seller.first_byte_held")
-        headers = _paid_headers(self._start_headers())
+        headers = for_client(self._start_headers())
         body = b"".join(message.get("body", b"") for message in self._held)
         answer = Beginning(self._start["status"], headers, body, self._is_whole())
         try:
@@ -183,7 +179,7 @@ class Responder:
 
     async def _pass_failure(self) -> None:
         """The upstream said no: its answer goes through as it is, and nothing is charged for it."""
-        headers = without_payment_headers(self._start_headers())
+        headers = for_client(self._start_headers())
         await self._end_without_goods(UpstreamFailed.code)
         self._seller.metrics.served(self._quote.route, "not_charged")
         await self._release(headers + self._failure_headers())
@@ -233,19 +229,3 @@ class Responder:
         for message in self._held:
             await self._to_client(message)
         self._held.clear()
-
-
-def without_payment_headers(headers: RawHeaders) -> RawHeaders:
-    """Drop what only a seller may say: an upstream's receipts and charges are not ours."""
-    mine = (b"payment-", b"x-payment", b"settlement-overrides", b"x-farebox-")
-    return [(name, value) for name, value in headers if not name.startswith(mine)]
-
-
-def _paid_headers(headers: RawHeaders) -> RawHeaders:
-    kept = [(name, value) for name, value in without_payment_headers(headers) if not _is_for_caches(name)]
-    vary = b", ".join([value for name, value in headers if name == b"vary"] + [_VARY])
-    return [*kept, (b"cache-control", b"no-store"), (b"vary", vary)]
-
-
-def _is_for_caches(name: bytes) -> bool:
-    return name in _CACHE_HEADERS or any(word in name for word in _CACHE_WORDS)

@@ -36,6 +36,7 @@ __all__ = [
     "is_event_stream",
     "keep",
     "sweep",
+    "was_given",
 ]
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -173,6 +174,12 @@ def chunk(connection: Connection, payment_id: int, position: int) -> bytes | Non
 def count_replay(connection: Connection, payment_id: int) -> None:
     """Note that an answer is given once more."""
     connection.execute("UPDATE answers SET replays = replays + 1 WHERE payment_id = ?", (payment_id,))
+
+
+def was_given(connection: Connection, payment_id: int) -> bool:
+    """Tell whether a kept answer was given to a client that came back."""
+    row = connection.execute("SELECT replays FROM answers WHERE payment_id = ?", (payment_id,)).fetchone()
+    return row is not None and row["replays"] > 0
 
 
 def sweep(connection: Connection, now_ms: int) -> int:

@@ -267,12 +267,3 @@ async def test_a_restart_closes_an_open_stream_with_what_was_written_of_it(chain
             again = await client.post(CHAT, content=BODY, headers={"PAYMENT-SIGNATURE": header})
             assert again.content.startswith(b"data: 0\n\n\n\nevent: error\n")
             tap.turns.put_nowait(None)
-
-
-async def test_a_paid_head_request_is_answered_again_without_a_body(chain: Devnet, tmp_path: Path) -> None:
-    async with online(chain, tmp_path, "auto") as (shop, client):
-        header = {"PAYMENT-SIGNATURE": shop.payment(path="/paid")}
-        assert (await client.head("/paid", headers=header)).status_code == 200
-        again = await client.head("/paid", headers=header)
-        assert (again.status_code, again.content, is_replayed(again)) == (200, b"", True)
-        assert (await client.get("/paid", headers=header)).status_code == 402

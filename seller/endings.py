@@ -1,0 +1,80 @@
+"""How the work for a payment ends: delivered, given up, or taken over from a process that has ended.
+
+Every function runs inside a write transaction of the ledger's. A claim is one owner's, by a name that no other claim
+ever has (`process/number`); what an ended or forgotten owner would still write finds nothing of its name.
+"""
+
+from __future__ import annotations
+
+import time
+
+from contracts.errors import StoreUnavailable
+from contracts.lifecycle import Money, MoneyEvent, Work
+from contracts.storage import Connection
+from seller import books, spool
+from seller.claims import Claim
+
+__all__ = ["check_held", "end_work", "give_up", "give_up_by_name", "recover_owner"]
+
+
+def check_held(connection: Connection, claim: Claim) -> None:
+    """Raise `StoreUnavailable` when a claim is no longer its owner's, who was taken for dead."""
+    row = connection.execute("SELECT owner FROM payments WHERE id = ?", (claim.id,)).fetchone()
+    if row is None or row["owner"] != claim.owner:
+        raise StoreUnavailable("this process was taken for dead and its claim given back; nothing is served")
+
+
+def end_work(connection: Connection, payment_id: int, work: Work) -> None:
+    """Note that nobody works for a payment any more, and how that ended."""
+    connection.execute(
+        "UPDATE payments SET work = ?, owner = NULL, updated_ms = ? WHERE id = ?", (work.value, _now_ms(), payment_id)
+    )
+
+
+def give_up(connection: Connection, claim: Claim, reason: str, *, undelivered: bool = False) -> Money | None:
+    """End a claim whose goods were withheld; return what its money is now, or None when its key is free.
+
+    Nothing happens to a claim that has ended. Only `undelivered` ends one whose delivery was noted: its goods never
+    left, because the note was not known to be written. Where they were given since, to a client that came back, it
+    stays delivered.
+    """
+    row = connection.execute("SELECT * FROM payments WHERE id = ?", (claim.id,)).fetchone()
+    if row is None:
+        return None
+    if row["work"] == Work.DELIVERED.value and undelivered and not spool.was_given(connection, claim.id):
+        spool.forget(connection, claim.id)
+    elif row["owner"] != claim.owner:
+        return Money(row["money"])
+    return _without_goods(connection, row["id"], reason)
+
+
+def give_up_by_name(connection: Connection, owner: str, reason: str) -> None:
+    """End the claim that `owner` names, if it was ever written."""
+    for row in connection.execute("SELECT id FROM payments WHERE owner = ?", (owner,)).fetchall():
+        _without_goods(connection, row["id"], reason)
+
+
+def recover_owner(connection: Connection, process_id: str) -> None:
+    """End every claim of a process: no byte of them left, because what left is noted before it leaves."""
+    # Between "id/" and "id0", the next character: an index serves it in both stores.
+    names = (f"{process_id}/", f"{process_id}0")
+    for row in connection.execute("SELECT id FROM payments WHERE owner > ? AND owner < ?", names).fetchall():
+        _without_goods(connection, row["id"], "the server stopped")
+    spool.break_off(connection, process_id)
+    connection.execute("DELETE FROM owners WHERE id = ?", (process_id,))
+
+
+def _without_goods(connection: Connection, payment_id: int, reason: str) -> Money | None:
+    row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    money = Money(row["money"])
+    if row["runs"] == 0 and money in (Money.RESERVED, Money.QUEUED, Money.VOID):
+        books.remove(connection, row)
+        return None
+    end_work(connection, payment_id, Work.FAILED)
+    if money in (Money.RESERVED, Money.QUEUED):
+        return books.move(connection, payment_id, MoneyEvent.WAIVE, _now_ms(), reason=reason)
+    return money
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
