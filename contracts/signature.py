@@ -8,6 +8,8 @@ Sources: EIP-2 (low s), EIP-3009 reference token (v 27/28), SEC 2 (curve order).
 
 from __future__ import annotations
 
+import threading
+
 from coincurve import PrivateKey, PublicKey
 from coincurve._libsecp256k1 import ffi, lib  # type: ignore[import-not-found, unused-ignore]
 from coincurve.context import GLOBAL_CONTEXT
@@ -25,11 +27,23 @@ _LOW_S_MAX = (_ORDER // 2).to_bytes(32, "big")
 _ZERO_WORD = bytes(32)
 _RECOVERY_ID = {0: 0, 1: 1, 27: 0, 28: 1}
 
-_PARSED = ffi.typeof("secp256k1_ecdsa_recoverable_signature *")
-_POINT = ffi.typeof("secp256k1_pubkey *")
-_POINT_BYTES = ffi.typeof("unsigned char[65]")
-# The library writes into it what stands there already, so threads may share it.
-_POINT_SIZE = ffi.new("size_t *", 65)
+
+class _Scratch(threading.local):
+    """Where one thread's calls of the library write: parsed signature, recovered point, its bytes, their number.
+
+    Other threads run while the library computes, so no two may share it.
+    """
+
+    def __init__(self) -> None:
+        self.parts = (
+            ffi.new("secp256k1_ecdsa_recoverable_signature *"),
+            ffi.new("secp256k1_pubkey *"),
+            ffi.new("unsigned char[65]"),
+            ffi.new("size_t *", 65),
+        )
+
+
+_SCRATCH = _Scratch()
 
 
 class SigningKey:
@@ -74,21 +88,18 @@ def recover(digest: bytes, signature: bytes) -> Address:
     recovery_id = _RECOVERY_ID.get(signature[64])
     if recovery_id is None:
         raise InvalidSignature(f"signature: v must be 27 or 28, got {signature[64]}")
-    s = signature[32:64]
-    if s > _LOW_S_MAX:
+    if signature[32:64] > _LOW_S_MAX:
         raise InvalidSignature("signature: s lies in the upper half of the curve order, which tokens refuse")
-    if s == _ZERO_WORD or signature[:32] == _ZERO_WORD:
-        raise InvalidSignature("signature: r and s must not be zero")
     assert len(digest) == 32
     context = GLOBAL_CONTEXT.ctx
-    parsed, point = ffi.new(_PARSED), ffi.new(_POINT)
+    parsed, point, uncompressed, size = _SCRATCH.parts
     if not (
         lib.secp256k1_ecdsa_recoverable_signature_parse_compact(context, parsed, signature, recovery_id)
         and lib.secp256k1_ecdsa_recover(context, point, parsed, digest)
     ):
-        raise InvalidSignature("signature: no public key fits it")
-    uncompressed = ffi.new(_POINT_BYTES)
-    lib.secp256k1_ec_pubkey_serialize(context, uncompressed, _POINT_SIZE, point, lib.SECP256K1_EC_UNCOMPRESSED)
+        zero = _ZERO_WORD in (signature[:32], signature[32:64])
+        raise InvalidSignature(f"signature: {'r and s must not be zero' if zero else 'no public key fits it'}")
+    lib.secp256k1_ec_pubkey_serialize(context, uncompressed, size, point, lib.SECP256K1_EC_UNCOMPRESSED)
     return Address(keccak(ffi.buffer(uncompressed)[1:])[12:])
 
 

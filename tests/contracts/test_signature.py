@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from eth_account import Account
 from eth_keys.datatypes import PrivateKey, Signature
@@ -158,6 +160,18 @@ def test_other_spellings_of_a_signature_are_refused(text: object) -> None:
     with pytest.raises(MalformedMessage, match=r"^payload\.signature: ") as refused:
         parse_signature(text)
     assert len(refused.value.message) < 120
+
+
+def test_threads_that_recover_at_once_find_each_their_own_signer() -> None:
+    keys = [SigningKey(bytes([number]) * 32) for number in range(1, 9)]
+    signed = [(key.address, key.sign(DIGEST)) for key in keys]
+
+    def recovered(case: tuple[bytes, bytes]) -> bool:
+        signer, signature = case
+        return all(recover(DIGEST, signature) == signer for _ in range(500))
+
+    with ThreadPoolExecutor(len(keys)) as threads:
+        assert all(threads.map(recovered, signed))
 
 
 def test_eth_keys_accepts_what_we_sign() -> None:
