@@ -6,6 +6,7 @@ free, weighs the payer's exposure, and takes the key, or it refuses. Only then m
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from contracts.address import Address
 from contracts.errors import StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent, Work
 from contracts.storage import Conflict, Connection, Database, Life, Row, open_database
-from seller import books, spool
+from seller import books, endings, spool
 from seller.claims import AlreadyServed, Claim, Replay, is_same_payment, judge_known
 from seller.policy import Caps, Mode, Standing, choose_mode
 from seller.spool import Beginning, State
@@ -69,11 +70,12 @@ class Ledger:
         self.token = token
         # What a store that failed could not be told; it is told before the next claim.
         self._leftovers: list[Callable[[Connection], object]] = []
+        # Names of claims whose delivery was not known to be noted, and therefore did not happen.
+        self._undelivered: set[str] = set()
+        self._numbers = itertools.count(1)
         try:
             self.owner = self.database.presence()
-            self._transact(
-                lambda connection: connection.execute("INSERT INTO owners (id) VALUES (?)", (self.owner.id,))
-            )
+            self._transact(self._enroll)
             self.recover()
         except BaseException:
             self.database.close()
@@ -106,21 +108,25 @@ class Ledger:
         `ExposureExceeded` (429), `InsufficientFunds` (402), or a failure of ours (503).
         """
 
+        owner = f"{self.owner.id}/{next(self._numbers)}"
+
         def work(connection: Connection) -> Claim | Replay:
+            self._enroll(connection)
             row = self._row(connection, payment)
             if row is not None:
-                known = judge_known(connection, row, payment, request_digest, self.owner.id)
+                known = judge_known(connection, row, payment, request_digest, owner)
                 if known is not None:
                     return known
             standing = self._standing(connection, payment, balance_atomic)
             life_s = payment.authorization.valid_before_s - now_s
             mode = choose_mode(setting, standing, caps, payment.offer.amount_atomic, life_s)
             if row is not None:
-                return self._reserve_again(connection, row, payment, mode)
-            return self._enter(connection, payment, mode, request_digest=request_digest, route=route, block=since_block)
+                return self._reserve_again(connection, row, payment, mode, owner)
+            return self._enter(
+                connection, payment, mode, owner, request_digest=request_digest, route=route, block=since_block
+            )
 
-        await self._end_leftovers()
-        return await self._write(work, durable=True)
+        return await self._claim(work, owner)
 
     async def recall(self, payment: VerifiedPayment, request_digest: bytes) -> Claim | Replay | None:
         """Return what is due to a payment that came here before with this signature and request, or None.
@@ -133,23 +139,38 @@ class Ledger:
             row = self._row(connection, payment)
             return row if row is not None and is_same_payment(row, payment) else None
 
+        owner = f"{self.owner.id}/{next(self._numbers)}"
+
         def work(connection: Connection) -> Claim | Replay | None:
+            self._enroll(connection)
             row = find(connection)
-            return None if row is None else judge_known(connection, row, payment, request_digest, self.owner.id)
+            return None if row is None else judge_known(connection, row, payment, request_digest, owner)
 
         if self.database.read(find) is None:
             return None
+        return await self._claim(work, owner)
+
+    async def _claim(self, work: Callable[[Connection], T], owner: str) -> T:
+        """Write a claim that is called `owner`. Where nobody knows whether it was written, the next one ends it."""
         await self._end_leftovers()
-        return await self._write(work, durable=True)
+        try:
+            return await self._write(work, durable=True)
+        except StoreUnavailable as error:
+            code = error.code
+            self._leftovers.append(lambda connection: endings.give_up_by_name(connection, owner, code))
+            raise
 
     async def begin(self, claim: Claim) -> None:
         """Note that the application is about to run for a claim. A claim on credit or `async` is begun already."""
-        await self._write(
-            lambda connection: connection.execute(
+
+        def work(connection: Connection) -> None:
+            endings.check_held(connection, claim)
+            connection.execute(
                 "UPDATE payments SET work = 'running', runs = runs + 1, updated_ms = ? WHERE id = ?",
                 (_now_ms(), claim.id),
             )
-        )
+
+        await self._write(work)
 
     async def owe(self, claim: Claim, answer: Beginning | None = None) -> bool:
         """Put a claim in the settlement queue, durably; with `answer`, its first byte is about to leave.
@@ -158,15 +179,31 @@ class Ledger:
         """
 
         def work(connection: Connection) -> bool:
+            endings.check_held(connection, claim)
             kept = answer is not None and self._deliver(connection, claim, answer)
             books.move(connection, claim.id, MoneyEvent.OWE, _now_ms())
             return kept
 
-        return await self._write(work, durable=True)
+        if answer is None:
+            return await self._write(work, durable=True)
+        return await self._write_delivery(work, claim)
 
     async def delivered(self, claim: Claim, answer: Beginning) -> bool:
         """Note that the first byte of a settled claim is about to leave; return whether the answer is kept."""
-        return await self._write(lambda connection: self._deliver(connection, claim, answer))
+
+        def work(connection: Connection) -> bool:
+            endings.check_held(connection, claim)
+            return self._deliver(connection, claim, answer)
+
+        return await self._write_delivery(work, claim)
+
+    async def _write_delivery(self, work: Callable[[Connection], bool], claim: Claim) -> bool:
+        """Note a delivery before it happens. Not known to be written, it will not happen, and `give_up` says so."""
+        try:
+            return await self._write(work, durable=True)
+        except StoreUnavailable:
+            self._undelivered.add(claim.owner)
+            raise
 
     async def record(self, payment_id: int, position: int, body: bytes, state: State) -> bool:
         """Write down what followed of a delivered answer; return whether it is still kept."""
@@ -200,16 +237,26 @@ class Ledger:
         Not sent to the chain: it costs nothing, and the same payment may come again for the same request. On its way
         or settled: it becomes a credit for that request.
         """
+        undelivered = claim.owner in self._undelivered
+        self._undelivered.discard(claim.owner)
+
+        def work(connection: Connection) -> Money | None:
+            return endings.give_up(connection, claim, reason, undelivered=undelivered)
+
         try:
-            return await self._write(lambda connection: _give_up(connection, claim.id, reason, _now_ms()))
+            return await self._write(work)
         except StoreUnavailable:
-            failed_ms = _now_ms()
-            self._leftovers.append(lambda connection: self._give_up_late(connection, claim.id, reason, failed_ms))
+            self._leftovers.append(work)
             raise
 
     async def finish(self, claim: Claim) -> None:
         """End a settled claim whose only goods was the settlement."""
-        await self._write(lambda connection: _end_work(connection, claim.id, Work.DELIVERED))
+
+        def work(connection: Connection) -> None:
+            endings.check_held(connection, claim)
+            endings.end_work(connection, claim.id, Work.DELIVERED)
+
+        await self._write(work)
 
     # Asking
 
@@ -282,15 +329,15 @@ class Ledger:
         return self.database.life_of(owner_id) is not Life.ALIVE
 
     def _end_owner(self, owner_id: str) -> None:
-        self._transact(lambda connection: _recover_owner(connection, owner_id, _now_ms()))
+        self._transact(lambda connection: endings.recover_owner(connection, owner_id))
 
     # Inside transactions
 
-    def _give_up_late(self, connection: Connection, payment_id: int, reason: str, failed_ms: int) -> None:
-        """End a claim that could not be ended in its time, unless it was, and has been claimed again since."""
-        row = connection.execute("SELECT owner, updated_ms FROM payments WHERE id = ?", (payment_id,)).fetchone()
-        if row is not None and row["owner"] == self.owner.id and row["updated_ms"] <= failed_ms:
-            _give_up(connection, payment_id, reason, _now_ms())
+    def _enroll(self, connection: Connection) -> None:
+        """Be on the list of those whose claims are taken up when they end; again, after being taken for dead."""
+        if connection.execute("SELECT 1 FROM owners WHERE id = ?", (self.owner.id,)).fetchone() is None:
+            self.owner.hold()
+            connection.execute("INSERT INTO owners (id) VALUES (?)", (self.owner.id,))
 
     def _standing(
         self, connection: Connection, payment: VerifiedPayment, balance_atomic: Callable[[int], int | None]
@@ -318,7 +365,7 @@ class Ledger:
         ).fetchone()
 
     def _deliver(self, connection: Connection, claim: Claim, answer: Beginning) -> bool:
-        _end_work(connection, claim.id, Work.DELIVERED)
+        endings.end_work(connection, claim.id, Work.DELIVERED)
         return spool.keep(connection, claim.id, self.owner.id, answer, _now_ms())
 
     def _enter(
@@ -326,6 +373,7 @@ class Ledger:
         connection: Connection,
         payment: VerifiedPayment,
         mode: Mode,
+        owner: str,
         *,
         request_digest: bytes,
         route: str,
@@ -352,7 +400,7 @@ class Ledger:
                 request_digest,
                 mode.value,
                 (Work.RUNNING if begun else Work.WAITING).value,
-                self.owner.id,
+                owner,
                 int(begun),
                 block,
                 now_ms,
@@ -360,22 +408,24 @@ class Ledger:
             ),
         ).fetchone()
         books.enter(connection, row)
-        return Claim(row["id"], payment, mode)
+        return Claim(row["id"], payment, mode, owner)
 
-    def _reserve_again(self, connection: Connection, row: Row, payment: VerifiedPayment, mode: Mode) -> Claim:
+    def _reserve_again(
+        self, connection: Connection, row: Row, payment: VerifiedPayment, mode: Mode, owner: str
+    ) -> Claim:
         begun = mode is Mode.ASYNC
         connection.execute(
             "UPDATE payments SET mode = ?, work = ?, owner = ?, runs = runs + ?, attempts = 0, due_ms = 0 WHERE id = ?",
             (
                 mode.value,
                 (Work.RUNNING if begun else Work.WAITING).value,
-                self.owner.id,
+                owner,
                 int(begun),
                 row["id"],
             ),
         )
         books.move(connection, row["id"], MoneyEvent.RESERVE_AGAIN, _now_ms())
-        return Claim(row["id"], payment, mode)
+        return Claim(row["id"], payment, mode, owner)
 
     # Store
 
@@ -406,34 +456,6 @@ class Ledger:
             return self.database.transact(work)
         except Conflict as error:
             raise StoreUnavailable(f"{self.database.name}: {error}") from None
-
-
-def _end_work(connection: Connection, payment_id: int, work: Work) -> None:
-    connection.execute(
-        "UPDATE payments SET work = ?, owner = NULL, updated_ms = ? WHERE id = ?", (work.value, _now_ms(), payment_id)
-    )
-
-
-def _give_up(connection: Connection, payment_id: int, reason: str, now_ms: int) -> Money | None:
-    row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
-    if row is None or row["work"] == Work.DELIVERED.value:
-        return None if row is None else Money(row["money"])
-    money = Money(row["money"])
-    if row["runs"] == 0 and money in (Money.RESERVED, Money.QUEUED, Money.VOID):
-        books.remove(connection, row)
-        return None
-    _end_work(connection, payment_id, Work.FAILED)
-    if money in (Money.RESERVED, Money.QUEUED):
-        return books.move(connection, payment_id, MoneyEvent.WAIVE, now_ms, reason=reason)
-    return money
-
-
-def _recover_owner(connection: Connection, owner_id: str, now_ms: int) -> None:
-    """End every claim of a process: no byte of them left, because what left is noted before it leaves."""
-    for row in connection.execute("SELECT id FROM payments WHERE owner = ?", (owner_id,)).fetchall():
-        _give_up(connection, row["id"], "the server stopped", now_ms)
-    spool.break_off(connection, owner_id)
-    connection.execute("DELETE FROM owners WHERE id = ?", (owner_id,))
 
 
 def _now_ms() -> int:
