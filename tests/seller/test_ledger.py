@@ -98,8 +98,8 @@ OWE, SUBMIT, PAID = MoneyEvent.OWE, MoneyEvent.SUBMIT, MoneyEvent.CHAIN_PAID
 async def test_after_a_crash_in_any_state_the_same_payment_gets_what_is_its_due(
     tmp_path: Path, setting: Any, events: list[MoneyEvent], begun: bool, delivered: bool, money: Any, again: Any
 ) -> None:
-    first = open_ledger(tmp_path)
-    claim = await reserve(first, payment(), setting=setting)
+    first, paid = open_ledger(tmp_path), payment()
+    claim = await reserve(first, paid, setting=setting)
     await bring(first, claim, events, begun=begun, delivered=delivered)
     crash(first)
 
@@ -107,17 +107,17 @@ async def test_after_a_crash_in_any_state_the_same_payment_gets_what_is_its_due(
     state = second.state(claim.id)
     assert (state and state.money) == money
     if again == "replayed":
-        replay = await second.recall(payment(), ONE)
+        replay = await second.recall(paid, ONE)
         assert isinstance(replay, Replay)
         assert replay.answer.body == b"goods"
     elif isinstance(again, str):
-        claim = await reserve(second, payment(), setting=setting)
+        claim = await reserve(second, paid, setting=setting)
         assert claim.credit == (again == "credit")
         with pytest.raises(RequestInProgress):
-            await reserve(second, payment(), setting=setting)
+            await reserve(second, paid, setting=setting)
     else:
         with pytest.raises(again):
-            await reserve(second, payment(), setting=setting)
+            await reserve(second, paid, setting=setting)
     with pytest.raises(PaymentReplayed):
         await reserve(second, payment(), OTHER, setting=setting)
     second.close()
