@@ -1,6 +1,7 @@
 # Farebox: every target sets up what it needs. Needs Python >= 3.11, Node with npm, make and git.
 #   make demo   a paid inference call on a local chain (ARGS="--json" for one document)
 #   make test   the whole test suite                   (ARGS="tests/seller" for a part of it)
+#   make test-attacks   the attack suite in its long form, and its scoreboard
 #   make test-kill   kill -9 at random moments, KILLS=1000 times, and audit the books after each
 
 PYTHON ?= python3
@@ -17,12 +18,13 @@ UV_VERSION := 0.13.8
 ROOMS := contracts registry buyer seller gateway
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-litellm setup-weights demo test test-kill check bench contracts lock clean
+.PHONY: help setup setup-litellm setup-weights demo test test-attacks test-kill check bench contracts lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       a paid inference call on a local chain"
 	@echo "make test       the whole test suite"
+	@echo "make test-attacks  the attack suite in its long form, and its scoreboard"
 	@echo "make test-kill  kill -9 at random moments, KILLS=1000 times"
 	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
 	@echo "make check      ruff, mypy --strict, import-linter"
@@ -78,6 +80,9 @@ demo: setup
 
 test: setup setup-litellm setup-weights
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-attacks: setup
+	@FAREBOX_MUTATIONS=10000 $(BIN)/python -m tests.attacks.score $(ARGS)
 
 test-kill: setup
 	@$(BIN)/python -m tests.faults.kills --kills $(KILLS)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.address import ZERO
@@ -96,7 +97,7 @@ async def test_nobody_pays_for_the_zero_address(chain: Devnet, tmp_path: Path) -
     """1.4 zero address: what recovers to nothing is nobody's signature."""
     async with attacked(chain, tmp_path) as (shop, _):
         authorization, signature = authorize(chain.accounts[BUYER].key, offer_of(shop))
-        forged = payment_document(replace(authorization, payer=ZERO), signature, offer_of(shop))
+        forged = payment_document(msgspec.structs.replace(authorization, payer=ZERO), signature, offer_of(shop))
         answer = await pay(shop, forged)
         assert (answer.status_code, error_of(answer)["code"]) == (402, "invalid_signature")
 

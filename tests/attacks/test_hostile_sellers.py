@@ -256,16 +256,16 @@ def test_an_empty_delivery_costs_one_price_a_call(chain: Devnet) -> None:
 
 
 def test_endless_small_charges_end_at_the_total(chain: Devnet) -> None:
-    """B4: a hundred calls, each below the price cap."""
+    """B4: forty calls, each below the price cap."""
     trap = trap_of(chain, [replace(fair_offer(chain), amount_atomic=100)])
-    with laid(trap, purchases=30, price_atomic=100) as url, client_of(chain) as client:
+    with laid(trap, purchases=10, price_atomic=100) as url, client_of(chain, max_total="0.001") as client:
         refused = 0
-        for number in range(100):
+        for number in range(40):
             try:
                 client.post(f"{url}/report", content=b"%d" % number)
             except BudgetExceeded:
                 refused += 1
-    assert refused == 70
+    assert refused == 30
 
 
 BOMBS: dict[str, tuple[dict[str, str], bytes]] = {
@@ -344,7 +344,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return Home.open(tmp_path / "home")
 
 
-@pytest.mark.parametrize("what", OFFERS)
+@pytest.mark.parametrize("what", [*OFFERS][::3])
 def test_farebox_pay_signs_nothing_outside_its_limits(chain: Devnet, home: Home, key_file: Path, what: str) -> None:
     """B2, B5: as above, for the command."""
     trap = trap_of(chain, OFFERS[what](fair_offer(chain), chain))
