@@ -6,7 +6,8 @@ Everything here is local and pure. What only the chain knows (balance, code, a u
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from contracts.errors import MalformedMessage, NoMatchingOffer
 from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, decode_payment
@@ -23,8 +24,7 @@ PAYMENT_HEADERS = frozenset((_V2, _V1))
 Payment = PaymentPayload | PaymentPayloadV1
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedPayment:
+class VerifiedPayment(msgspec.Struct, frozen=True):
     """A payment whose terms are ours and whose signature is its payer's, whatever version carried it.
 
     Its identity is (chain id, token, payer, nonce), as values: no spelling of the same authorization makes another.

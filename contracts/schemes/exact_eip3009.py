@@ -8,7 +8,6 @@ token when anybody submits it, and the money can reach only `payee`. Sources: EI
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -71,8 +70,7 @@ AUTHORIZATION_CANCELED_TOPIC = "0x" + keccak(b"AuthorizationCanceled(address,byt
 Log = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Authorization:
+class Authorization(msgspec.Struct, frozen=True):
     """What the payer signs. Times are unix seconds; the chain wants validAfter < now < validBefore, strictly."""
 
     payer: Address

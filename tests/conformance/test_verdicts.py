@@ -75,7 +75,7 @@ Row = Callable[[Case], Case]
 
 
 def authorizing(**changes: Any) -> Row:
-    return lambda case: replace(case, authorization=replace(case.authorization, **changes))
+    return lambda case: replace(case, authorization=msgspec.structs.replace(case.authorization, **changes))
 
 
 def timed(member: str, offset_s: int) -> Row:
@@ -295,7 +295,7 @@ async def test_an_empty_purse_is_refused_in_the_specifications_word_by_us_and_in
     chain: Devnet, case: Case
 ) -> None:
     poor = SigningKey(secrets.token_bytes(32))
-    unfunded = replace(case, key=poor, authorization=replace(case.authorization, payer=poor.address))
+    unfunded = replace(case, key=poor, authorization=msgspec.structs.replace(case.authorization, payer=poor.address))
     assert our_verdict(unfunded) == ACCEPTED
     assert await their_verdict(chain, unfunded) == "invalid_exact_evm_insufficient_balance"
     assert InsufficientFunds.x402_reason == "insufficient_funds"

@@ -191,15 +191,15 @@ def test_a_payment_for_other_terms_is_refused_by_name(
     change: dict[str, Any], refusal: type[PaymentRefused], field: str
 ) -> None:
     with pytest.raises(refusal, match=f"payload.{field.removeprefix('payload.')}: "):
-        checked(replace(AUTHORIZATION, **change))
+        checked(msgspec.structs.replace(AUTHORIZATION, **change))
 
 
 def test_validity_is_judged_to_the_second() -> None:
-    checked(replace(AUTHORIZATION, valid_before_s=NOW_S + 6))
-    checked(replace(AUTHORIZATION, valid_after_s=NOW_S))
-    checked(replace(AUTHORIZATION, valid_before_s=NOW_S + 60), margin_s=60)
+    checked(msgspec.structs.replace(AUTHORIZATION, valid_before_s=NOW_S + 6))
+    checked(msgspec.structs.replace(AUTHORIZATION, valid_after_s=NOW_S))
+    checked(msgspec.structs.replace(AUTHORIZATION, valid_before_s=NOW_S + 60), margin_s=60)
     with pytest.raises(PaymentExpired, match="at least 61 s ahead"):
-        checked(replace(AUTHORIZATION, valid_before_s=NOW_S + 60), margin_s=61)
+        checked(msgspec.structs.replace(AUTHORIZATION, valid_before_s=NOW_S + 60), margin_s=61)
 
 
 def test_a_cheaper_check_is_told_before_a_dearer_one() -> None:
@@ -212,7 +212,7 @@ def test_a_cheaper_check_is_told_before_a_dearer_one() -> None:
     ]
     for change, refusal in ladder:
         with pytest.raises(refusal):
-            check(replace(everything_wrong, **change), b"", OFFER, NOW_S, 6)
+            check(msgspec.structs.replace(everything_wrong, **change), b"", OFFER, NOW_S, 6)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_no_changed_member_passes_under_the_old_signature(
     ]
     for change in changes:
         with pytest.raises(InvalidSignature):
-            check(replace(AUTHORIZATION, **change), SIGNATURE, OFFER, NOW_S, 6)
+            check(msgspec.structs.replace(AUTHORIZATION, **change), SIGNATURE, OFFER, NOW_S, 6)
 
 
 def test_settlement_calldata_is_what_a_general_abi_encoder_writes() -> None:
@@ -353,7 +353,9 @@ def test_a_real_token_takes_our_settlement_and_its_logs_say_paid(chain: Devnet) 
 
     assert receipt["status"] == "0x1"
     assert was_paid(receipt["logs"], authorization, parse_address(chain.token))
-    assert not was_paid(receipt["logs"], replace(authorization, nonce=bytes(32)), parse_address(chain.token))
+    assert not was_paid(
+        receipt["logs"], msgspec.structs.replace(authorization, nonce=bytes(32)), parse_address(chain.token)
+    )
     assert chain.balance_of(address_text(PAYEE)) - before == 10_000
 
 
