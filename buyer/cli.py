@@ -46,6 +46,9 @@ _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=_names)]
 _Model = Annotated[str | None, typer.Option("--model", help="The seller's model id.")]
 _AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Pay over plain http beyond this machine.")]
+_AllowV1 = Annotated[
+    bool, typer.Option("--allow-v1", help="Also pay a seller that asks in x402 version 1 (in its body alone).")
+]
 _Networks = Annotated[
     list[str] | None, typer.Option("--network", help="Pay only on this network (eip155:8453, base); repeatable.")
 ]
@@ -124,6 +127,7 @@ def buy(
     network: _Networks = None,
     asset: _Assets = None,
     allow_http: _AllowHttp = False,
+    allow_v1: _AllowV1 = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, sign nothing.")] = False,
     yes: _Yes = False,
     as_json: _Json = False,
@@ -159,6 +163,7 @@ def buy(
             assets=asset or [],
             rpc_urls=rpc_urls_for(rpc, pool, name),
             allow_http=allow_http,
+            allow_v1=allow_v1,
         )
         spec = signer_spec(signer, pool, name)
         with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as wallet:
@@ -356,6 +361,7 @@ def pay(
     network: _Networks = None,
     asset: _Assets = None,
     allow_http: _AllowHttp = False,
+    allow_v1: _AllowV1 = False,
     as_json: _Json = False,
 ) -> None:
     """Pay for one request and print its answer. Repeating it after a lost answer presents the same payment."""
@@ -373,6 +379,7 @@ def pay(
             networks=network or [],
             assets=asset or [],
             rpc_urls=rpc_urls_for(rpc, pool, None),
+            allow_v1=allow_v1,
         )
 
         def open_wallet() -> Signer:

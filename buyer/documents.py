@@ -95,7 +95,7 @@ def probe_document(probe: Probe, rejected: Sequence[Rejection]) -> dict[str, Any
 
 def rejections(probe: Probe) -> list[Rejection]:
     """Return why options cannot be paid by anybody's policy: scheme, token or validity, not price."""
-    policy = SpendPolicy(accept_quote=True, max_validity_s=SELLER_TIMEOUT_S_MAX)
+    policy = SpendPolicy(accept_quote=True, max_validity_s=SELLER_TIMEOUT_S_MAX, allow_v1=True)
     return acceptable(probe.asked, policy, probe.url)[1]
 
 

@@ -23,10 +23,10 @@ from buyer.endpoint import origin_of
 from buyer.payment import SignedPayment
 from buyer.purchase import Purchase
 from buyer.spender import Claim, Spender
+from contracts.address import parse_address
 from contracts.crash import checkpoint
 from contracts.errors import (
     FareboxError,
-    MalformedMessage,
     OutcomeUnknown,
     PaymentRefused,
     RequestAlreadyPaid,
@@ -35,6 +35,7 @@ from contracts.errors import (
     TermsChanged,
     TermsNotAllowed,
 )
+from contracts.fields import wire_uint256
 from contracts.headers import (
     PAYMENT_RESPONSE,
     PAYMENT_SIGNATURE,
@@ -43,7 +44,9 @@ from contracts.headers import (
     decode_settlement_response,
 )
 from contracts.money import format_amount
+from contracts.networks import parse_network
 from contracts.offers import Offer
+from contracts.schemes.exact_eip3009 import Authorization
 from contracts.wire import SettlementResponse
 
 __all__ = [
@@ -188,7 +191,7 @@ def pay_with_pool(
         spender.lost(claim, status=None, reason=f"given up while waiting: {type(problem).__name__}")
         raise
     checkpoint("buyer.answered")
-    receipt = _receipt(incoming)
+    receipt = _receipt(incoming, claim.authorization, claim.purchase.offer)
     if 200 <= incoming.status < 300:
         # The answer is paid for, and the client shall have it even when our disk fails: unrecorded, the row stays SENT
         # and becomes UNKNOWN, never READY.
@@ -270,7 +273,7 @@ def pay_with_signer(request: Outgoing, funds: Funds, clock: Callable[[], float])
             raise
         lost = OutcomeUnknown(f"{origin_of(request.url)}: paid, but no answer ({problem})")
         return Outcome("unknown", error=lost)
-    receipt = _receipt(incoming)
+    receipt = _receipt(incoming, payment.authorization, payment.offer)
     if 200 <= incoming.status < 300:
         funds.served(payment)
         return Outcome("served", incoming=incoming, receipt=receipt)
@@ -295,15 +298,21 @@ def _kind(cause: FareboxError) -> Literal["refused", "unknown"]:
     return "unknown" if isinstance(cause, OutcomeUnknown) else "refused"
 
 
-def _receipt(incoming: Incoming) -> SettlementResponse | None:
-    """Return the seller's receipt; a malformed one is no receipt, and nothing depends on it."""
+def _receipt(incoming: Incoming, paid: Authorization, offer: Offer) -> SettlementResponse | None:
+    """Return the seller's receipt of `paid`; a malformed one, or another payment's, is none. Nothing depends on it."""
     value = incoming.headers.get(PAYMENT_RESPONSE) or incoming.headers.get(X_PAYMENT_RESPONSE)
     if not value:
         return None
     try:
-        return decode_settlement_response(value)
-    except MalformedMessage:
+        receipt = decode_settlement_response(value)
+        is_ours = (
+            (not receipt.payer or parse_address(receipt.payer) == paid.payer)
+            and (not receipt.network or parse_network(receipt.network) == offer.network)
+            and (not receipt.amount or wire_uint256(receipt.amount, "amount") == paid.value_atomic)
+        )
+    except FareboxError:
         return None
+    return receipt if is_ours else None
 
 
 def _refusal(incoming: Incoming, receipt: SettlementResponse | None, pinned: Offer) -> FareboxError | None:

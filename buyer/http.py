@@ -3,11 +3,14 @@ environment, a deadline on everything, and bodies read up to a cap."""
 
 from __future__ import annotations
 
+import ssl
+import time
 import zlib
 from collections.abc import AsyncIterable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import httpcore
 import httpx
 
 from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
@@ -30,13 +33,80 @@ _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 
 
 def open_client(timeout_s: float) -> httpx.Client:
-    """Return a synchronous client with our defaults."""
+    """Return a synchronous client with our defaults, for one exchange: it is over `timeout_s` from now.
+
+    However slowly a server drips: each wait for a byte gets what is left of the time.
+    """
     return httpx.Client(
+        transport=_Deadlined(time.monotonic() + timeout_s),
         timeout=httpx.Timeout(timeout_s, connect=min(PROBE_CONNECT_TIMEOUT_S, timeout_s)),
         follow_redirects=False,
         trust_env=False,
         headers={"user-agent": _user_agent(), "accept-encoding": "identity"},
     )
+
+
+class _Deadlined(httpx.HTTPTransport):
+    """httpx bounds each wait alone, so a byte every few seconds would hold us for ever."""
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__(trust_env=False)
+        self._pool.close()
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=_Network(deadline_s)
+        )
+
+
+class _Network(httpcore.NetworkBackend):
+    """The ordinary network until `deadline_s` (monotonic)."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._inner = httpcore.SyncBackend()
+        self._deadline_s = deadline_s
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        left_s = _left(self._deadline_s, timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.connect_tcp(host, port, left_s, local_address, socket_options), self._deadline_s)
+
+
+class _Stream(httpcore.NetworkStream):
+    """One connection until `deadline_s` (monotonic)."""
+
+    def __init__(self, inner: httpcore.NetworkStream, deadline_s: float) -> None:
+        self._inner = inner
+        self._deadline_s = deadline_s
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(self._deadline_s, timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _left(self._deadline_s, timeout, httpcore.WriteTimeout))
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left_s = _left(self._deadline_s, timeout, httpcore.ConnectTimeout)
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left_s), self._deadline_s)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _left(deadline_s: float, timeout_s: float | None, over: type[Exception]) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise over("the time for the whole exchange is over")
+    return left_s if timeout_s is None else min(timeout_s, left_s)
 
 
 def transport(proxy: str | None = None) -> httpx.BaseTransport:

@@ -71,6 +71,7 @@ class BuyOrder:
     assets: Sequence[str]
     rpc_urls: Sequence[str]
     allow_http: bool = False
+    allow_v1: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class PayOrder:
     networks: Sequence[str]
     assets: Sequence[str]
     rpc_urls: Sequence[str]
+    allow_v1: bool = False
 
 
 def parse_ttl(text: str) -> int:
@@ -167,6 +169,7 @@ async def _sign_once(
         allowed_networks=order.networks or None,
         allowed_assets=order.assets or None,
         max_validity_s=SELLER_TIMEOUT_S_MAX,
+        allow_v1=order.allow_v1,
     )
     probe = probe_request(order.request)
     signer = open_wallet()
@@ -217,6 +220,7 @@ async def _new_draft(order: BuyOrder, signer: Signer) -> tuple[Draft, Choice]:
         allowed_networks=order.networks or None,
         allowed_assets=order.assets or None,
         max_validity_s=SELLER_TIMEOUT_S_MAX,
+        allow_v1=order.allow_v1,
     )
     endpoint = normalise_endpoint(order.endpoint, allow_http=order.allow_http)
     probe = probe_base(endpoint, order.model)

@@ -45,6 +45,7 @@ class SpendPolicy:
     - `allowed_assets`: token addresses; None allows the tokens in Farebox's own table and, on the local devnet, any.
       An unknown token may be worth anything, whatever it calls itself.
     - `max_validity_s`: the longest window a payment is signed for.
+    - `allow_v1`: whether to pay a seller that asks in x402 version 1, whose offer stands in the body alone.
     """
 
     max_price: str | None = None
@@ -56,6 +57,7 @@ class SpendPolicy:
     allowed_assets: Collection[str] | None = None
     max_validity_s: int = VALIDITY_S_DEFAULT
     accept_quote: bool = False
+    allow_v1: bool = False
 
     def __post_init__(self) -> None:
         """Refuse, with `UsageError`, a policy without a price cap, with two of one kind, or with unreadable members."""
@@ -116,7 +118,7 @@ def acceptable(asked: PaymentAsked, policy: SpendPolicy, url: str) -> tuple[list
     """Split the options of a 402 from `url` by policy alone; balances are not looked at."""
     accepted, rejected = [], []
     for option in asked.options:
-        problem = option.problem if option.terms is None else _problem(option.terms.offer, policy, url)
+        problem = option.problem if option.terms is None else _problem(option.terms, policy, url)
         if problem is None:
             accepted.append(option)
         else:
@@ -151,11 +153,16 @@ def describe(offer: Offer) -> str:
     )
 
 
-def _problem(offer: Offer, policy: SpendPolicy, url: str) -> FareboxError | None:
+def _problem(terms: Terms, policy: SpendPolicy, url: str) -> FareboxError | None:
     """Return the first reason against an offer; the order is from what can never be to what a user may change."""
+    offer = terms.offer
     if offer.scheme not in _SCHEMES or offer.method != EIP3009:
         return TermsNotAllowed(
             f"scheme {offer.scheme[:40]!r} by {offer.method[:40]!r} is not supported; only exact by EIP-3009 is"
+        )
+    if terms.x402_version == 1 and not policy.allow_v1:
+        return TermsNotAllowed(
+            "it is asked for in x402 version 1, which is paid only where you say so", remedy="allow it with --allow-v1"
         )
     if not policy.allows_host(url):
         return TermsNotAllowed(f"host {urlsplit(url).hostname} is not an allowed host")

@@ -22,7 +22,7 @@ async def readiness(desk: Desk) -> list[str]:
     """Return why the gateway cannot serve a paid call now; nothing when it can."""
     try:
         await desk.pool.database.check_writable()
-        ready = {name: counts.ready for name, counts in desk.shelf.counts()}
+        ready = await desk.in_store(lambda: {name: counts.ready for name, counts in desk.shelf.counts()})
     except FareboxError as error:
         return [error.message]
     if desk.stopping:
@@ -54,7 +54,8 @@ def admin_app(desk: Desk) -> Starlette:
         return JSONResponse(await _status(desk), headers=_NO_STORE)
 
     async def metrics(_: Request) -> Response:
-        return PlainTextResponse(desk.metrics.text(), headers=_NO_STORE, media_type="text/plain; version=0.0.4")
+        text = await desk.in_store(desk.metrics.text)
+        return PlainTextResponse(text, headers=_NO_STORE, media_type="text/plain; version=0.0.4")
 
     async def unavailable(_: Request, error: Exception) -> Response:
         assert isinstance(error, FareboxError)
@@ -67,7 +68,10 @@ def admin_app(desk: Desk) -> Starlette:
 
 
 async def _status(desk: Desk) -> dict[str, Any]:
-    desk.shelf.reload()
-    purchases = [desk.shelf.status(purchase) for purchase in desk.shelf.purchases]
+    def look() -> list[dict[str, Any]]:
+        desk.shelf.reload()
+        return [desk.shelf.status(purchase) for purchase in desk.shelf.purchases]
+
+    purchases = await desk.in_store(look)
     reasons = await readiness(desk)
     return {"ready": not reasons, "reasons": reasons, "purchases": purchases}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from buyer.pool import Pool
 from buyer.purchase import Purchase
@@ -13,6 +15,8 @@ from gateway.limits import RECONCILE_EVERY_S, RECONCILE_EVERY_S_MAX
 from gateway.shelf import Shelf
 
 __all__ = ["Reconciler"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("farebox.gateway")
 
@@ -43,12 +47,21 @@ class Reconciler:
 
     async def _ask(self, purchase: Purchase, now_s: float) -> None:
         rpc_urls = list(purchase.rpc_urls) or self._rpc_urls
-        unknown = self._pool.counts(purchase.name).unknown
+        unknown = (await self._in_store(lambda: self._pool.counts(purchase.name))).unknown
         last = self._rounds.get(purchase.name)
         if not rpc_urls or not unknown or (last and unknown == last.unknown and now_s < last.next_s):
             return
         # Written down before the question, so that an endpoint which never answers is not asked at every turn.
         wait_s = min(2 * last.wait_s, RECONCILE_EVERY_S_MAX) if last and last.unknown == unknown else RECONCILE_EVERY_S
         self._rounds[purchase.name] = _Round(unknown, wait_s, now_s + wait_s)
-        found = await self._pool.reconcile(purchase.name, rpc_urls)
+        found = await self._reconcile(purchase.name, rpc_urls)
         self._rounds[purchase.name].unknown = found["unknown"]
+
+    async def _reconcile(self, name: str, rpc_urls: list[str]) -> dict[str, int]:
+        if self._pool.database.is_local:
+            return await self._pool.reconcile(name, rpc_urls)
+        # Its writes would hold this loop for as long as the database takes to answer.
+        return await asyncio.to_thread(lambda: asyncio.run(self._pool.reconcile(name, rpc_urls)))
+
+    async def _in_store(self, work: Callable[[], T]) -> T:
+        return work() if self._pool.database.is_local else await asyncio.to_thread(work)

@@ -14,6 +14,7 @@ from buyer.flow import Lost, Outcome
 from buyer.pool import Claim
 from contracts.crash import checkpoint
 from contracts.errors import FareboxError, OutcomeUnknown, RequestAlreadyPaid
+from contracts.headers import PAYMENT_RESPONSE, X_PAYMENT_RESPONSE, encode_header
 from contracts.wire import SettlementResponse
 from gateway.attempts import Record
 from gateway.client import Client, problem_answer
@@ -29,6 +30,8 @@ CHARGED_UNKNOWN = (b"x-farebox-charged", b"unknown")
 CHARGED_NO = (b"x-farebox-charged", b"false")
 _CHARGED_BEFORE = (b"x-farebox-charged", b"true")
 _REPLAYED = (b"x-farebox-replayed", b"true")
+# A paid answer is for the one who paid it.
+_NO_STORE = (b"cache-control", b"no-store")
 _NO_RETRY = (b"x-should-retry", b"false")
 
 
@@ -40,7 +43,7 @@ class Relay:
 
     async def answer(self, outcome: Outcome, answer: Answer) -> bool:
         """Pass a paid answer on chunk by chunk, a stream with its receipt at the end. Tell whether it is whole."""
-        headers = passed_on(answer.headers) + _receipt_headers(outcome)
+        headers = [*passed_on(answer.headers), _NO_STORE, *_receipt_headers(outcome)]
         if answer.headers.get("x-farebox-replayed") == "true":
             headers.append(_REPLAYED)
         length = answer.headers.get("content-length")
@@ -88,7 +91,7 @@ class Relay:
         """Pass a seller's own error on as it is; tell everything about the payment in our words."""
         path, incoming, charged = self._call.path, outcome.incoming, _charged(outcome)
         if outcome.kind == "unknown" and incoming is not None and incoming.status >= 400 and incoming.status != 402:
-            headers = [*passed_on(incoming.headers), charged, *_purchase_headers(outcome.claim)]
+            headers = [*passed_on(incoming.headers), _NO_STORE, charged, *_purchase_headers(outcome.claim)]
             if incoming.body:
                 await self._say(incoming.status, headers, incoming.body)
                 return
@@ -130,6 +133,10 @@ def _purchase_headers(claim: Claim | None) -> Headers:
 
 def _receipt_headers(outcome: Outcome) -> Headers:
     headers = _purchase_headers(outcome.claim)
+    if outcome.receipt is not None and outcome.claim is not None:
+        # Written anew from what was read in it: a seller's own bytes do not get through.
+        name = PAYMENT_RESPONSE if outcome.claim.purchase.x402_version == 2 else X_PAYMENT_RESPONSE
+        headers.append((name.lower().encode(), encode_header(outcome.receipt).encode()))
     if transaction := _transaction(outcome.receipt):
         headers.append((b"x-farebox-transaction", transaction.encode()))
     return headers

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from buyer.pool import Pool
 from contracts.errors import ConfigInvalid, FareboxError
 from gateway.admin import admin_app
+from gateway.admin_token import TokenCheck, admin_token
 from gateway.app import GatewayApp, HostCheck
 from gateway.config import GatewayConfig, Listen, parse_listen
 from gateway.desk import Desk
@@ -64,6 +65,7 @@ def run(config: GatewayConfig, announce: Callable[[Addresses], None]) -> None:
 
 async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -> None:
     listen, admin_listen = parse_listen(config.listen), parse_listen(config.admin_listen)
+    token = admin_token(admin_listen)
     async with contextlib.AsyncExitStack() as stack:
         sockets = [
             stack.enter_context(_bound("listen", listen)),
@@ -76,7 +78,7 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
         stack.callback(desk.close)
         servers = [
             _Server(HostCheck(GatewayApp(desk), listen)),
-            _Server(HostCheck(admin_app(desk), admin_listen)),
+            _Server(HostCheck(TokenCheck(admin_app(desk), token), admin_listen)),
         ]
         _stop_on_signals(servers, desk)
         chores = [asyncio.create_task(_watch_pool(desk)), asyncio.create_task(_reconcile(desk))]
@@ -131,7 +133,7 @@ async def _watch_pool(desk: Desk) -> None:
     while True:
         await asyncio.sleep(POOL_POLL_S)
         try:
-            desk.shelf.reload()
+            await desk.in_store(desk.shelf.reload)
         except FareboxError as error:
             log.warning("%s: %s", error.code, error.message)
 

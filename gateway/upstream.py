@@ -24,15 +24,13 @@ from gateway.limits import (
 
 __all__ = ["Answer", "Upstream", "passed_on"]
 
-# What a seller may say to the client. No cookies, no server software, no redirects.
+# What a seller may say to the client. No cookies, no server software, no redirects, nothing about payment or caching:
+# what is true of these, the relay says itself.
 _TO_CLIENT = frozenset(
     (
         "content-type",
         "content-encoding",
-        "cache-control",
         "retry-after",
-        "payment-response",
-        "x-payment-response",
         "x-request-id",
         "request-id",
         "openai-processing-ms",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import tracemalloc
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -143,17 +144,20 @@ def test_the_header_wins_over_a_body_that_asks_for_something_else() -> None:
     assert (asked.x402_version, choose(asked, CHEAP_CAP, URL).terms.offer.amount_atomic) == (2, 1000)
 
 
-def test_a_version_1_body_is_read_and_held_to_the_same_cap() -> None:
+def test_a_version_1_body_is_paid_only_where_the_policy_says_so_and_held_to_the_same_cap() -> None:
     def body(price_atomic: int) -> bytes:
         offer = requirements_v1(on_base(price_atomic), "https://seller.example/", "d", "text/plain")
         assert offer is not None
         return encode_json(PaymentRequiredV1(x402_version=1, accepts=[offer]))
 
-    choice = choose(read_payment_asked({}, body(1000)), CHEAP_CAP, URL)
+    with pytest.raises(TermsNotAllowed, match="version 1"):
+        choose(read_payment_asked({}, body(1000)), CHEAP_CAP, URL)
+    with_v1 = replace(CHEAP_CAP, allow_v1=True)
+    choice = choose(read_payment_asked({}, body(1000)), with_v1, URL)
     assert choice.terms.x402_version == 1
     assert choice.terms.accepted.network == "base"
     with pytest.raises(PriceAboveCap):
-        choose(read_payment_asked({}, body(10**6)), CHEAP_CAP, URL)
+        choose(read_payment_asked({}, body(10**6)), with_v1, URL)
 
 
 @pytest.mark.parametrize(

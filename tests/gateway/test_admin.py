@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
+from contracts.errors import ConfigInvalid
+from gateway.admin import admin_app
+from gateway.admin_token import TokenCheck, admin_token
+from gateway.config import parse_listen
 from tests.gateway.conftest import COUNT, Street
-from tests.gateway.parts import MODEL, PRICE_ATOMIC, gateway
+from tests.gateway.parts import MODEL, PRICE_ATOMIC, gateway, listening
 from tests.gateway.test_repetition import CHAT, ask
 
 
@@ -85,3 +90,28 @@ def test_a_purchase_removed_by_another_process_is_no_longer_offered(street: Stre
     street.gateway.call(lambda desk: desk.shelf.reload())
     assert street.http.get("/v1/models").json()["data"] == []
     assert street.http.post(CHAT, json=ask("a")).status_code == 404
+
+
+TOKEN = "a-token-that-nobody-guesses"
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", f"bearer {TOKEN}x", f"Basic {TOKEN}"])
+def test_with_an_admin_token_books_and_metrics_want_it_and_health_does_not(street: Street, given: str | None) -> None:
+    with listening(TokenCheck(admin_app(street.gateway.desk), TOKEN)) as server:  # type: ignore[arg-type]
+        headers = {} if given is None else {"authorization": given}
+        for path in ("/status", "/metrics", "/anything"):
+            assert httpx.get(server.url + path, headers=headers).status_code == 401
+        assert httpx.get(f"{server.url}/healthz", headers=headers).status_code == 200
+        assert httpx.get(f"{server.url}/healthz", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_beyond_loopback_the_admin_plane_does_not_start_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAREBOX_ADMIN_TOKEN", raising=False)
+    assert admin_token(parse_listen("127.0.0.1:9403")) is None
+    with pytest.raises(ConfigInvalid, match="FAREBOX_ADMIN_TOKEN"):
+        admin_token(parse_listen("0.0.0.0:9403"))
+    monkeypatch.setenv("FAREBOX_ADMIN_TOKEN", "short")
+    with pytest.raises(ConfigInvalid, match="16"):
+        admin_token(parse_listen("127.0.0.1:9403"))
+    monkeypatch.setenv("FAREBOX_ADMIN_TOKEN", TOKEN)
+    assert admin_token(parse_listen("0.0.0.0:9403")) == TOKEN
