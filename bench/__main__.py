@@ -13,7 +13,7 @@ from bench.machine import this_machine
 from bench.report import Report
 from contracts.console import print_document
 
-NAMES = ("verify", "sign", "claims", "seller")
+NAMES = ("verify", "sign", "claims", "seller", "first_byte")
 
 
 def main() -> None:

@@ -15,10 +15,13 @@ Series = Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case. Times are microseconds per operation; `ratio` is CPU time over that of `peer` in the same round."""
+    """One case. Times are microseconds per operation; `ratio` is CPU time over that of `peer` in the same round.
+
+    `cpu_us` is None for what waits more than it works.
+    """
 
     name: str
-    cpu_us: Spread
+    cpu_us: Spread | None
     ratio: Spread | None = None
     peer: str | None = None
     per_second: float | None = None
@@ -72,8 +75,11 @@ class Report:
     def _table(self) -> list[str]:
         columns: list[tuple[str, Callable[[Row], str]]] = [
             ("", lambda row: row.name),
-            ("CPU us", lambda row: _figure(row.cpu_us.median)),
-            ("quartiles", lambda row: f"{_figure(row.cpu_us.low)} to {_figure(row.cpu_us.high)}"),
+            ("CPU us", lambda row: "" if row.cpu_us is None else _figure(row.cpu_us.median)),
+            (
+                "quartiles",
+                lambda row: "" if row.cpu_us is None else f"{_figure(row.cpu_us.low)} to {_figure(row.cpu_us.high)}",
+            ),
         ]
         if any(row.ratio for row in self.rows):
             columns.append(("ratio", lambda row: f"{_figure(row.ratio.median)} x" if row.ratio else ""))
