@@ -46,6 +46,10 @@ STORE_RECONNECT_PAUSE_S = 0.5
 STORE_KEEPALIVE_IDLE_S = 15
 STORE_KEEPALIVE_INTERVAL_S = 5
 STORE_KEEPALIVE_PROBES = 3
+# How often a process looks whether it is still seen by the others.
+STORE_PRESENCE_S = 1.0
+# A server's start ends every connection: nobody is taken for dead until the living had time to come back.
+STORE_REJOIN_S = 5.0
 
 # Anvil answers within half a second; a machine that compiles beside it may need far longer.
 DEVNET_START_TIMEOUT_S = 60.0

@@ -18,42 +18,31 @@ Locks and settings live as long as their connection: a pooler in between must po
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import secrets
 import threading
-import zlib
 from collections.abc import Iterator
 from typing import TypeVar
 
 import psycopg
 
 from contracts.errors import RequestInProgress, StoreUnavailable
+from contracts.storage.advisory import ServerPresence, life_of, number_of, try_lock, turn
 from contracts.storage.database import Conflict, Connection, Database, Work
 from contracts.storage.dialect import postgres_ddl
 from contracts.storage.migrations import Script, due_scripts, read_scripts
 from contracts.storage.presence import Life
 from contracts.storage.session import Server, Session, unavailable
 
-__all__ = ["PostgresDatabase", "ServerPresence", "open_postgres"]
+__all__ = ["PostgresDatabase", "open_postgres"]
 
 T = TypeVar("T")
 
-# Advisory locks have one space of two 32-bit numbers, where rooms take turns ("Fare", room), and one of 64 bits,
-# where processes and exclusive tasks have theirs.
-_TURNS = 0x46617265
 _SCHEMA = re.compile(r"[a-z][a-z0-9_]*")
 _ERA = """
     SELECT (SELECT system_identifier FROM pg_control_system()), pg_database.oid,
         left(pg_walfile_name(pg_current_wal_lsn()), 8)
     FROM pg_database WHERE datname = current_database()
-"""
-
-# The two halves of an advisory lock's 64 bits, as the server shows them.
-_HOLDER = """
-    SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
-        AND classid::bigint = ? AND objid::bigint = ?
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -79,7 +68,7 @@ class PostgresDatabase(Database):
     def __init__(self, server: Server) -> None:
         super().__init__(server.name)
         self._server = server
-        self._turn = f"BEGIN; SELECT pg_advisory_xact_lock({_TURNS}, {_signed(zlib.crc32(server.schema.encode()), 32)})"
+        self._turn = f"BEGIN; {turn(server.schema)}"
         self._writer: Session | None = None
         self._reader: Session | None = None
         self._read_lock = threading.Lock()
@@ -115,9 +104,7 @@ class PostgresDatabase(Database):
 
     def life_of(self, presence_id: str) -> Life:
         """See `Database.life_of`. Nobody is untraceable: the server knows every lock there is."""
-        key = divmod(int(presence_id, 16), 1 << 32)
-        row = self.read(lambda connection: connection.execute(_HOLDER, key).fetchone())
-        return Life.ENDED if row is None else Life.ALIVE
+        return self.read(lambda connection: life_of(connection, presence_id))
 
     def forget(self, presence_id: str) -> None:
         """See `Database.forget`. Nothing is left behind."""
@@ -135,9 +122,8 @@ class PostgresDatabase(Database):
     @contextlib.contextmanager
     def exclusively(self, name: str) -> Iterator[None]:
         """See `Database.exclusively`: a lock of the server's."""
-        number = int.from_bytes(hashlib.sha256(f"{self._server.schema} {name}".encode()).digest()[:8], signed=True)
         with contextlib.closing(self._server.connect()) as session:
-            if not _take(session, number, self.name):
+            if not try_lock(session, number_of(f"{self._server.schema} {name}"), self.name):
                 raise RequestInProgress(
                     f"{name}: another farebox process is at work on it", remedy="wait until it is done"
                 )
@@ -169,6 +155,7 @@ class PostgresDatabase(Database):
             if not (session.is_lost and known):
                 raise self._told(error) from None
             # The server went away while nothing was under way, so nothing can have been written.
+            session.close()
             self._writer = None
             return self._begin(durable)
         return session
@@ -207,48 +194,3 @@ class PostgresDatabase(Database):
             for session in (self._writer, self._reader):
                 if session is not None:
                     session.close()
-
-
-class ServerPresence:
-    """Presence on any machine: an advisory lock held by a connection, which the server releases when that ends."""
-
-    def __init__(self, server: Server) -> None:
-        """Take a new lock. Raises `StoreUnavailable`."""
-        self.id = secrets.token_hex(8)
-        self._server = server
-        self._gate = threading.Lock()
-        self._session: Session | None = None
-        self.hold()
-
-    def hold(self) -> None:
-        """See `Presence.hold`. Takes the lock again where the connection was lost."""
-        with self._gate:
-            if self._session is not None:
-                with contextlib.suppress(psycopg.Error):
-                    self._session.run("SELECT 1")
-                    return
-                self._session.close()
-                self._session = None
-            session = self._server.connect()
-            # The server may take its time to see that our former connection is gone.
-            if not _take(session, _signed(int(self.id, 16), 64), self._server.name):
-                session.close()
-                raise StoreUnavailable(f"{self._server.name}: the sign of life of a lost connection is still there")
-            self._session = session
-
-    def close(self) -> None:
-        """See `Presence.close`."""
-        with self._gate:
-            if self._session is not None:
-                self._session.close()
-
-
-def _take(session: Session, number: int, name: str) -> bool:
-    try:
-        return bool(session.execute("SELECT pg_try_advisory_lock(?)", (number,)).fetchone()[0])
-    except psycopg.Error as error:
-        raise unavailable(name, error) from None
-
-
-def _signed(number: int, bits: int) -> int:
-    return number - (1 << bits) if number >> (bits - 1) else number

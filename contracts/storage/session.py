@@ -44,6 +44,7 @@ T = TypeVar("T")
 _log = logging.getLogger("farebox.storage")
 
 _SERVER_VERSION_MIN = 140_000
+_SYNC = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'"
 _REMEDY = "check the database server and the `store` setting"
 
 
@@ -171,9 +172,12 @@ class Server:
         )
         for kind, dumper in ((int, Int8Dumper), (bool, _BoolDumper), (str, _StrDumper)):
             raw.adapters.register_dumper(kind, dumper)
-        # Stronger settings (a replica that must confirm) stay as the server has them.
-        raw.execute("SELECT set_config(name, 'on', false) FROM pg_settings"
-                    " WHERE name = 'synchronous_commit' AND setting = 'off'")  # fmt: skip
+        try:
+            # Stronger settings (a replica that must confirm) stay as the server has them.
+            raw.execute(_SYNC)
+        except psycopg.Error:
+            raw.close()
+            raise
         return Session(raw)
 
 

