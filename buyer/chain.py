@@ -13,7 +13,6 @@ from contracts.evm.rpc import Rpc
 from contracts.evm.token import Head, Token, TokenFacts, read_head
 from contracts.networks import find_asset
 from contracts.offers import Offer
-from contracts.typed_data import domain_separator
 
 __all__ = ["ChainFacts", "check_before_signing", "endpoints_by_chain", "read_holdings", "with_chain_decimals"]
 
@@ -110,7 +109,7 @@ def _check_token(offer: Offer, facts: TokenFacts) -> None:
         raise TermsNotAllowed(f"there is no token contract at {where}", remedy="the seller must correct its offer")
     if facts.decimals != offer.asset.decimals:
         raise TermsNotAllowed(f"the token {where} has {facts.decimals} decimals, not {offer.asset.decimals}")
-    if facts.domain_separator != domain_separator(offer.domain):
+    if facts.domain_separator != offer.domain.separator:
         raise TermsNotAllowed(
             f"the token {where} signs in another EIP-712 domain than name {offer.asset.name[:40]!r}, "
             f"version {offer.asset.version[:20]!r}; signatures would be worthless",

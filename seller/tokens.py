@@ -7,7 +7,7 @@ from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
 from contracts.money import Asset
 from contracts.networks import Network
-from contracts.typed_data import Domain, domain_separator
+from contracts.typed_data import Domain
 
 __all__ = ["check_token"]
 
@@ -23,7 +23,7 @@ async def check_token(rpc: Rpc, network: Network, asset: Asset) -> None:
         raise ConfigInvalid(f"rpc: the endpoint is on chain {facts.chain_id}, `network` says {network.chain_id}")
     if not facts.has_code:
         raise ConfigInvalid(f"{where}: there is no contract at this address on {network.caip2}")
-    expected = domain_separator(Domain(asset.name, asset.version, network.chain_id, asset.address))
+    expected = Domain(asset.name, asset.version, network.chain_id, asset.address).separator
     if facts.domain_separator is not None and facts.domain_separator != expected:
         raise ConfigInvalid(
             f"{where}: its EIP-712 domain is not name {asset.name!r}, version {asset.version!r}; no payment could be "

@@ -28,7 +28,6 @@ from contracts.signature import parse_signature, recover, vrs
 from contracts.typed_data import (
     ADDRESS_PADDING,
     Domain,
-    domain_separator,
     signing_digest,
     word_of_address,
     word_of_uint,
@@ -143,12 +142,12 @@ def digest(authorization: Authorization, domain: Domain) -> bytes:
             )
         )
     )
-    return signing_digest(domain_separator(domain), struct_hash)
+    return signing_digest(domain.separator, struct_hash)
 
 
 def cancel_digest(payer: Address, nonce: bytes, domain: Domain) -> bytes:
     """Return the digest with which the payer revokes an unused authorization; anybody may submit it."""
-    return signing_digest(domain_separator(domain), keccak(_CANCEL_TYPE_HASH + word_of_address(payer) + nonce))
+    return signing_digest(domain.separator, keccak(_CANCEL_TYPE_HASH + word_of_address(payer) + nonce))
 
 
 def check(authorization: Authorization, signature: bytes, offer: Offer, now_s: int, margin_s: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from contracts.address import parse_address
 from contracts.errors import UsageError
 from contracts.networks import ASSETS, Network, default_asset, find_asset, parse_network
-from contracts.typed_data import Domain, domain_separator
+from contracts.typed_data import Domain
 
 # x402 v1: the name of a network stands for a chain id.
 LEGACY = {
@@ -117,7 +117,7 @@ def test_the_tables_name_and_version_give_the_tokens_own_domain_separator(chain_
     asset = default_asset(Network(chain_id))
     assert asset is not None
     domain = Domain(asset.name, asset.version, chain_id, asset.address)
-    assert domain_separator(domain).hex() == separator
+    assert domain.separator.hex() == separator
 
 
 def test_no_network_lists_one_token_twice() -> None:
