@@ -65,6 +65,7 @@ class AuthorizationEvent(Enum):
     CHAIN_CANCELLED = "the chain shows the revocation"
     CHAIN_UNUSED_PAST_TIME = "the chain's clock is past validBefore and the nonce is unused"
     TIME_OVER = "it never left and is too old to send"
+    RESTORED = "the store is an older copy, so it may have left since, and the chain does not show it used"
     POWER_LOST = "the machine went down while a worker held it, so its last state may not be on disk"
 
 
@@ -77,6 +78,7 @@ AUTHORIZATION_TRANSITIONS: dict[tuple[AuthorizationState, AuthorizationEvent], A
     (_A.READY, _AE.CHAIN_USED): _A.SPENT,
     (_A.READY, _AE.CHAIN_CANCELLED): _A.CANCELLED,
     (_A.READY, _AE.POWER_LOST): _A.UNKNOWN,
+    (_A.READY, _AE.RESTORED): _A.UNKNOWN,
     (_A.CLAIMED, _AE.POWER_LOST): _A.UNKNOWN,
     (_A.SENT, _AE.POWER_LOST): _A.UNKNOWN,
     (_A.CLAIMED, _AE.ABORT): _A.READY,
@@ -124,6 +126,7 @@ class MoneyEvent(Enum):
     SUBMIT = "a signed transaction that carries it is stored, and may be on its way"
     CHAIN_PAID = "the chain shows the transfer, whoever submitted it"
     CHAIN_REVERTED = "that transaction did not settle it, and the nonce is unused"
+    CHAIN_REORGANISED = "the chain was re-organised and no longer shows the transfer"
     HOPELESS = "expired, revoked, or burnt without a transfer"
 
 
@@ -141,6 +144,7 @@ MONEY_TRANSITIONS: dict[tuple[Money, MoneyEvent], Money] = {
     (_M.SUBMITTED, _ME.CHAIN_PAID): _M.SETTLED,
     (_M.SUBMITTED, _ME.CHAIN_REVERTED): _M.QUEUED,
     (_M.SUBMITTED, _ME.HOPELESS): _M.LOST,
+    (_M.SETTLED, _ME.CHAIN_REORGANISED): _M.QUEUED,
     # A re-organised chain may show the transfer after all.
     (_M.LOST, _ME.CHAIN_PAID): _M.SETTLED,
 }

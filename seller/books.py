@@ -14,6 +14,8 @@ __all__ = ["BOOKS", "enter", "move", "remove"]
 BOOKS = ("earned", "outstanding", "exposure", "lost")
 
 _CLAIMED = (Money.RESERVED, Money.QUEUED, Money.SUBMITTED)
+# What the chain decided, and could decide otherwise as long as it is young.
+_JUDGED = (Money.SETTLED, Money.LOST)
 
 
 def enter(connection: Connection, row: Row) -> None:
@@ -51,9 +53,14 @@ def move(
     )
     if (before in _CLAIMED) != (after in _CLAIMED):
         _count_claimed(connection, row, value_atomic if after in _CLAIMED else -value_atomic)
-    if after is Money.SETTLED:
-        _add_to_payer(connection, row, settled_atomic=value_atomic)
-        _add_to_book(connection, row, "earned", value_atomic)
+    if Money.SETTLED in (before, after):
+        earned_atomic = value_atomic if after is Money.SETTLED else -value_atomic
+        _add_to_payer(connection, row, settled_atomic=earned_atomic)
+        _add_to_book(connection, row, "earned", earned_atomic)
+    if after in _JUDGED:
+        connection.execute("INSERT INTO unproven (payment_id) VALUES (?) ON CONFLICT DO NOTHING", (payment_id,))
+    elif before in _JUDGED:
+        connection.execute("DELETE FROM unproven WHERE payment_id = ?", (payment_id,))
     if delivered and Money.LOST in (before, after) and before is not after:
         _add_to_book(connection, row, "lost", value_atomic if after is Money.LOST else -value_atomic)
     return after
@@ -82,8 +89,8 @@ def _add_to_payer(
         "UPDATE payers SET settled_count = settled_count + ?, settled_atomic = ?, outstanding_atomic = ?,"
         " exposure_atomic = ? WHERE chain_id = ? AND token = ? AND payer = ?",
         (
-            1 if settled_atomic else 0,
-            str(int(sums["settled_atomic"]) + settled_atomic),
+            (settled_atomic > 0) - (settled_atomic < 0),
+            _never_negative(int(sums["settled_atomic"]) + settled_atomic),
             _never_negative(int(sums["outstanding_atomic"]) + outstanding_atomic),
             _never_negative(int(sums["exposure_atomic"]) + exposure_atomic),
             *key,

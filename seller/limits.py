@@ -85,6 +85,25 @@ FEE_BUMP_AFTER_S = 30.0
 # Nodes replace a transaction for at least 10 % more; the ceiling is this many raises.
 FEE_BUMP_NUMERATOR, FEE_BUMP_DENOMINATOR = 5, 4
 FEE_BUMPS_MAX = 8
+# Blocks a transfer must lie deep before its goods leave or its credit counts: 1 is the block it is in. Where a chain's
+# last block is replaced now and then, a payment of some cents is worth the wait of a block; rollups and chains with
+# instant finality have one producer or none to disagree.
+CONFIRMATIONS_DEFAULT = 1
+CONFIRMATIONS = {
+    1: 2,  # Ethereum: the head is replaced some times a day
+    50: 3,  # XDC and its test network
+    51: 3,
+    137: 4,  # Polygon and its test network have seen deep re-organisations
+    80002: 4,
+}
+# Verdicts are looked at again until they lie this deep: Ethereum finalises after 64 to 95 blocks, others sooner.
+FINAL_BLOCKS = 96
+# How often, how many at a time, and how many looks in a row must miss a transfer before it is due again: one node
+# among several may be behind.
+REORG_CHECK_S = 5.0
+UNPROVEN_MAX = 2000
+REORG_LOOKS = 2
+
 # On-chain failures of one payment before it is given up.
 ATTEMPTS_MAX = 5
 # First and longest pause before a refused payment is tried again.

@@ -39,6 +39,7 @@ from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Counter, Settler, Worker
 from seller.settlement.evidence import Evidence, would_settle
 from seller.settlement.facilitator import FacilitatorSettler
+from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
 from seller.tokens import check_token
@@ -123,9 +124,13 @@ class Seller:
             return
         if self._key is not None:
             self._key.prepare()
-        worker = self._worker = Worker(ledger, outbox, self._settler(outbox), self.counter)
+        worker = self._worker = Worker(ledger, outbox, self._settler(outbox), self.counter, self._finality(ledger))
         self.counter.trouble = lambda: worker.problem
         self._task = asyncio.create_task(worker.run(), name="settlement")
+
+    def _finality(self, ledger: Ledger) -> Finality:
+        assert self._rpc is not None
+        return Finality(ledger.database, self._rpc, ledger.chain_id, ledger.token)
 
     def _settler(self, outbox: Outbox) -> Settler:
         if self._key is not None:

@@ -61,6 +61,7 @@ from seller.policy import Caps
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import REFUSALS, Counter, Worker
 from seller.settlement.evidence import would_settle
+from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
 from seller.tokens import check_token
@@ -120,7 +121,13 @@ class Facilitator:
         self._outbox = Outbox(self._ledger.database, chain_id, token, self._ledger.owner.id)
         self._key.prepare()
         settler = ChainSettler(self._outbox, self._rpc, chain_id, token, self._key)
-        self._worker = worker = Worker(self._ledger, self._outbox, settler, self._counter)
+        self._worker = worker = Worker(
+            self._ledger,
+            self._outbox,
+            settler,
+            self._counter,
+            Finality(self._ledger.database, self._rpc, chain_id, token),
+        )
         self._counter.trouble = lambda: worker.problem
         self._task = asyncio.create_task(worker.run(), name="settlement")
 

@@ -15,10 +15,13 @@ from contracts.address import Address, address_text
 from contracts.crash import checkpoint
 from contracts.errors import ChainUnavailable, SettlementUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
+from contracts.evm.token import read_head
 from contracts.lifecycle import MoneyEvent
 from contracts.networks import MULTICALL3
 from contracts.schemes.exact_eip3009 import settle_call
 from seller.limits import (
+    CONFIRMATIONS,
+    CONFIRMATIONS_DEFAULT,
     FEE_BUMP_AFTER_S,
     FEE_BUMP_DENOMINATOR,
     FEE_BUMP_NUMERATOR,
@@ -111,7 +114,7 @@ class ChainSettler:
             if receipt is None and await self._is_superseded(transaction):
                 # The count and the receipt come from two moments: only a receipt missing after the count is missing.
                 receipt = await self._receipt(transaction) or {"logs": [], "transactionHash": ""}
-            if receipt is not None:
+            if receipt is not None and await self._is_deep(receipt):
                 judged += await self._judge(transaction, receipt)
         still_open = self._outbox.sent(self._key.address)
         self._resent_ms = {tx.id: self._resent_ms[tx.id] for tx in still_open if tx.id in self._resent_ms}
@@ -245,6 +248,14 @@ class ChainSettler:
                 receipt: dict[str, Any] = answer
                 return receipt
         return None
+
+    async def _is_deep(self, receipt: dict[str, Any]) -> bool:
+        """Tell whether a receipt has the confirmations that its network wants."""
+        confirmations = CONFIRMATIONS.get(self._chain_id, CONFIRMATIONS_DEFAULT)
+        if confirmations <= 1 or not receipt["transactionHash"]:
+            return True
+        head = await read_head(self._rpc)
+        return head.number - _count(receipt["blockNumber"]) + 1 >= confirmations
 
     async def _is_superseded(self, transaction: Transaction) -> bool:
         """Tell whether the account's nonce was taken by a transaction that is none of ours."""

@@ -16,6 +16,7 @@ from typing import Protocol
 from contracts.crash import checkpoint
 from contracts.errors import (
     ChainUnavailable,
+    ContractPayer,
     FareboxError,
     InsufficientFunds,
     PaymentExpired,
@@ -35,12 +36,14 @@ from seller.limits import (
     LEASE_RENEW_S,
     RECEIPT_POLL_MAX_S,
     RECEIPT_POLL_S,
+    REORG_CHECK_S,
     SETTLE_POLL_MAX_S,
     SETTLE_POLL_S,
     SETTLE_WAIT_S,
     STANDBY_POLL_S,
     TROUBLE_GRACE_S,
 )
+from seller.settlement.finality import Finality
 from seller.settlement.outbox import Item, Outbox, now_ms
 
 __all__ = ["REFUSALS", "Counter", "Settler", "Worker"]
@@ -49,7 +52,7 @@ _log = logging.getLogger("farebox.seller.settlement")
 
 # What a client is told, by the reason that the books hold.
 REFUSALS: dict[str, type[PaymentRefused]] = {
-    kind.code: kind for kind in (InsufficientFunds, PaymentExpired, PaymentReplayed, SettlementFailed)
+    kind.code: kind for kind in (ContractPayer, InsufficientFunds, PaymentExpired, PaymentReplayed, SettlementFailed)
 }
 
 
@@ -117,8 +120,12 @@ class Counter:
 class Worker:
     """Settles what is queued until it is told to stop. `problem` is why it stands still, for `/readyz`."""
 
-    def __init__(self, ledger: Ledger, outbox: Outbox, settler: Settler, counter: Counter) -> None:
+    def __init__(
+        self, ledger: Ledger, outbox: Outbox, settler: Settler, counter: Counter, finality: Finality | None = None
+    ) -> None:
         self._ledger = ledger
+        self._finality = finality
+        self._next_look = 0.0
         self._outbox = outbox
         self._settler = settler
         self._counter = counter
@@ -170,6 +177,9 @@ class Worker:
             return STANDBY_POLL_S
         judged, open_ones = await self._settler.resolve()
         self._counter.judged(judged)
+        if self._finality is not None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + REORG_CHECK_S
+            await self._finality.check()
         sent = False
         items = self._outbox.due(BATCH_MAX)
         if self._is_ready(items) and self._settler.has_room():

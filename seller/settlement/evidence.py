@@ -7,6 +7,7 @@ import logging
 from contracts.address import Address
 from contracts.errors import (
     ChainUnavailable,
+    ContractPayer,
     InsufficientFunds,
     PaymentExpired,
     PaymentReplayed,
@@ -69,8 +70,14 @@ class Evidence:
         head = await read_head(self._rpc)
         if head.timestamp_s >= item.authorization.valid_before_s:
             return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentExpired.code)
-        covered = await self._token.balance_of(item.authorization.payer) >= item.authorization.value_atomic
-        reason = SettlementFailed.code if covered else InsufficientFunds.code
+        payer = await self._token.payer_facts(item.authorization.payer)
+        if payer.has_code:
+            # It was an account without code when it was verified; EIP-7702 gives and takes code at any time.
+            reason = ContractPayer.code
+        elif payer.balance_atomic < item.authorization.value_atomic:
+            reason = InsufficientFunds.code
+        else:
+            reason = SettlementFailed.code
         return Verdict(item, None, reason=reason, on_chain=on_chain)
 
 

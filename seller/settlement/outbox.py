@@ -20,7 +20,7 @@ from seller import books
 from seller.limits import ATTEMPTS_MAX, LEASE_S, NONCE_MEMORY_S, RETRY_MAX_S, RETRY_S
 from seller.policy import Mode
 
-__all__ = ["Form", "Item", "Outbox", "Stale", "Transaction", "Verdict", "now_ms"]
+__all__ = ["Form", "Item", "Outbox", "Stale", "Transaction", "Verdict", "item_of", "now_ms"]
 
 T = TypeVar("T")
 
@@ -283,7 +283,7 @@ class Outbox:
         rows = self._database.read(
             lambda connection: connection.execute(query, (self._chain_id, self._token, *values)).fetchall()
         )
-        return [_item(row) for row in rows]
+        return [item_of(row) for row in rows]
 
     def _submit_one(self, connection: Connection, item: Item, transaction_id: int | None, due_ms: int) -> None:
         changed = connection.execute(
@@ -365,7 +365,8 @@ def _forms(connection: Connection, transaction_id: int) -> list[Form]:
     ]
 
 
-def _item(row: Row) -> Item:
+def item_of(row: Row) -> Item:
+    """Return what settlement needs of a row of `payments`."""
     authorization = Authorization(
         payer=Address(row["payer"]),
         payee=Address(row["payee"]),

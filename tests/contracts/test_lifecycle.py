@@ -47,8 +47,9 @@ def test_spent_expired_and_cancelled_are_the_end() -> None:
     assert {state for state in AuthorizationState if reachable(state) == {state}} == FINAL
 
 
-def test_settled_money_is_never_touched_again() -> None:
-    assert reachable(Money.SETTLED) == {Money.SETTLED}
+def test_settled_money_is_taken_back_by_the_chain_alone() -> None:
+    leaving = {event for before, event in MONEY_TRANSITIONS if before is Money.SETTLED}
+    assert leaving == {MoneyEvent.CHAIN_REORGANISED}
 
 
 def test_every_authorization_can_still_come_to_an_end() -> None:
@@ -92,7 +93,8 @@ def test_money_that_may_be_on_its_way_is_only_released_by_the_chain() -> None:
     for state in (Money.SUBMITTED, Money.LOST, Money.SETTLED):
         for event in (MoneyEvent.WAIVE, MoneyEvent.RESERVE_AGAIN):
             assert (state, event) not in MONEY_TRANSITIONS
-    assert reachable(Money.LOST) == {Money.LOST, Money.SETTLED}
+    leaving = {event for before, event in MONEY_TRANSITIONS if before is Money.LOST}
+    assert leaving == {MoneyEvent.CHAIN_PAID}
 
 
 @pytest.mark.parametrize("state", AuthorizationState)
