@@ -38,7 +38,7 @@ T = TypeVar("T")
 PRICE = 10
 TOKEN = parse_address("0x" + "11" * 20)
 OFFER = Offer("exact", Network(31337), Asset(TOKEN, "USDC", "2", 6, "USDC"), PRICE, parse_address("0x" + "22" * 20), 60)
-CAPS = Caps(per_payer_atomic=3 * PRICE, total_atomic=4 * PRICE)
+CAPS = Caps(per_payer_atomic=PRICE, total_atomic=PRICE + PRICE // 2)
 WALLET = 6 * PRICE
 NOW_S = 1_800_000_000
 ANSWER = Beginning(200, [(b"content-type", b"text/plain")], b"goods", whole=True)
