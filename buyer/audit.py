@@ -102,7 +102,7 @@ def _audit_rows(connection: Connection, purchase: Purchase, finding: Finding) ->
     here = (purchase.id,)
     contradictions = {
         "is free and belongs to a request": "state = 'ready' AND request_key IS NOT NULL",
-        "left for no request": f"state IN {_LEFT} AND request_key IS NULL",
+        "is on its way for no request": "state IN ('claimed', 'sent') AND request_key IS NULL",
         "is on its way and held by no process": "state IN ('claimed', 'sent') AND lease IS NULL",
         "is held by a process that is not in the books": "lease IS NOT NULL AND NOT EXISTS"
         " (SELECT 1 FROM workers WHERE workers.id = authorizations.lease)",

@@ -182,9 +182,16 @@ def buy(
 
 def _process(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=_names)] = None,
+    *,
     every: Annotated[bool, typer.Option("--all", help="Every purchase, and whatever is still unsettled.")] = False,
     signer: _SignerOption = None,
     rpc: _RpcOption = None,
+    trust_unused: Annotated[
+        bool,
+        typer.Option(
+            "--trust-unused", help="After a restored backup: spend what the chain shows unused, though it may be sent."
+        ),
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Refill by policy, and ask the chain about open outcomes. Made for cron: safe to run twice at once."""
@@ -207,7 +214,9 @@ def _process(
             try:
                 with progress_bar(f"signing for {purchase.name}") as advance:
                     urls = rpc_urls_for(rpc, pool, purchase.name) if rpc or not purchase.rpc_urls else []
-                    done = asyncio.run(process(pool, purchase, open_wallet, rpc_urls=urls, progress=advance))
+                    done = asyncio.run(
+                        process(pool, purchase, open_wallet, rpc_urls=urls, progress=advance, trust_unused=trust_unused)
+                    )
             except RequestInProgress as error:
                 done = Processed(purchase.name, "skipped", error.message)
             results.append(done)

@@ -58,6 +58,18 @@ class Home:
         """Whether there is a pool, which opening it would otherwise make."""
         return self.store is not None or (self.path / "buyer.db").exists()
 
+    def check_private(self) -> None:
+        """Refuse, with `ConfigInvalid`, a pool whose file other users can open: its signatures are as good as coins."""
+        path = self.path / "buyer.db"
+        if self.store is not None or not path.exists():
+            return
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise ConfigInvalid(
+                f"{path}: mode {mode:04o} lets other users open it",
+                remedy=f"run `chmod 600 {path}`, and take what was readable for known to them",
+            )
+
     def folder(self, name: str) -> Path:
         """Return a private folder inside, made when missing."""
         folder = self.path / name

@@ -6,6 +6,7 @@ the authorizations of a purchase in the seven states sum to what was signed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
+from buyer.generation import Generation
 from buyer.home import Home
 from buyer.lease import recover
 from buyer.limits import LEASE_SIZE
@@ -65,16 +67,25 @@ class Pool:
         self.home = home
         self.database = database
         self._given_era = era
+        self.generation = Generation(home, database, self.era())
 
     @classmethod
     def open(cls, home: Home, *, era: str | None = None) -> Pool:
         """Open the pool of `home` and settle what dead workers left behind.
 
+        A pool that was restored from a backup is noticed, and hands nothing out before `process` has asked the chain.
         `era` stands for the store's own (`Database.era`); tests give another one to stand for a power loss. Raises
-        `StoreUnavailable`.
+        `StoreUnavailable`, and `ConfigInvalid` when other users can read it.
         """
-        pool = cls(home, open_database(home.database_url, "buyer.migrations"), era=era)
+        home.check_private()
+        database = open_database(home.database_url, "buyer.migrations")
         try:
+            pool = cls(home, database, era=era)
+        except BaseException:
+            database.close()
+            raise
+        try:
+            pool.generation.check(int(time.time()))
             recover(pool.database, pool.era())
         except BaseException:
             pool.close()
@@ -172,7 +183,7 @@ class Pool:
 
     def spender(self, *, lease_size: int = LEASE_SIZE) -> Spender:
         """Return the spending side for this process, which takes up to `lease_size` authorizations at a time."""
-        return Spender(self.database, self.era, lease_size)
+        return Spender(self.database, self.era, self.generation, lease_size)
 
     async def reconcile(self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False) -> dict[str, int]:
         """Ask the chain what became of the UNKNOWN authorizations of a purchase.
@@ -228,6 +239,7 @@ class Pool:
     def close(self) -> None:
         """Close the store. Spenders must be closed before."""
         self.database.close()
+        self.generation.close()
 
 
 def count_states(connection: Connection, purchase_id: int) -> Counts:

@@ -169,6 +169,7 @@ def carry_out(
         return purchase, [*plan.resumed, *new]
 
     purchase, intents = pool.database.transact(reserve)
+    pool.generation.raise_lease()
     checkpoint("buyer.intended")
     _sign_and_store(pool, intents, signer, progress, clock)
     return purchase

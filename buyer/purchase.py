@@ -65,7 +65,8 @@ class Purchase:
     """Pinned terms of one seller for one model, paid by one wallet.
 
     `endpoint` is the base URL without trailing slash and without `/v1`; paid requests go only to `origin`.
-    `price_cap_atomic` is the most one call may cost, also after a refill.
+    `price_cap_atomic` is the most one call may cost, also after a refill. `is_restored`: it comes from an older copy of
+    the pool, and nothing of it is handed out until the chain was asked.
     """
 
     id: int
@@ -82,6 +83,7 @@ class Purchase:
     rpc_urls: tuple[str, ...] = field(repr=False)
     terms_id: int
     terms: Terms
+    is_restored: bool = False
 
     @property
     def offer(self) -> Offer:

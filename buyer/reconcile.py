@@ -25,7 +25,7 @@ from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC
 from contracts.storage import Connection, Database, Row
 from contracts.typed_data import word_of_address
 
-__all__ = ["reconcile"]
+__all__ = ["reconcile", "settle_restored"]
 
 _AUTHORIZATION_STATE = keccak(b"authorizationState(address,bytes32)")[:4]
 
@@ -35,6 +35,12 @@ _USED = move_sql(
 _CANCELLED = move_sql(AuthorizationEvent.CHAIN_CANCELLED, "lease = NULL, reason = 'revoked on chain'")
 _EXPIRED = move_sql(
     AuthorizationEvent.CHAIN_UNUSED_PAST_TIME, "lease = NULL, reason = 'unused when its time was over, by the chain'"
+)
+
+_RESTORED = move_sql(
+    AuthorizationEvent.RESTORED,
+    "lease = NULL, reason = 'unused by the chain, and perhaps sent since the backup was made'",
+    "purchase_id = :id",
 )
 
 
@@ -60,6 +66,18 @@ async def reconcile(
     if found["expired"] or found["cancelled"] or ready_too:
         database.transact(recount)
     return found
+
+
+def settle_restored(connection: Connection, purchase: Purchase, *, trust_unused: bool) -> None:
+    """Let a restored purchase be used again, after `reconcile(ready_too=True)`: the chain has told what was used.
+
+    What it shows unused may be in a seller's hands since the backup, which nobody can know here. It becomes UNKNOWN,
+    until it is used, revoked or past its time; with `trust_unused` it stays READY.
+    """
+    if not trust_unused:
+        connection.execute(_RESTORED, {"id": purchase.id})
+    connection.execute("UPDATE purchases SET restored_s = NULL WHERE id = ?", (purchase.id,))
+    recount(connection)
 
 
 async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[Row], found: dict[str, int]) -> int:

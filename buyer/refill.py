@@ -19,6 +19,7 @@ from buyer.pool import Pool
 from buyer.presign import Draft, Progress, carry_out, check_wallet, choose_option, prepare
 from buyer.probe import Probe, probe_base
 from buyer.purchase import Purchase, Terms
+from buyer.reconcile import settle_restored
 from buyer.signers import Signer
 from contracts.address import address_text
 from contracts.errors import (
@@ -53,10 +54,12 @@ async def process(
     rpc_urls: Sequence[str] = (),
     progress: Progress | None = None,
     clock: Callable[[], float] = time.time,
+    trust_unused: bool = False,
 ) -> Processed:
     """Ask the chain about open outcomes, finish an interrupted signing, and refill when the policy says so.
 
-    A policy that says no is `skipped` with its reason; anything broken is `failed`. Raises only `RequestInProgress`,
+    Of a restored pool, what the chain does not show as used becomes UNKNOWN, unless `trust_unused`. A policy that says
+    no is `skipped` with its reason; anything broken is `failed`. Raises only `RequestInProgress`,
     when another process is at work on this purchase.
     """
     urls = tuple(rpc_urls) or purchase.rpc_urls
@@ -68,6 +71,10 @@ async def process(
                     "no RPC endpoint is known for it", remedy="name one with --rpc, or in FAREBOX_RPC"
                 )
             chain = await pool.reconcile_purchase(purchase, urls, ready_too=True)
+            if purchase.is_restored:
+                pool.database.transact(
+                    lambda connection: settle_restored(connection, purchase, trust_unused=trust_unused)
+                )
             return await _refill(pool, purchase, urls, open_wallet, chain=chain, progress=progress, clock=clock)
         except LocalRefusal as error:
             return Processed(purchase.name, "skipped", error.message, chain=chain)

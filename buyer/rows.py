@@ -50,6 +50,7 @@ def purchase_from_row(row: Row) -> Purchase:
         rpc_urls=tuple(msgspec.json.decode(row["rpc_urls"], type=list[str])),
         terms_id=row["terms_id"],
         terms=terms_from_row(row),
+        is_restored=row["restored_s"] is not None,
     )
 
 

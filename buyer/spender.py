@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from buyer.budgets import budget_units, give_back, scopes_of, take
+from buyer.generation import Generation
 from buyer.lease import RELEASE_COLUMNS, Worker, is_known, recover
 from buyer.limits import ANSWER_LIFE_S, CLAIM_MARGIN_S, LEASE_SHARE, REASON_LENGTH_MAX, SELLER_TIMEOUT_S_MAX
 from buyer.moves import move_sql, moved
@@ -26,6 +27,7 @@ from contracts.crash import checkpoint
 from contracts.errors import (
     AuthorizationsExhausted,
     OutcomeUnknown,
+    PoolRestored,
     RequestAlreadyPaid,
     RequestChanged,
     RequestInProgress,
@@ -51,7 +53,8 @@ _TAKE_OVERDUE = move_sql(
 _FREE = """
     SELECT authorizations.* FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
     WHERE authorizations.state = 'ready' AND authorizations.purchase_id = :purchase
-        AND authorizations.terms_id = :terms AND purchases.state != 'removed' AND valid_before_s >= :until
+        AND authorizations.terms_id = :terms AND purchases.state != 'removed' AND purchases.restored_s IS NULL
+        AND valid_before_s >= :until
 """
 _CLAIM = move_sql(
     AuthorizationEvent.CLAIM,
@@ -128,8 +131,9 @@ class Spender:
     `era` tells the store's present era (`Database.era`).
     """
 
-    def __init__(self, database: Database, era: Callable[[], str], lease_size: int) -> None:
+    def __init__(self, database: Database, era: Callable[[], str], generation: Generation, lease_size: int) -> None:
         self._database = database
+        self._generation = generation
         self._era = era
         self._lease_size = lease_size
         self._worker = Worker(database, era())
@@ -259,11 +263,16 @@ class Spender:
             return
         bound = self._bound(claim)
         try:
-            won = self._database.transact(lambda connection: moved(connection, _SEND, bound), durable=False)
+            sends = self._database.transact(
+                lambda connection: self._generation.send(connection) if moved(connection, _SEND, bound) else 0,
+                durable=False,
+            )
+            if sends:
+                self._generation.note_send(sends)
         except StoreUnavailable:
             self._undo_later(bound)
             raise
-        if not won:
+        if not sends:
             raise StoreUnavailable("the claim is no longer held by this process")
         checkpoint("buyer.sent")
 
@@ -373,7 +382,7 @@ class Spender:
     def _lease(self, purchase: Purchase, until_s: int) -> list[_Slot]:
         """Take a share of what is free; else, from what living workers hold unclaimed. Never returns an empty list."""
         self._be_alive()
-        values: dict[str, int | str] = {
+        values: _Values = {
             "purchase": purchase.id,
             "terms": purchase.terms_id,
             "until": until_s,
@@ -381,17 +390,24 @@ class Spender:
         }
         # Rows of our own that are in no list of ours: their terms were pinned anew.
         free = "(lease IS NULL OR lease = :lease)"
-        slots = self._database.transact(lambda connection: self._share(connection, values, free))
+        slots = self._take_share(values, free)
         if not slots:
             recover(self._database, self._era())
-            slots = self._database.transact(lambda connection: self._share(connection, values, "TRUE"))
+            slots = self._take_share(values, "TRUE")
         if not slots:
+            self._check_restored(purchase)
             raise AuthorizationsExhausted(
                 f"{purchase.name}: no authorization is left to spend",
                 remedy=f"run `farebox refill {purchase.name} --count N`",
             )
         checkpoint("buyer.leased")
         return slots
+
+    def _check_restored(self, purchase: Purchase) -> None:
+        query = "SELECT restored_s FROM purchases WHERE id = ?"
+        row = self._database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone())
+        if row is not None and row["restored_s"] is not None:
+            raise PoolRestored(f"{purchase.name}: this pool is an older copy of itself, and may hold spent payments")
 
     def _be_alive(self) -> None:
         """Take a new name where this process was taken for dead, or its former writes may be gone."""
@@ -402,7 +418,15 @@ class Spender:
             self._worker = Worker(self._database, era)
             recover(self._database, era)
 
-    def _share(self, connection: Connection, values: dict[str, int | str], whose: str) -> list[_Slot]:
+    def _take_share(self, values: _Values, whose: str) -> list[_Slot]:
+        def take_share(connection: Connection) -> tuple[list[_Slot], int]:
+            return self._share(connection, values, whose), self._generation.lease(connection)
+
+        slots, leases = self._database.transact(take_share)
+        self._generation.note_lease(leases)
+        return slots
+
+    def _share(self, connection: Connection, values: _Values, whose: str) -> list[_Slot]:
         if not is_known(connection, self._worker.id):
             raise StoreUnavailable("this process was just taken for dead")
         connection.execute(_TAKE_OVERDUE, values)

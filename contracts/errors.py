@@ -4,6 +4,7 @@ FareboxError
 ├── LocalError                    our own configuration, machine or misuse
 │   ├── ConfigInvalid             a setting is missing, unknown or malformed
 │   ├── UsageError                a command was called with words it cannot take
+│   ├── PoolRestored              the pool is an older copy, and the chain was not asked yet
 │   ├── StoreUnavailable          our database cannot be read or written
 │   ├── ChainUnavailable          no RPC endpoint answered in time
 │   ├── FacilitatorUnavailable    no facilitator answered in time
@@ -75,6 +76,7 @@ __all__ = [
     "PaymentNotYetValid",
     "PaymentRefused",
     "PaymentReplayed",
+    "PoolRestored",
     "PriceAboveCap",
     "RecipientMismatch",
     "RemoteError",
@@ -136,6 +138,13 @@ class StoreUnavailable(LocalError):
 
     code, http_status, retry_after_s = "store_unavailable", 503, 5
     remedy = "check the disk and the `store` setting"
+
+
+class PoolRestored(LocalError):
+    """The pool was restored from a backup: what looks unspent in it may have been sent since."""
+
+    code, http_status, retry_after_s = "pool_restored", 503, 60
+    remedy = "run `farebox process --all`, which asks the chain"
 
 
 class ChainUnavailable(LocalError):
