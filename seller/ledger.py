@@ -6,6 +6,7 @@ free, weighs the payer's exposure, and takes the key, or it refuses. Only then m
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -83,9 +84,13 @@ class Ledger:
 
     def close(self) -> None:
         """Give back what never began, and close the store."""
-        self._end_owner(self.owner.id)
-        self.owner.close()
-        self.database.close()
+        try:
+            # What a store that fails now is not told, the next process that opens it finds out by itself.
+            with contextlib.suppress(StoreUnavailable):
+                self._end_owner(self.owner.id)
+        finally:
+            self.owner.close()
+            self.database.close()
 
     # Claiming
 

@@ -55,7 +55,8 @@ def check_books(here: Town, signed: int = CALLS) -> None:
     """Nothing lost, nothing doubled, and the buyer, the seller and the chain agree to the last unit."""
     here.wait_for(lambda: not read_books(here).outstanding_atomic, here.running["settle"], "payments are outstanding")
     here.farebox("process", "--all")
-    assert differences(read_books(here), signed=signed, quiet=True) == []
+    found = differences(read_books(here), signed=signed, quiet=True)
+    assert not found, found
     here.farebox("selfcheck", "--rpc", here.chain.rpc_url, "--seller", "seller.yaml", "--json")
 
 

@@ -57,6 +57,8 @@ class Town:
     exposure: str = "1.00"
     # Whether the seller settles by itself, without a settlement worker.
     seller_settles: bool = False
+    # Variables of every process, besides its home.
+    environment: dict[str, str] = field(default_factory=dict)
     running: dict[str, Started] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Town:
     def start(self, name: str, **environment: str) -> None:
         """Start one part and wait until it answers; also after a kill, on what it left behind."""
         words, url, program = self._parts()[name]
-        environment = {"FAREBOX_HOME": str(self.home), **environment}
+        environment = {"FAREBOX_HOME": str(self.home), **self.environment, **environment}
         started = self.warm.start(name, words, self.folder, program=program, environment=environment)
         self.running[name] = started
         self.wait_for(lambda: _answers(url), started, f"{url} did not answer")
@@ -114,7 +116,7 @@ class Town:
         self, *words: str, expect: int | None = 0, environment: Mapping[str, str] | None = None
     ) -> tuple[int, str]:
         """Run one farebox command to its end; return its exit code and what it wrote."""
-        variables = {"FAREBOX_HOME": str(self.home), **(environment or {})}
+        variables = {"FAREBOX_HOME": str(self.home), **self.environment, **(environment or {})}
         code, output = self.warm.run(f"farebox {words[0]}", words, self.folder, environment=variables)
         assert expect is None or code == expect, f"farebox {' '.join(words)}: exit code {code}\n{output}"
         return code, output

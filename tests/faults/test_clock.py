@@ -1,0 +1,92 @@
+"""Clocks two hours apart: no goods for an expired payment, no money without goods, whichever clock is wrong."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from contracts.evm.devnet import Devnet
+from tests.faults.asking import body_of, repeat_until_final
+from tests.faults.place import check_books
+from tests.faults.town import PRICE_ATOMIC, town
+from tests.faults.warm import Warm
+from tests.seller.shop import Shop, error_of, open_shop
+
+HOURS_2 = 2 * 3600
+
+
+def set_our_clock(monkeypatch: pytest.MonkeyPatch, offset_s: int) -> None:
+    """Stand in for a machine whose clock is wrong; the chain's is right."""
+    true_time, true_time_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: true_time() + offset_s)
+    monkeypatch.setattr(time, "time_ns", lambda: true_time_ns() + offset_s * 10**9)
+
+
+def check_nothing_happened(shop: Shop) -> None:
+    assert (shop.app.runs, shop.earned) == (0, 0)
+    assert shop.seller.ledger.sums().payments == {}
+
+
+@pytest.mark.parametrize("settle", ["before", "after", "async", "auto"])
+async def test_a_seller_whose_clock_is_behind_gives_no_goods_for_what_the_chain_holds_expired(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
+) -> None:
+    async with open_shop(chain, tmp_path, settle=settle) as shop:
+        chain.mine()
+        expired = shop.payment(valid_before_s=int(time.time()) - 60)
+        good = shop.payment(valid_before_s=int(time.time()) + 600)
+        set_our_clock(monkeypatch, -HOURS_2)
+        answer = await shop.buy(expired)
+        assert answer.status_code == 402, answer.text
+        check_nothing_happened(shop)
+        assert (await shop.buy(good)).status_code == 200
+        await shop.settled()
+        assert shop.earned == PRICE_ATOMIC
+
+
+@pytest.mark.parametrize("settle", ["before", "after", "async", "auto"])
+async def test_a_seller_whose_clock_is_ahead_takes_what_outlives_it_and_refuses_the_rest_without_a_charge(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
+) -> None:
+    async with open_shop(chain, tmp_path, settle=settle) as shop:
+        short, long = (shop.payment(valid_before_s=int(time.time()) + life_s) for life_s in (600, HOURS_2 + 600))
+        set_our_clock(monkeypatch, HOURS_2)
+        answer = await shop.buy(short)
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "payment_expired")
+        check_nothing_happened(shop)
+        assert (await shop.buy(long)).status_code == 200
+        await shop.settled()
+        assert shop.earned == PRICE_ATOMIC
+
+
+@pytest.mark.parametrize("settle", ["before", "async"])
+async def test_a_chain_that_is_ahead_of_everybody_expires_payments_and_nobody_works_for_them(
+    chain: Devnet, tmp_path: Path, settle: str
+) -> None:
+    async with open_shop(chain, tmp_path, settle=settle) as shop:
+        short, long = (shop.payment(valid_before_s=int(time.time()) + life_s) for life_s in (600, HOURS_2 + 600))
+        chain.rpc("evm_increaseTime", HOURS_2)
+        chain.mine()
+        answer = await shop.buy(short)
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "payment_expired")
+        check_nothing_happened(shop)
+        assert (await shop.buy(long)).status_code == 200
+        await shop.settled()
+        assert shop.earned == PRICE_ATOMIC
+
+
+def test_bought_ahead_calls_are_served_and_the_books_agree_while_the_chain_is_two_hours_ahead(
+    tmp_path: Path, chain: Devnet, warm: Warm
+) -> None:
+    chain.rpc("evm_increaseTime", HOURS_2)
+    chain.mine()
+    with town(tmp_path, chain, warm) as here:
+        here.start_all(4)
+        assert repeat_until_final(here, "first", body_of("first")).status == 200
+        chain.rpc("evm_increaseTime", HOURS_2)
+        chain.mine()
+        assert repeat_until_final(here, "second", body_of("second")).status == 200
+        check_books(here, signed=4)
+        assert here.earned_atomic() == 2 * PRICE_ATOMIC

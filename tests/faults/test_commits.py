@@ -1,0 +1,79 @@
+"""A commit that fails, the n-th for every n: no goods unpaid, no money without goods, and new money is refused.
+
+The failure is a stand-in for an error of fsync: what the store says of one, in place of the commit or after it. Nobody
+knows then whether the transaction is on the disk, and both are tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from contracts.errors import StoreUnavailable
+from contracts.evm.devnet import Devnet
+from contracts.storage.sqlite import SqliteDatabase
+from tests.seller.shop import PRICE_ATOMIC, open_shop
+
+COMMITS_MAX = 40
+
+
+class FailingCommits:
+    """Fails the n-th commit of one database, and counts them all."""
+
+    def __init__(self, database: SqliteDatabase, number: int, *, written: bool) -> None:
+        self.count = 0
+        self._number = number
+        self._written = written
+        self._commit: Callable[[], None] = database._commit
+        self._database = database
+        database._commit = self._maybe  # type: ignore[method-assign]
+
+    def _maybe(self) -> None:
+        self.count += 1
+        if self.count != self._number:
+            self._commit()
+            return
+        if self._written:
+            self._commit()
+        raise StoreUnavailable(f"{self._database.name}: {sqlite3.OperationalError('disk I/O error')}")
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["not written", "written all the same"])
+@pytest.mark.parametrize("settle", ["before", "auto", "async"])
+async def test_when_any_one_commit_fails_the_payment_ends_in_goods_for_one_price(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str, written: bool
+) -> None:
+    monkeypatch.setattr("seller.settlement.engine.FAILURE_PAUSE_S", 0.05)
+    monkeypatch.setattr("seller.settlement.engine.FLUSH_WINDOW_S", 0.0)
+    monkeypatch.setattr("seller.settlement.engine.TROUBLE_GRACE_S", 0.5)
+    paid = failed = 0
+    for number in range(1, COMMITS_MAX):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with open_shop(chain, folder, settle=settle) as shop:
+            database = shop.seller.ledger.database
+            assert isinstance(database, SqliteDatabase)
+            commits = FailingCommits(database, number, written=written)
+            header = shop.payment()
+            answer = await shop.buy(header)
+            failed += answer.status_code != 200
+            async with asyncio.timeout(20):
+                while answer.status_code != 200:
+                    assert answer.status_code in (409, 503), answer.text
+                    assert shop.app.runs <= 2
+                    await asyncio.sleep(0.05)
+                    answer = await shop.buy(header)
+            paid += 1
+            await shop.settled()
+            sums = shop.seller.ledger.sums()
+            assert shop.earned == paid * PRICE_ATOMIC, f"commit {number}"
+            assert (sums.earned_atomic, sums.lost_atomic) == (PRICE_ATOMIC, 0), f"commit {number}"
+        if commits.count < number:
+            break
+    else:
+        raise AssertionError("one purchase made more commits than can be")
+    assert failed, "no commit mattered"
