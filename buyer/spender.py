@@ -48,7 +48,8 @@ _TRANSACTION_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _TAKE_OVERDUE = move_sql(
     AuthorizationEvent.TIME_OVER,
     "lease = NULL, reason = 'too old to send'",
-    "purchase_id = :purchase AND valid_before_s < :until AND (lease IS NULL OR lease = :lease)",
+    # One set of terms, as the index has them: a look at the whole pool would cost more than all claims of a lease.
+    "purchase_id = :purchase AND terms_id = :terms AND valid_before_s < :until AND (lease IS NULL OR lease = :lease)",
 )
 _FREE = """
     SELECT authorizations.* FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
