@@ -16,6 +16,7 @@ import httpx
 from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
 from buyer.limits import PAID_TIMEOUT_S, PROBE_CONNECT_TIMEOUT_S
 from contracts.errors import MalformedMessage, SellerUnreachable
+from contracts.http_log import show_hosts_only
 
 __all__ = [
     "async_transport",
@@ -37,6 +38,7 @@ def open_client(timeout_s: float) -> httpx.Client:
 
     However slowly a server drips: each wait for a byte gets what is left of the time.
     """
+    show_hosts_only()
     return httpx.Client(
         transport=_Deadlined(time.monotonic() + timeout_s),
         timeout=httpx.Timeout(timeout_s, connect=min(PROBE_CONNECT_TIMEOUT_S, timeout_s)),

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from contracts.errors import ChainUnavailable, ConfigInvalid, RemoteError
+from contracts.http_log import show_hosts_only
 from contracts.limits import RPC_ANSWER_BYTES_MAX, RPC_BATCH_MAX, RPC_CONNECT_TIMEOUT_S, RPC_TIMEOUT_S
 from contracts.nesting import check_nesting
 
@@ -59,6 +60,7 @@ class Rpc:
     ) -> None:
         if not urls:
             raise ConfigInvalid("rpc: no endpoint is configured")
+        show_hosts_only()
         self._urls = [_endpoint(url) for url in urls]
         self._timeout_s = timeout_s
         self._ids = itertools.count(1)
