@@ -27,7 +27,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.home = Home.open(Path(self.folder.name) / "home")
+        self.home = self.new_home(Path(self.folder.name) / "home")
         self.boot = 0
         self.pool = Pool.open(self.home, era="boot 0")
         self.purchase = add_purchase(self.pool)
@@ -39,7 +39,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.claimed: list[tuple[int, Claim]] = []
         self.sent: list[tuple[int, Claim]] = []
 
+    @staticmethod
+    def new_home(folder: Path) -> Home:
+        """Return a home whose pool is empty."""
+        return Home.open(folder)
+
     def teardown(self) -> None:
+        for worker in self.workers:
+            abandon(worker)
         self.pool.close()
         self.folder.cleanup()
 
@@ -150,8 +157,10 @@ class PoolMachine(RuleBasedStateMachine):
 def abandon(worker: Spender) -> None:
     """Let go of a worker's lock as the kernel does for a dead process, without a word to the store."""
     presence = worker._worker._presence
-    assert isinstance(presence, FilePresence)
-    os.close(presence._lock)
+    if isinstance(presence, FilePresence):
+        os.close(presence._lock)
+    else:
+        presence.close()
 
 
 PoolMachine.TestCase.settings = settings(

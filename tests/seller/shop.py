@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from seller.service import Seller
 from tests.paying import sign_payment
 
 PRICE_ATOMIC = 1000
+STORE_VARIABLE = "FAREBOX_TEST_STORE"
 CHAT = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 
@@ -36,6 +38,11 @@ def write_key(folder: Path, secret: bytes) -> Path:
     return path
 
 
+def store_url(folder: Path) -> str:
+    """Return the store of a test: a file in `folder`, unless the tests run on another store."""
+    return os.environ.get(STORE_VARIABLE) or f"sqlite:///{folder}/seller.db"
+
+
 def settings(chain: Devnet, folder: Path, **changed: Any) -> SellerConfig:
     """Return the settings of a shop on `chain` with its store in `folder`."""
     given: dict[str, Any] = {
@@ -44,7 +51,7 @@ def settings(chain: Devnet, folder: Path, **changed: Any) -> SellerConfig:
         "asset": AssetSettings(address=chain.token, name="USDC", version="2", decimals=6, symbol="USDC"),
         "pay_to": chain.accounts[SELLER].address,
         "settler": {"kind": "chain", "key_file": str(write_key(folder, chain.accounts[GAS].key))},
-        "store": f"sqlite:///{folder}/seller.db",
+        "store": store_url(folder),
         "routes": [
             {"match": f"POST {CHAT}", "price": "0.001", "models": {"big-model": "0.01"}},
             {"match": "POST /v1/messages", "price": "0.001"},

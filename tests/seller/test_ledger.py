@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from contracts.lifecycle import Money, MoneyEvent, Work
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer
+from contracts.storage.presence import FilePresence
 from seller import books
 from seller.claims import Claim, Replay
 from seller.ledger import Ledger
@@ -21,6 +23,7 @@ from seller.policy import Caps, Mode
 from seller.spool import Beginning
 from seller.verify import VerifiedPayment
 from tests.paying import authorize
+from tests.seller.shop import store_url
 
 TOKEN: Any = bytes([7]) * 20
 OFFER = Offer("exact", Network(31337), Asset(TOKEN, "USDC", "2", 6, "USDC"), 1000, bytes([8]) * 20, 300)  # type: ignore[arg-type]
@@ -35,7 +38,7 @@ def payment(nonce: int = 1) -> VerifiedPayment:
 
 
 def open_ledger(folder: Path) -> Ledger:
-    return Ledger(f"sqlite:///{folder}/seller.db", 31337, TOKEN)
+    return Ledger(store_url(folder), 31337, TOKEN)
 
 
 async def reserve(ledger: Ledger, paid: VerifiedPayment, digest: bytes = ONE, setting: Any = "before") -> Claim:
@@ -55,10 +58,11 @@ async def reserve(ledger: Ledger, paid: VerifiedPayment, digest: bytes = ONE, se
 
 def crash(ledger: Ledger) -> None:
     """End a ledger as `kill -9` does: the lock goes, the rows stay."""
-    import os
-
     ledger.database.close()
-    os.close(ledger.owner._lock)  # type: ignore[attr-defined]
+    if isinstance(ledger.owner, FilePresence):
+        os.close(ledger.owner._lock)
+    else:
+        ledger.owner.close()
 
 
 async def bring(ledger: Ledger, claim: Claim, events: list[MoneyEvent], *, begun: bool, delivered: bool) -> None:

@@ -11,6 +11,16 @@ import pytest
 from tests.stores.parts import Migrations, Place
 from tests.stores.servers import URL_VARIABLE, OwnServer, Server, own_server
 
+_running: list[Server] = []
+
+
+@pytest.fixture(autouse=True)
+def _clean_databases() -> Iterator[None]:
+    """Leave the next test the databases of this one, empty."""
+    yield
+    for server in _running:
+        server.clean()
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
@@ -18,12 +28,14 @@ def postgres() -> Iterator[Server]:
     given = os.environ.get(URL_VARIABLE)
     if given:
         server = Server(given)
+        _running.append(server)
         yield server
         server.drop_databases()
         return
-    with own_server() as server:
-        server.wait_settled()
-        yield server
+    with own_server() as own:
+        own.wait_settled()
+        _running.append(own)
+        yield own
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from contracts.storage import Connection, Database
@@ -80,3 +81,18 @@ async def start(*writes: Any) -> list[asyncio.Task[Any]]:
     tasks = [asyncio.create_task(write) for write in writes]
     await asyncio.sleep(0)
     return tasks
+
+
+def suite_of(*modules: ModuleType, without: set[str]) -> dict[str, Any]:
+    """Return the tests and fixtures of modules, to be collected a second time where their store is another one.
+
+    Tests named in `without` look at what only SQLite has. Raises `AssertionError` when one of these is no test, or
+    when two modules call different things by one name.
+    """
+    found: dict[str, Any] = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            if name.startswith("test_") or type(value).__name__ == "FixtureFunctionDefinition":
+                assert found.setdefault(name, value) is value, f"{name} is there twice"
+    assert without <= set(found), f"{without - set(found)} are not there"
+    return {name: value for name, value in found.items() if name not in without}

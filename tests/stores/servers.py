@@ -29,6 +29,10 @@ URL_VARIABLE = "FAREBOX_POSTGRES_URL"
 
 _numbers = itertools.count(1)
 
+_DISCONNECT = """SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+                 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'farebox%'"
+
 
 class Server:
     """A server on which tests make databases. `url` is of a role that may create them."""
@@ -36,20 +40,35 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url
         self._made: list[str] = []
+        self._free: list[str] = []
 
     def new_database(self) -> str:
-        """Make an empty database and return its URL."""
+        """Return the URL of an empty database."""
+        if self._free:
+            return self._url_of(self._free.pop())
         name = f"farebox_test_{os.getpid()}_{next(_numbers)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload, unused-ignore]
+            connection.execute(f"CREATE DATABASE {name}")
         self._made.append(name)
-        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
+        return self._url_of(name)
+
+    def clean(self) -> None:
+        """Empty what was taken, for the next test; whoever is connected still is disconnected."""
+        for name in set(self._made) - set(self._free):
+            with psycopg.connect(self._url_of(name), autocommit=True) as connection:
+                connection.execute(_DISCONNECT)
+                for (schema,) in connection.execute(_SCHEMAS).fetchall():
+                    connection.execute(f"DROP SCHEMA {schema} CASCADE")
+            self._free.append(name)
 
     def drop_databases(self) -> None:
-        """Remove what was made; what is connected still is disconnected."""
+        """Remove what was made."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             for name in self._made:
                 connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _url_of(self, name: str) -> str:
+        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
 
 
 class OwnServer(Server):
