@@ -135,12 +135,12 @@ class Till:
 
     def forgive_runs(self, number: int) -> None:
         """Expect so many runs for payments that were good when the work began and were then taken away on chain."""
-        self._forgiven.runs_without_payment += number
+        self._forgiven.granted_runs += number
 
     def forgive_credit(self, number: int) -> None:
         """Expect so many goods to be lost to a payer on credit, inside its cap."""
-        self._forgiven.goods_without_payment += number
-        self._forgiven.runs_without_payment += number
+        self._forgiven.granted_goods += number
+        self._forgiven.granted_runs += number
 
     def forgive_gift(self, authorization: Authorization) -> None:
         """Expect a transfer that was no payment for any request here."""
@@ -149,8 +149,9 @@ class Till:
     def close(self) -> Score:
         """Count, put it on the scoreboard, and fail where a promise was broken, or kept where a loss was expected."""
         score = self.count()
-        score.goods_without_payment -= self._forgiven.goods_without_payment
-        score.runs_without_payment -= self._forgiven.runs_without_payment
+        score.goods_without_payment -= self._forgiven.granted_goods
+        score.runs_without_payment -= self._forgiven.granted_runs
+        score.add(self._forgiven)
         SCORE.add(score)
         assert score.is_clean, f"{score}, answers {dict(self.statuses)}"
         return score

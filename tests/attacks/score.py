@@ -24,7 +24,11 @@ _WORDS = {
 
 @dataclass
 class Score:
-    """Sums over attacks: the first six are faults, the rest says how much was looked at."""
+    """Sums over attacks: the first six are faults, the rest says how much was looked at.
+
+    `granted_runs` and `granted_goods` are losses the design allows and a test expected by number: work for money that
+    was taken away on chain while it was done, or by a model server that then failed, and goods on credit inside the cap.
+    """
 
     goods_without_payment: int = 0
     money_without_goods: int = 0
@@ -32,6 +36,8 @@ class Score:
     server_errors: int = 0
     extra_authorizations: int = 0
     overcharges: int = 0
+    granted_runs: int = 0
+    granted_goods: int = 0
     attacks: int = 0
     answers: int = 0
     goods: int = 0
@@ -65,6 +71,7 @@ def lines(score: Score) -> Iterator[str]:
     width = max(map(len, _WORDS.values()))
     for words, number in score.faults.items():
         yield f"{words:<{width}}  {number}"
+    yield f"allowed by the design, and not counted above: {score.granted_runs} runs, {score.granted_goods} goods on credit"
     yield (
         f"over {score.attacks} attacks: {score.answers} answers of sellers, {score.runs} handler runs, "
         f"{score.goods} goods, {score.paid} payments on chain; {score.purchases} purchases at hostile sellers, "

@@ -94,11 +94,16 @@ async def fake_refusal(trap: Trap, send: Any) -> None:
     await respond(send, 402, {"PAYMENT-RESPONSE": encode_header(receipt)}, b'{"error":"sign again"}')
 
 
-REFUSALS = [dearer, other_payee, reissue, fail, cut, header_bomb, body_bomb, fake_refusal]
+REFUSALS: list[Any] = [dearer, other_payee, reissue, fail, cut, header_bomb, body_bomb, fake_refusal]
 
 
-@pytest.mark.parametrize("takes", REFUSALS)
-@pytest.mark.parametrize("headers", [ID, {}], ids=["with an id", "by content"])
+@pytest.mark.parametrize(
+    ("takes", "headers"),
+    [
+        *(pytest.param(takes, ID, id=f"{takes.__name__}, with an id") for takes in REFUSALS),
+        *(pytest.param(takes, {}, id=f"{takes.__name__}, by content") for takes in (reissue, fail, cut)),
+    ],
+)
 def test_whatever_a_seller_answers_a_repeated_request_presents_one_authorization(
     chain: Devnet, tmp_path: Path, takes: Behaviour, headers: dict[str, str]
 ) -> None:
@@ -165,11 +170,11 @@ def test_a_dripping_answer_ends_and_its_repetition_pays_nothing_more(
     assert len(trap.nonces) == 1
 
 
-def test_a_hundred_calls_spend_what_was_signed_and_no_more(chain: Devnet, tmp_path: Path) -> None:
+def test_forty_calls_spend_what_was_signed_and_no_more(chain: Devnet, tmp_path: Path) -> None:
     """B4: a pool is a budget; when it is empty the answer is a refusal, not a signature."""
     trap = trap_of(chain, nothing)
     with trapped(chain, tmp_path, trap, purchases=6) as running:
-        statuses = [ask(running, n=number).status_code for number in range(100)]
+        statuses = [ask(running, n=number).status_code for number in range(40)]
     assert statuses.count(200) == 6
     assert set(statuses[6:]) <= {402, 429, 503}
 

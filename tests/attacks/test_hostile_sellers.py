@@ -269,8 +269,8 @@ def test_endless_small_charges_end_at_the_total(chain: Devnet) -> None:
 
 
 BOMBS: dict[str, tuple[dict[str, str], bytes]] = {
-    "200 MB in 200 kB of gzip": ({"content-encoding": "gzip"}, gzip.compress(bytes(200_000_000), 9)),
-    "gzip in gzip": ({"content-encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(50_000_000)))),
+    "100 MB in 100 kB of gzip": ({"content-encoding": "gzip"}, gzip.compress(bytes(100_000_000), 5)),
+    "gzip in gzip": ({"content-encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(20_000_000)))),
     "30 MB of offers": ({}, b'{"x402Version":2,"accepts":[' + b"{}," * 10_000_000 + b"{}]}"),
     "deep JSON": ({}, b'{"x402Version":2,"accepts":' + b"[" * 60_000),
     "a deep header": ({"PAYMENT-REQUIRED": "W1tb" * 4000}, b"{}"),
@@ -368,7 +368,7 @@ def test_farebox_pay_repeated_after_a_lie_presents_the_same_payment(
     assert len(trap.nonces) == 1
 
 
-@pytest.mark.parametrize("bomb", ["200 MB in 200 kB of gzip", "30 MB of offers", "deep JSON"])
+@pytest.mark.parametrize("bomb", ["100 MB in 100 kB of gzip", "30 MB of offers", "deep JSON"])
 @pytest.mark.parametrize("when", ["asked", "paid"])
 def test_farebox_pay_survives_bombs_before_and_after_it_paid(
     chain: Devnet, home: Home, key_file: Path, bomb: str, when: str
