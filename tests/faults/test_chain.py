@@ -17,6 +17,7 @@ from tests.seller.shop import BUYER, GAS, PRICE_ATOMIC, Shop, error_of, open_sho
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seller.settlement.chain.RESEND_AFTER_S", 0.3)
     monkeypatch.setattr("seller.settlement.engine.FAILURE_PAUSE_S", 0.05)
+    monkeypatch.setattr("seller.settlement.engine.REORG_CHECK_S", 0.05)
 
 
 @pytest.fixture

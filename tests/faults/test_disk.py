@@ -24,7 +24,7 @@ from tests.faults.warm import Warm
 # A page of SQLite and its header in the write-ahead log.
 FRAME_BYTES = 4096 + 24
 # An ordinary call writes fewer pages than this in every process; beyond, the limit is not reached.
-PAGES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30)
+PAGES = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)
 
 
 @pytest.fixture(scope="module")

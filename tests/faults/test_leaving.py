@@ -24,9 +24,7 @@ from tests.faults.warm import Warm
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, world: Devnet, warm: Warm) -> Iterator[dict[str, Place]]:
-    built = {
-        settle: Place(tmp_path_factory.mktemp(settle), world, warm, settle) for settle in ("auto", "before", "async")
-    }
+    built = {settle: Place(tmp_path_factory.mktemp(settle), world, warm, settle) for settle in ("auto", "async")}
     yield built
     for place in built.values():
         place.close()
@@ -46,7 +44,7 @@ def connect(here: Town, name: str, body: dict[str, Any], *, whole: bool = True) 
     return connection
 
 
-@pytest.mark.parametrize("settle", ["auto", "before", "async"])
+@pytest.mark.parametrize("settle", ["auto", "async"])
 @pytest.mark.parametrize("stage", ["in its request", "while the model works", "after the first bytes", "in the stream"])
 def test_a_client_that_leaves_and_comes_back_gets_its_goods_for_one_price(
     places: dict[str, Place], settle: str, stage: str
@@ -71,7 +69,7 @@ def test_a_client_that_leaves_and_comes_back_gets_its_goods_for_one_price(
         assert paid_for(here, before_atomic) == 1
 
 
-@pytest.mark.parametrize("settle", ["auto", "before", "async"])
+@pytest.mark.parametrize("settle", ["auto", "async"])
 def test_a_model_server_that_dies_before_its_first_byte_is_not_paid_for_nothing(
     places: dict[str, Place], settle: str
 ) -> None:
