@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import secrets
 import threading
 import zlib
@@ -23,6 +24,7 @@ from contracts.storage.session import Server, Session, unavailable
 __all__ = ["ServerPresence", "life_of", "number_of", "try_lock", "turn"]
 
 _TURNS = 0x46617265
+_ID = re.compile("[0-9a-f]{16}")
 # The two halves of a 64-bit lock, as the server shows them. A server that was just started has lost all signs of life,
 # and is given the time it takes the living to come back.
 _IS_ALIVE = """
@@ -53,6 +55,8 @@ def try_lock(session: Session, number: int, name: str) -> bool:
 
 def life_of(connection: Connection, presence_id: str) -> Life:
     """Tell whether a process lives. None is untraceable: the server knows every lock there is."""
+    if not _ID.fullmatch(presence_id):
+        return Life.ENDED  # no process ever showed itself like that
     halves = divmod(int(presence_id, 16), 1 << 32)
     (alive,) = connection.execute(_IS_ALIVE, (int(STORE_REJOIN_S), *halves)).fetchone()
     return Life.ALIVE if alive else Life.ENDED

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.seller.shop import STORE_VARIABLE
 from tests.stores.parts import Migrations, Place
 from tests.stores.servers import URL_VARIABLE, OwnServer, Server, own_server
 
@@ -69,3 +70,16 @@ def migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Migrations:
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     return Migrations(folder)
+
+
+@pytest.fixture(params=["written", "not written"])
+def doubt(request: pytest.FixtureRequest) -> str:
+    """What really became of a commit whose answer was lost."""
+    mode: str = request.param
+    return mode
+
+
+@pytest.fixture
+def seller_on_postgres(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the seller's own tests keep their books in a database."""
+    monkeypatch.setenv(STORE_VARIABLE, postgres.new_database())

@@ -11,6 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
+from contracts.errors import StoreUnavailable
 from contracts.storage import Connection, Database
 
 
@@ -96,3 +99,22 @@ def suite_of(*modules: ModuleType, without: set[str]) -> dict[str, Any]:
                 assert found.setdefault(name, value) is value, f"{name} is there twice"
     assert without <= set(found), f"{without - set(found)} are not there"
     return {name: value for name, value in found.items() if name not in without}
+
+
+class Forgetful:
+    """Lets a store say of its next commit that nobody knows whether it was written, after it was or was not."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode: str | None = None
+        commit, roll_back = database._commit, database._roll_back
+
+        def unsure() -> None:
+            mode, self.mode = self.mode, None
+            if mode == "not written":
+                roll_back()
+            else:
+                commit()
+            if mode is not None:
+                raise StoreUnavailable("the connection broke in a commit; it may be written or not")
+
+        monkeypatch.setattr(database, "_commit", unsure)

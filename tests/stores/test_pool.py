@@ -14,11 +14,11 @@ from buyer.home import STORE_VARIABLE, Home
 from buyer.pool import Counts, Pool
 from buyer.purchase import Purchase
 from contracts.errors import AuthorizationsExhausted, StoreUnavailable
-from contracts.storage import Database, Life, advisory
+from contracts.storage import Life, advisory
 from tests.buyer import test_pool, test_pool_crash
 from tests.buyer.parts import NOW_S, add_purchase, add_signed
 from tests.buyer.test_pool_model import PoolMachine
-from tests.stores.parts import Place, suite_of, wait_for
+from tests.stores.parts import Forgetful, Place, suite_of, wait_for
 from tests.stores.servers import Server
 
 FILES_ONLY = {
@@ -125,31 +125,6 @@ def test_after_a_failover_what_a_worker_held_waits_for_the_chain(pool: Pool, pur
         counts = switched.counts("p")
         assert (counts.unknown, counts.claimed) == (2, 1)
         spender.close()
-
-
-class Forgetful:
-    """Lets a store say of its next commit that nobody knows whether it was written, after it was or was not."""
-
-    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.mode: str | None = None
-        commit, roll_back = database._commit, database._roll_back
-
-        def unsure() -> None:
-            mode, self.mode = self.mode, None
-            if mode == "not written":
-                roll_back()
-            else:
-                commit()
-            if mode is not None:
-                raise StoreUnavailable("the connection broke in a commit; it may be written or not")
-
-        monkeypatch.setattr(database, "_commit", unsure)
-
-
-@pytest.fixture(params=["written", "not written"])
-def doubt(request: pytest.FixtureRequest) -> str:
-    mode: str = request.param
-    return mode
 
 
 @pytest.fixture

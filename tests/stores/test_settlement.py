@@ -1,0 +1,12 @@
+"""Settlement with the books in PostgreSQL: what `tests/seller` asks on SQLite."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.seller import test_settlement
+from tests.stores.parts import suite_of
+
+globals().update(suite_of(test_settlement, without=set()))
+
+pytestmark = pytest.mark.usefixtures("seller_on_postgres")
