@@ -27,7 +27,7 @@ class Score:
     """Sums over attacks: the first six are faults, the rest says how much was looked at.
 
     `granted_runs` and `granted_goods` are losses the design allows and a test expected by number: work for money that
-    was taken away on chain while it was done, or by a model server that then failed, and goods on credit inside the cap.
+    was taken away on chain while it was done, or by a model server that then failed, and goods on credit in the cap.
     """
 
     goods_without_payment: int = 0
@@ -71,7 +71,8 @@ def lines(score: Score) -> Iterator[str]:
     width = max(map(len, _WORDS.values()))
     for words, number in score.faults.items():
         yield f"{words:<{width}}  {number}"
-    yield f"allowed by the design, and not counted above: {score.granted_runs} runs, {score.granted_goods} goods on credit"
+    granted = f"{score.granted_runs} runs, {score.granted_goods} goods on credit"
+    yield f"allowed by the design, and not counted above: {granted}"
     yield (
         f"over {score.attacks} attacks: {score.answers} answers of sellers, {score.runs} handler runs, "
         f"{score.goods} goods, {score.paid} payments on chain; {score.purchases} purchases at hostile sellers, "
