@@ -128,6 +128,14 @@ def buy(
     asset: _Assets = None,
     allow_http: _AllowHttp = False,
     allow_v1: _AllowV1 = False,
+    encrypt_with: Annotated[
+        str | None,
+        typer.Option(
+            "--encrypt-with",
+            metavar="keyfile:PATH|keyring",
+            help="Encrypt this home's signatures. The key is made when missing; it opens them and cannot sign.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, sign nothing.")] = False,
     yes: _Yes = False,
     as_json: _Json = False,
@@ -173,6 +181,8 @@ def buy(
                 print_plan(plan, choice)
             if not dry_run:
                 confirm("Sign?", yes=yes)
+                if encrypt_with is not None:
+                    pool.begin_sealing(encrypt_with)
                 with progress_bar("signing") as advance:
                     purchase = carry_out(pool, plan, wallet, progress=advance)
                 remember_signer(pool.home, name, absolute_spec(spec))

@@ -14,7 +14,8 @@ from buyer.moves import move_sql
 from buyer.pool import exposure_atomic, payer_exposure
 from buyer.purchase import Purchase, Terms
 from buyer.rows import authorization_from_row, terms_from_row
-from contracts.errors import BudgetExceeded, InsufficientBalance
+from buyer.seal import Seal, read_seal_id
+from contracts.errors import BudgetExceeded, ConfigInvalid, InsufficientBalance
 from contracts.lifecycle import AuthorizationEvent
 from contracts.money import format_amount
 from contracts.offers import Offer
@@ -100,8 +101,15 @@ def intents_of(connection: Connection, purchase: Purchase) -> list[Intent]:
     ]
 
 
-def store_signed(connection: Connection, signed: Sequence[tuple[Intent, bytes]], now_s: int) -> None:
-    """Put signed authorizations into the pool in place of their intents. Must run in one synced transaction."""
+def store_signed(
+    connection: Connection, signed: Sequence[tuple[Intent, bytes]], now_s: int, *, seal: Seal | None = None
+) -> None:
+    """Put signed authorizations into the pool in place of their intents. Must run in one synced transaction.
+
+    Raises `ConfigInvalid` unless `seal` is the one this pool is sealed with.
+    """
+    if read_seal_id(connection) != (None if seal is None else seal.id):
+        raise ConfigInvalid("the pool is sealed with another key")
     for intent, signature in signed:
         authorization, offer = intent.authorization, intent.terms.offer
         key = (offer.network.chain_id, offer.asset.address, authorization.payer, authorization.nonce)
@@ -118,7 +126,7 @@ def store_signed(connection: Connection, signed: Sequence[tuple[Intent, bytes]],
                 str(authorization.value_atomic),
                 authorization.valid_after_s,
                 authorization.valid_before_s,
-                signature,
+                signature if seal is None else seal.close(signature, authorization.nonce),
                 now_s,
                 intent.from_block,
             ),

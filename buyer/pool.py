@@ -22,6 +22,7 @@ from buyer.limits import LEASE_SIZE
 from buyer.purchase import Purchase
 from buyer.receipts import Receipt, find_receipt, read_receipts
 from buyer.rows import PURCHASE_QUERY, find_purchase, purchase_from_row
+from buyer.seal import Seal, begin_sealing, find_seal, make_seal_key, read_seal_id
 from buyer.spender import Claim, Spender, usable_until_s
 from contracts.address import Address
 from contracts.money import Asset
@@ -183,7 +184,16 @@ class Pool:
 
     def spender(self, *, lease_size: int = LEASE_SIZE) -> Spender:
         """Return the spending side for this process, which takes up to `lease_size` authorizations at a time."""
-        return Spender(self.database, self.era, self.generation, lease_size)
+        return Spender(self.database, self.era, self.generation, lease_size, self.seal())
+
+    def begin_sealing(self, spec: str) -> None:
+        """Encrypt all signatures of this pool with the key that `spec` names (`buyer.seal`). Raises `ConfigInvalid`."""
+        seal = make_seal_key(self.home, spec)
+        self.database.transact(lambda connection: begin_sealing(connection, seal))
+
+    def seal(self) -> Seal | None:
+        """Return what opens this pool's signatures; None where they are not sealed. Raises `ConfigInvalid`."""
+        return find_seal(self.home, self.database.read(read_seal_id))
 
     async def reconcile(self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False) -> dict[str, int]:
         """Ask the chain what became of the UNKNOWN authorizations of a purchase.

@@ -192,6 +192,7 @@ def _sign_and_store(
     for intent in intents:
         by_terms.setdefault(intent.terms_id, []).append(intent)
     done = 0
+    seal = pool.seal()
     for group in by_terms.values():
         offer = group[0].terms.offer
         latest_s = max(intent.authorization.valid_before_s for intent in group)
@@ -202,7 +203,7 @@ def _sign_and_store(
             checkpoint("buyer.signed")
             signed = list(zip(chunk, signatures, strict=True))
             signed_s = int(clock())
-            pool.database.transact(lambda connection: store_signed(connection, signed, signed_s))  # noqa: B023 - runs at once
+            pool.database.transact(lambda connection: store_signed(connection, signed, signed_s, seal=seal))  # noqa: B023 - runs at once
             checkpoint("buyer.stored")
             done += len(chunk)
             if progress is not None:

