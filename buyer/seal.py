@@ -15,6 +15,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Any
 
 from buyer.home import Home
 from contracts.errors import ConfigInvalid
