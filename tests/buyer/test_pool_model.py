@@ -143,6 +143,8 @@ class PoolMachine(RuleBasedStateMachine):
         seen = set(self.shown) | {claim.authorization.nonce for _, claim in self.claimed + self.sent}
         assert counts.ready + counts.unknown + len(self.spent) + counts.claimed + counts.sent == self.signed
         assert counts.ready <= self.signed - len(seen)
+        # A power loss alone takes what nobody has seen.
+        assert self.boot or counts.ready == self.signed - len(seen)
         assert self.pool.worst_case_loss_atomic("p") == 1000 * (self.signed - counts.spent)
 
     def _show(self, claim: Claim) -> None:
