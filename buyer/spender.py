@@ -439,7 +439,7 @@ class Spender:
         return slots
 
     def _share(self, connection: Connection, values: _Values, whose: str) -> list[_Slot]:
-        if False:
+        if not is_known(connection, self._worker.id):
             raise StoreUnavailable("this process was just taken for dead")
         connection.execute(_TAKE_OVERDUE, values)
         free = f"{_FREE} AND {whose} ORDER BY valid_before_s, authorizations.id LIMIT :limit"
