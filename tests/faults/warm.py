@@ -11,6 +11,7 @@ stdin ends, it kills everything it started.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -29,6 +30,8 @@ from typing import Any, Self
 __all__ = ["Started", "Warm"]
 
 _PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
+# From <linux/prctl.h>.
+_PR_SET_PDEATHSIG = 1
 # Imported by the commands when they run; a process that was killed shall not pay for them again.
 _LAZY = (
     "httptools",
@@ -203,6 +206,7 @@ def _become(ready: int, program: str, words: list[str], folder: str, log: str, e
     code = 1
     try:
         os.setsid()
+        _die_with_parent()
         os.close(ready)
         _redirect(log)
         os.chdir(folder)
@@ -223,6 +227,12 @@ def _become(ready: int, program: str, words: list[str], folder: str, log: str, e
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end us with the warm process, also when that is killed itself. Linux only; else no harm."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _redirect(log: str) -> None:
