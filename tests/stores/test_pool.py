@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from buyer.home import STORE_VARIABLE, Home
+from buyer.lease import Worker
 from buyer.pool import Counts, Pool
 from buyer.purchase import Purchase
 from contracts.errors import AuthorizationsExhausted, StoreUnavailable
@@ -90,6 +91,24 @@ def test_a_worker_that_is_no_longer_seen_stops_claiming_what_another_has_taken_o
         heir.close()
     unseen.close()
     assert pool.counts("p") == Counts(ready=3, unknown=2)
+
+
+def test_a_worker_that_is_taken_for_dead_while_it_takes_a_lease_gets_none(
+    pool: Pool, purchase: Purchase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advisory, "STORE_PRESENCE_S", 3600)
+    spender = pool.spender()
+    assert pool.home.store is not None
+    terminate(pool.home.store, SIGNS_OF_LIFE)
+    Pool.open(pool.home).close()
+    add_signed(pool, purchase, 2)
+    with monkeypatch.context() as moment:
+        moment.setattr(Worker, "holds", lambda _self, _era: True)  # as it was a moment before
+        with pytest.raises(StoreUnavailable, match="taken for dead"):
+            spender.claim(purchase, "request", NOW_S)
+    spender.claim(purchase, "request", NOW_S)
+    assert pool.counts("p") == Counts(ready=1, claimed=1)
+    spender.close()
 
 
 def test_a_worker_that_lost_its_connection_and_was_not_missed_goes_on(
