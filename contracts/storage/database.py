@@ -8,6 +8,7 @@ what only SQLite knows (rowid, `INSERT OR …`, PRAGMA, `lastrowid`) stays out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from abc import ABC, abstractmethod
@@ -59,6 +60,7 @@ class Connection(Protocol):
 
 
 Work = Callable[[Connection], T]
+Answer = Future[T] | asyncio.Future[T]
 
 
 class Database(ABC):
@@ -77,7 +79,7 @@ class Database(ABC):
         self.name = name
         self._gate = threading.Lock()
         self._write_lock = threading.Lock()
-        self._pending: queue.Queue[_Pending | None] = queue.Queue(STORE_QUEUE_MAX)
+        self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -92,9 +94,10 @@ class Database(ABC):
 
     async def write(self, work: Work[T], *, durable: bool = True) -> T:
         """`transact` for asyncio: waits for the next group commit. Raises `StoreUnavailable` when the queue is full."""
-        # A cancelled caller must not cancel the write: it may be committed already.
-        result: T = await asyncio.shield(asyncio.wrap_future(self._enqueue(work, durable)))
-        return result
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._enqueue(work, durable, answer)
+        # A caller that is cancelled here hears nothing; the write goes on, and may be committed already.
+        return await answer
 
     @abstractmethod
     def read(self, work: Work[T]) -> T:
@@ -173,19 +176,17 @@ class Database(ABC):
 
     # Group commit
 
-    def _enqueue(self, work: Work[T], durable: bool) -> Future[T]:
-        pending = _Pending(work, durable, Future())
+    def _enqueue(self, work: Work[T], durable: bool, answer: Answer[T]) -> None:
+        """Have `work` done in the next group commit, and `answer` told."""
         with self._gate:
             if self._closed:
                 raise StoreUnavailable(f"{self.name}: is closed")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve_writes, name=f"writer {self.name}", daemon=True)
                 self._thread.start()
-            try:
-                self._pending.put_nowait(pending)
-            except queue.Full:
-                raise StoreUnavailable(f"{self.name}: {STORE_QUEUE_MAX} writes are waiting") from None
-        return pending.result
+            if self._pending.qsize() >= STORE_QUEUE_MAX:
+                raise StoreUnavailable(f"{self.name}: {STORE_QUEUE_MAX} writes are waiting")
+            self._pending.put(_Pending(work, durable, answer))
 
     def _serve_writes(self) -> None:
         stopping = False
@@ -218,10 +219,8 @@ class Database(ABC):
                 self._roll_back()
                 outcomes = [(None, self._told(error)) for _ in group]
         for pending, (result, failure) in zip(group, outcomes, strict=True):
-            if failure is not None:
-                pending.result.set_exception(failure)
-            else:
-                pending.result.set_result(result)
+            pending.result, pending.failure = result, failure
+        _report(group)
 
     def _attempt(self, connection: Connection, work: Work[Any]) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT member")
@@ -238,7 +237,39 @@ class Database(ABC):
 
 
 class _Pending:
-    __slots__ = ("durable", "result", "work")
+    """One write, and where its caller waits: on a thread, or in an event loop."""
 
-    def __init__(self, work: Work[Any], durable: bool, result: Future[Any]) -> None:
-        self.work, self.durable, self.result = work, durable, result
+    __slots__ = ("answer", "durable", "failure", "result", "work")
+
+    def __init__(self, work: Work[Any], durable: bool, answer: Answer[Any]) -> None:
+        self.work, self.durable, self.answer = work, durable, answer
+        self.result: Any = None
+        self.failure: BaseException | None = None
+
+    def tell(self) -> None:
+        """Give the caller its answer, if it still waits. In its own event loop, where it waits in one."""
+        if self.answer.done():
+            return
+        if self.failure is not None:
+            self.answer.set_exception(self.failure)
+        else:
+            self.answer.set_result(self.result)
+
+
+def _report(group: list[_Pending]) -> None:
+    """Tell everybody who waits, and wake each event loop once for the whole group."""
+    waiting: dict[asyncio.AbstractEventLoop, list[_Pending]] = {}
+    for pending in group:
+        if isinstance(pending.answer, asyncio.Future):
+            waiting.setdefault(pending.answer.get_loop(), []).append(pending)
+        else:
+            pending.tell()
+    for loop, told in waiting.items():
+        # In a loop that has closed nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_tell, told)
+
+
+def _tell(told: list[_Pending]) -> None:
+    for pending in told:
+        pending.tell()

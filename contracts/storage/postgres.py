@@ -22,6 +22,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 import psycopg
@@ -80,7 +81,9 @@ class PostgresDatabase(Database):
 
     def transact(self, work: Work[T], *, durable: bool = True) -> T:
         """See `Database.transact`. Threads that wait here share a commit."""
-        return self._enqueue(work, durable).result()
+        answer: Future[T] = Future()
+        self._enqueue(work, durable, answer)
+        return answer.result()
 
     def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
