@@ -78,8 +78,9 @@ $(VENV)/.weights: $(LOCKS)/weights.txt $(VENV)/.locked
 demo: setup
 	@$(BIN)/farebox demo $(ARGS)
 
+# Two at a time, a file never divided: most tests wait for processes, blocks and disks.
 test: setup setup-litellm setup-weights
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-attacks: setup
 	@FAREBOX_MUTATIONS=10000 $(BIN)/python -m tests.attacks.score $(ARGS)

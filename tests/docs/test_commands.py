@@ -112,7 +112,8 @@ class Stage:
             )
         self.services.append((text.strip(), process, log))
         deadline = time.monotonic() + SERVICE_START_TIMEOUT_S
-        while not _answers(int(port)):
+        # A service says that it is there when it is; its port may answer a moment earlier.
+        while not (_answers(int(port)) and log.stat().st_size):
             assert process.poll() is None, f"ended at once: {text}\n{log.read_text()}"
             assert time.monotonic() < deadline, f"nothing listens on {port}: {text}\n{log.read_text()}"
             time.sleep(0.1)
