@@ -5,6 +5,8 @@ Every function runs inside a write transaction that the caller holds, so a payme
 
 from __future__ import annotations
 
+from typing import Any
+
 from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
 from contracts.storage import Connection, Row
 from seller.policy import Mode
@@ -83,8 +85,12 @@ def _add_to_payer(
     exposure_atomic: int = 0,
 ) -> None:
     key = (row["chain_id"], row["token"], row["payer"])
-    connection.execute("INSERT INTO payers (chain_id, token, payer) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", key)
-    sums = connection.execute("SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", key).fetchone()
+    sums = _found_or_made(
+        connection,
+        key,
+        "SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?",
+        "INSERT INTO payers (chain_id, token, payer) VALUES (?, ?, ?)",
+    )
     connection.execute(
         "UPDATE payers SET settled_count = settled_count + ?, settled_atomic = ?, outstanding_atomic = ?,"
         " exposure_atomic = ? WHERE chain_id = ? AND token = ? AND payer = ?",
@@ -102,14 +108,26 @@ def _add_to_book(connection: Connection, row: Row, name: str, delta_atomic: int)
     if delta_atomic == 0:
         return
     key = (row["chain_id"], row["token"], name)
-    connection.execute("INSERT INTO books (chain_id, token, name) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", key)
-    (amount,) = connection.execute(
-        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = ?", key
-    ).fetchone()
+    (amount,) = _found_or_made(
+        connection,
+        key,
+        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = ?",
+        "INSERT INTO books (chain_id, token, name) VALUES (?, ?, ?)",
+    )
     connection.execute(
         "UPDATE books SET amount_atomic = ? WHERE chain_id = ? AND token = ? AND name = ?",
         (_never_negative(int(amount) + delta_atomic), *key),
     )
+
+
+def _found_or_made(connection: Connection, key: tuple[Any, ...], select: str, insert: str) -> Row:
+    """Return the row of `key`, which is there after its first payment. Writers take turns, so nobody else makes it."""
+    found: Row | None = connection.execute(select, key).fetchone()
+    if found is None:
+        connection.execute(insert, key)
+        found = connection.execute(select, key).fetchone()
+    assert found is not None
+    return found
 
 
 def _never_negative(amount_atomic: int) -> str:
