@@ -21,6 +21,8 @@ class Metrics:
             "farebox_seller_requests", "Requests to priced routes by outcome", ["route", "outcome"],
             registry=self._registry,
         )  # fmt: skip
+        # As many as there are routes and outcomes; to find them by label costs more than to count.
+        self._served: dict[tuple[str, str], Counter] = {}
         self._refused = Counter(
             "farebox_seller_refusals", "Payments and requests refused, by cause", ["code"], registry=self._registry
         )
@@ -37,7 +39,10 @@ class Metrics:
 
     def served(self, route: str, outcome: str) -> None:
         """Count a request that was answered: `unpaid`, `paid`, `credit`, `replayed` or `not_charged`."""
-        self._requests.labels(route, outcome).inc()
+        found = self._served.get((route, outcome))
+        if found is None:
+            found = self._served[route, outcome] = self._requests.labels(route, outcome)
+        found.inc()
 
     def refused(self, route: str, code: str) -> None:
         """Count a request refused with an error's `code`."""
