@@ -77,9 +77,7 @@ def _problem(detail: Any, node: yaml.Node | None, model: type[pydantic.BaseModel
     line = _line_of(node, location)
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _known_keys(model), n=1)
-        hint = f"; did you mean `{close[0]}`?" if close else ""
-        return f"{origin}:{line}: `{key}` is not a setting{hint}"
+        return f"{origin}:{line}: `{key}` is not a setting{_hint(str(location[-1]), model)}"
     if detail["type"] == "missing":
         return f"{origin}:{line}: `{key}` is missing"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -89,20 +87,29 @@ def _problem(detail: Any, node: yaml.Node | None, model: type[pydantic.BaseModel
     return f"{origin}:{line}: `{key}`: {message}"
 
 
-def _known_keys(model: type[pydantic.BaseModel]) -> list[str]:
-    """Return every key of the model and of the models inside it."""
-    names: list[str] = []
-    stack: list[type[pydantic.BaseModel]] = [model]
+def _hint(name: str, model: type[pydantic.BaseModel]) -> str:
+    """Say where a misplaced key belongs, or which known key a misspelt one is nearest to."""
+    sections = _sections_by_key(model)
+    if name in sections:
+        return f" here; it belongs {sections[name]}"
+    close = difflib.get_close_matches(name, sections, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _sections_by_key(model: type[pydantic.BaseModel]) -> dict[str, str]:
+    """Return every key of the model and of the models inside it, with where it belongs; outer sections first."""
+    sections: dict[str, str] = {}
+    waiting: list[tuple[type[pydantic.BaseModel], str]] = [(model, "at the top")]
     seen: set[type[pydantic.BaseModel]] = set()
-    while stack:
-        current = stack.pop()
+    for current, section in waiting:
         if current in seen:
             continue
         seen.add(current)
-        for name, info in current.model_fields.items():
-            names.append(info.alias or name)
-            stack += _models_in(info.annotation)
-    return names
+        for field_name, info in current.model_fields.items():
+            key = info.alias or field_name
+            sections.setdefault(key, section)
+            waiting += [(inner, f"under `{key}`") for inner in _models_in(info.annotation)]
+    return sections
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

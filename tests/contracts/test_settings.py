@@ -81,6 +81,7 @@ def test_settings_cannot_be_changed_once_read() -> None:
     ("text", "message"),
     [
         ("pay_to: a\nupsteam: x", "seller.yaml:2: `upsteam` is not a setting; did you mean `upstream`?"),
+        ("pay_to: a\nprice: '1'", "seller.yaml:2: `price` is not a setting here; it belongs under `routes`"),
         ("pay_to: a\nzzzzzz: x", "seller.yaml:2: `zzzzzz` is not a setting"),
         (
             "pay_to: a\nsettler:\n  kind: chain\n  keyfile: k",
