@@ -14,14 +14,14 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.workload import an_offer, presign
 from buyer.home import Home
-from buyer.pool import Pool
+from buyer.pool import Counts, Pool
 from buyer.signers import KeySigner
-from contracts.storage import Connection
 
 __all__ = ["Losses", "count_losses"]
 
@@ -48,22 +48,36 @@ def count_losses(folder: Path, kills: int, timeout_s: float) -> Losses:
     random_ = random.Random(1)
     done = acknowledged = lost = 0
     seen: set[int] = set()
+    signed = _fill(home)
     while done < kills and time.monotonic() < deadline_s:
-        with Pool.open(home) as pool:
-            if not pool.purchases() or pool.counts("bench").ready < _CLAIMS_MAX * 4:
-                presign(pool, an_offer(), KeySigner(_SECRET), _POOL_SIZE)
-            signed = pool.counts("bench").signed
         claimed = _one_kill(home, done, random_.randrange(_CLAIMS_MAX), random_.random() * 0.002)
-        with Pool.open(home) as pool:
-            known = pool.database.read(_requests)
-            assert pool.counts("bench").signed == signed, "the pool lost or gained authorizations"
-        lost += sum(known.get(row_id) != f"kill {done} claim {number}" for number, row_id in enumerate(claimed))
+        requests, counts = _books(home, claimed)
+        assert counts.signed == signed, "the pool lost or gained authorizations"
+        lost += sum(requests.get(row_id) != f"kill {done} claim {number}" for number, row_id in enumerate(claimed))
         # An authorization acknowledged twice went to two requests.
         lost += len(seen.intersection(claimed))
         seen.update(claimed)
         acknowledged += len(claimed)
         done += 1
+        if counts.ready < _CLAIMS_MAX * 4:
+            signed = _fill(home)
     return Losses(done, acknowledged, lost)
+
+
+def _fill(home: Home) -> int:
+    """Sign more and return how many were signed in all."""
+    with Pool.open(home) as pool:
+        presign(pool, an_offer(), KeySigner(_SECRET), _POOL_SIZE)
+        return pool.counts("bench").signed
+
+
+def _books(home: Home, ids: Sequence[int]) -> tuple[dict[int, str], Counts]:
+    """Settle what the dead left; return the request each of `ids` is held for, where it is not free, and the counts."""
+    marks = ", ".join("?" * len(ids))
+    query = f"SELECT id, request_key FROM authorizations WHERE state = 'unknown' AND id IN ({marks})"
+    with Pool.open(home) as pool:
+        rows = pool.database.read(lambda connection: connection.execute(query, ids).fetchall())
+        return {row["id"]: row["request_key"] for row in rows}, pool.counts("bench")
 
 
 def _one_kill(home: Home, number: int, words: int, delay_s: float) -> list[int]:
@@ -97,12 +111,6 @@ def _claim_for_ever(home: Home, number: int, writer: int) -> None:
         os.write(writer, _WORD.pack(claim.row_id))
     while True:
         signal.pause()
-
-
-def _requests(connection: Connection) -> dict[int, str]:
-    """Return the request each authorization is held for, of those that are not free."""
-    rows = connection.execute("SELECT id, request_key FROM authorizations WHERE state = 'unknown'")
-    return {row["id"]: row["request_key"] for row in rows}
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def ratio_of(values: Series, peers: Series) -> Spread:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 else f"{value:.2f}"
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.2f}"
 
 
 def _optional(value: float | None) -> str:
