@@ -63,3 +63,6 @@ DEVNET_POLL_S = 0.02
 DEVNET_LOG_TAIL_CHARS = 2000
 # The compiler needs some seconds; a loaded machine gets its grace.
 COMPILE_TIMEOUT_S = 120.0
+
+# An admin token that can be guessed guards nothing.
+ADMIN_TOKEN_CHARS_MIN = 16

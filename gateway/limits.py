@@ -18,9 +18,6 @@ CONCURRENT_MAX = 512
 # What those clients are told to wait.
 BUSY_RETRY_AFTER_S = 1
 
-# A shorter admin token could be guessed.
-ADMIN_TOKEN_CHARS_MIN = 16
-
 # To make a connection to a seller, name resolution and TLS included.
 CONNECT_TIMEOUT_S = 10.0
 # Silence of a seller after which its answer counts as lost; a large model may think this long before its first byte.

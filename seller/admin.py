@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,34 +15,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from contracts.address import address_text
-from contracts.errors import ConfigInvalid, FareboxError
+from contracts.admin_token import carries_token, read_admin_token
+from contracts.errors import FareboxError
 from contracts.money import format_amount
-from seller.limits import ADMIN_TOKEN_CHARS_MIN, STATUS_ROWS_MAX
+from seller.limits import STATUS_ROWS_MAX
 from seller.service import Seller
 
-__all__ = ["ADMIN_TOKEN_VARIABLE", "admin_app", "check_admin_token", "price_list", "status_document"]
-
-ADMIN_TOKEN_VARIABLE = "FAREBOX_ADMIN_TOKEN"  # noqa: S105 - the name of a variable
+__all__ = ["admin_app", "price_list", "status_document"]
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-def check_admin_token(listen_host: str) -> str | None:
-    """Return the token that `FAREBOX_ADMIN_TOKEN` sets, or None for none.
-
-    Raises `ConfigInvalid` where the admin plane can be reached from elsewhere and no token guards it, and for a short
-    one.
-    """
-    token = os.environ.get(ADMIN_TOKEN_VARIABLE) or None
-    if token is None and listen_host not in _LOOPBACK:
-        raise ConfigInvalid(
-            f"--admin-listen: {listen_host} can be reached from other machines, and {ADMIN_TOKEN_VARIABLE} is not set",
-            remedy=f"set {ADMIN_TOKEN_VARIABLE}, or listen on 127.0.0.1",
-        )
-    if token is not None and (len(token) < ADMIN_TOKEN_CHARS_MIN or not token.isascii() or not token.isprintable()):
-        raise ConfigInvalid(f"{ADMIN_TOKEN_VARIABLE}: expected {ADMIN_TOKEN_CHARS_MIN} printable characters or more")
-    return token
 
 
 def admin_app(seller: Seller, listen_host: str) -> Starlette:
@@ -55,11 +36,11 @@ def admin_app(seller: Seller, listen_host: str) -> Starlette:
     """
     loopback = listen_host in _LOOPBACK
     allowed = ["127.0.0.1", "localhost", "[::1]", listen_host] if loopback else ["*"]
-    token = check_admin_token(listen_host)
+    token = read_admin_token(os.environ, setting="--admin-listen", address=listen_host, is_loopback=loopback)
 
     def guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
-            if token is not None and not _carries(request, token):
+            if token is not None and not carries_token(request.headers.raw, token):
                 return PlainTextResponse("unauthorized\n", status_code=401, headers={"www-authenticate": "Bearer"})
             return await endpoint(request)
 
@@ -93,11 +74,6 @@ def admin_app(seller: Seller, listen_host: str) -> Starlette:
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)],
     )
-
-
-def _carries(request: Request, token: str) -> bool:
-    given = request.headers.getlist("authorization")
-    return len(given) == 1 and hmac.compare_digest(given[0].encode(), b"Bearer " + token.encode())
 
 
 def status_document(seller: Seller) -> dict[str, Any]:

@@ -147,7 +147,5 @@ UPSTREAM_CHUNK_BYTES = 64 * 1024
 
 # How long requests in flight may finish after SIGTERM.
 SHUTDOWN_GRACE_S = 30
-# A token that can be guessed guards nothing.
-ADMIN_TOKEN_CHARS_MIN = 16
 # Rows `/status` shows per list.
 STATUS_ROWS_MAX = 100

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from contracts.admin_token import ADMIN_TOKEN_VARIABLE
 from contracts.errors import ConfigInvalid
 from contracts.evm.devnet import Devnet
-from seller.admin import ADMIN_TOKEN_VARIABLE, admin_app
+from seller.admin import admin_app
 from seller.redaction import RedactingFormatter, redacted
 from tests.seller.shop import BODY, CHAT, GAS, Shop, error_of, open_shop
 
