@@ -60,7 +60,7 @@ class Connection(Protocol):
 
 
 Work = Callable[[Connection], T]
-Answer = Future[T] | asyncio.Future[T]
+_Answer = Future[T] | asyncio.Future[T]
 
 
 class Database(ABC):
@@ -176,7 +176,7 @@ class Database(ABC):
 
     # Group commit
 
-    def _enqueue(self, work: Work[T], durable: bool, answer: Answer[T]) -> None:
+    def _enqueue(self, work: Work[T], durable: bool, answer: _Answer[T]) -> None:
         """Have `work` done in the next group commit, and `answer` told."""
         with self._gate:
             if self._closed:
@@ -241,7 +241,7 @@ class _Pending:
 
     __slots__ = ("answer", "durable", "failure", "result", "work")
 
-    def __init__(self, work: Work[Any], durable: bool, answer: Answer[Any]) -> None:
+    def __init__(self, work: Work[Any], durable: bool, answer: _Answer[Any]) -> None:
         self.work, self.durable, self.answer = work, durable, answer
         self.result: Any = None
         self.failure: BaseException | None = None
