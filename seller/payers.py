@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachetools import TTLCache
@@ -41,16 +42,16 @@ class Payers:
         self._known: TTLCache[Address, KnownPayer] = TTLCache(PAYER_FACTS_MAX, PAYER_FACTS_TTL_S, time.monotonic)
         self._asking: dict[Address, asyncio.Task[KnownPayer]] = {}
 
-    async def facts(self, payer: Address, settled_atomic: int, *, fresh: bool = False) -> KnownPayer:
+    async def facts(self, payer: Address, settled_atomic: Callable[[], int], *, fresh: bool = False) -> KnownPayer:
         """Return the payer's facts, not older than `PAYER_FACTS_TTL_S`; asked anew when `fresh`.
 
-        `settled_atomic` is our ledger's figure at this moment. Raises `ChainUnavailable`.
+        `settled_atomic` tells our ledger's figure, and is asked just before the chain is. Raises `ChainUnavailable`.
         """
         if not fresh and (known := self._known.get(payer)) is not None:
             return known
         task = self._asking.get(payer)
         if task is None:
-            task = asyncio.ensure_future(self._ask(payer, settled_atomic))
+            task = asyncio.ensure_future(self._ask(payer, settled_atomic()))
             self._asking[payer] = task
             task.add_done_callback(lambda done: self._answered(payer, done))
         # One impatient client must not cancel the question for the others.

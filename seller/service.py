@@ -198,7 +198,7 @@ class Seller:
         if self._payers is None:
             return None
         payer = payment.authorization.payer
-        facts = await self._payers.facts(payer, self.ledger.settled_atomic(payer), fresh=fresh)
+        facts = await self._payers.facts(payer, lambda: self.ledger.settled_atomic(payer), fresh=fresh)
         if facts.has_code:
             raise ContractPayer(f"payload.authorization.from: {address_text(payer)} is a contract")
         if payment.authorization.valid_before_s < facts.chain_time_s + URGENT_LIFE_S:

@@ -225,7 +225,7 @@ class Facilitator:
         if self._failures.get(payer, 0) >= FACILITATE_FAILURES_MAX:
             raise SettlementFailed(f"{FACILITATE_FAILURES_MAX} settlements of this payer failed; try again later")
         await self.check_token()
-        facts = await self._payers.facts(payer, self._ledger.settled_atomic(payer), fresh=True)
+        facts = await self._payers.facts(payer, lambda: self._ledger.settled_atomic(payer), fresh=True)
         key = payer, authorization.nonce
         known = settling and key in self._seen
         self._seen.setdefault(key, facts.block)
