@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,13 @@ from contracts.evm.devnet import Devnet
 from contracts.lifecycle import Money
 from seller.audit import audit_books
 from tests.seller.shop import BUYER, PRICE_ATOMIC, Shop, error_of, is_replayed, open_shop, receipt_of
+
+
+@pytest.fixture
+def chain() -> Iterator[Devnet]:
+    """A chain of its own: anvil re-organises a chain that was put back before onto a state that never was."""
+    with Devnet() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
