@@ -26,3 +26,10 @@ def chain(devnet: Devnet) -> Iterator[Devnet]:
     before = devnet.snapshot()
     yield devnet
     devnet.revert(before)
+
+
+@pytest.fixture
+def own_chain() -> Iterator[Devnet]:
+    """A chain for one test: anvil re-organises a chain that was put back before onto a state that never was."""
+    with Devnet() as running:
+        yield running

@@ -109,19 +109,19 @@ async def test_goods_on_credit_of_a_payer_who_is_blocked_for_a_while_are_paid_af
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 async def test_after_a_re_organisation_the_books_and_the_chain_agree_again(
-    chain: Devnet, tmp_path: Path, depth: int
+    own_chain: Devnet, tmp_path: Path, depth: int
 ) -> None:
-    async with open_shop(chain, tmp_path, settle="before") as shop:
+    async with open_shop(own_chain, tmp_path, settle="before") as shop:
         for _ in range(depth):
             assert (await shop.buy()).status_code == 200
         assert shop.earned == depth * PRICE_ATOMIC
         # The same number of empty blocks in place of the last ones: their transactions are gone.
-        chain.rpc("anvil_reorg", depth, [])
+        own_chain.rpc("anvil_reorg", depth, [])
         assert shop.earned == 0
         assert (await shop.buy()).status_code == 200
         async with asyncio.timeout(15):
             while shop.earned != (depth + 1) * PRICE_ATOMIC:
-                chain.mine()
+                own_chain.mine()
                 await asyncio.sleep(0.1)
         await shop.settled()
         check_books(shop, depth + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,9 @@ from tests.seller.shop import BUYER, PRICE_ATOMIC, Shop, error_of, is_replayed, 
 
 
 @pytest.fixture
-def chain() -> Iterator[Devnet]:
-    """A chain of its own: anvil re-organises a chain that was put back before onto a state that never was."""
-    with Devnet() as running:
-        yield running
+def chain(own_chain: Devnet) -> Devnet:
+    """Every test here re-organises."""
+    return own_chain
 
 
 @pytest.fixture(autouse=True)
