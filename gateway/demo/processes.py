@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -175,10 +176,15 @@ def farebox_command(*arguments: str) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different loopback ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+    """Return free ports of 127.0.0.1, below those that the system hands out to connections in the meantime."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.choice(range(10_000, 32_000))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
+    return ports
 
 
 @contextlib.contextmanager
