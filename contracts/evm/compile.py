@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def source_hash(name: str) -> str:
 
 def compile_all() -> dict[str, bytes]:
     """Return file name → bytes of every artifact. Raises `CompileFailed` or `ToolMissing`."""
-    sources = {path.name: {"content": path.read_text()} for path in sorted(SOLIDITY.glob("*.sol"))}
+    files = sorted(SOLIDITY.rglob("*.sol"))
+    sources = {path.relative_to(SOLIDITY).as_posix(): {"content": path.read_text()} for path in files}
     wanted = ["abi", "evm.bytecode.object", "evm.deployedBytecode.object", "metadata"]
     output = _run_compiler(
         {
@@ -58,7 +60,7 @@ def compile_all() -> dict[str, bytes]:
         raise CompileFailed("\n".join(problems))
     version = json.loads((npm_package(_LIBRARY) / "package.json").read_text())["version"]
     return {
-        f"{contract}.json": _artifact(contract, built, output["compiler"], version)
+        f"{contract}.json": _artifact(contract, built, output["compiler"], version, sources.keys())
         for source in sources
         for contract, built in output["contracts"][source].items()
         if built["evm"]["bytecode"]["object"]
@@ -115,7 +117,9 @@ def _run_compiler(standard_json: dict[str, Any]) -> dict[str, Any]:
     return output
 
 
-def _artifact(contract: str, built: dict[str, Any], compiler: str, library_version: str) -> bytes:
+def _artifact(
+    contract: str, built: dict[str, Any], compiler: str, library_version: str, ours: Collection[str]
+) -> bytes:
     known = json.loads(built["metadata"])["sources"]
     document = {
         "abi": built["abi"],
@@ -125,7 +129,7 @@ def _artifact(contract: str, built: dict[str, Any], compiler: str, library_versi
         "deployedBytecode": "0x" + built["evm"]["deployedBytecode"]["object"],
         "packages": {_LIBRARY: library_version},
         "settings": _SETTINGS,
-        "sources": {name: entry["keccak256"] for name, entry in known.items() if "/" not in name},
+        "sources": {name: entry["keccak256"] for name, entry in known.items() if name in ours},
     }
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 

@@ -1,4 +1,4 @@
-"""A local chain of one's own: anvil on a free port, with Multicall3, Permit2 and a funded test dollar.
+"""A local chain of one's own: anvil on a free port, with Multicall3, Permit2, the x402 proxies and two test tokens.
 
 For demonstrations and tests only: the ten accounts' keys are derived from a public phrase that everybody knows.
 """
@@ -24,7 +24,7 @@ import httpx
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import LocalError
 from contracts.evm.deploy import deploy
-from contracts.evm.preinstalls import MULTICALL3, PERMIT2, multicall3_code, permit2_code
+from contracts.evm.preinstalls import preinstalled_code
 from contracts.evm.rpc import RpcRefused
 from contracts.evm.toolchain import anvil_binary
 from contracts.keccak import keccak
@@ -37,6 +37,7 @@ from contracts.limits import (
     DEVNET_STOP_TIMEOUT_S,
 )
 from contracts.nesting import recursion_limit_kept
+from contracts.networks import PERMIT2
 from contracts.typed_data import word_of_address, word_of_uint
 
 __all__ = ["DevAccount", "Devnet", "DevnetFailed"]
@@ -48,6 +49,10 @@ _OWNER = Address(keccak(b"farebox devnet owner")[12:])
 # The first contract an account creates: keccak(rlp([account, 0])).
 _TOKEN = Address(keccak(b"\xd6\x94" + _OWNER + b"\x80")[12:])
 _TOKEN_ARGUMENTS = ("USDC", "USDC", "2")
+# An account of its own, so that a chain kept by an earlier version gets this token at the same address.
+_PLAIN_OWNER = Address(keccak(b"farebox devnet plain token owner")[12:])
+_PLAIN_TOKEN = Address(keccak(b"\xd6\x94" + _PLAIN_OWNER + b"\x80")[12:])
+_PLAIN_ARGUMENTS = ("Plain Dollar", "PLAIN")
 _OWNER_WEI = 10**24
 
 
@@ -72,6 +77,9 @@ class Devnet:
     `port` 0 takes a free one. `block_time_s` mines on that interval (our own minting and deploying never waits for it);
     without it every transaction is mined at once. `state_file` keeps the chain from one run to the next. `log_file`
     keeps anvil's log, which otherwise goes with the chain. Starting raises `ToolMissing` or `DevnetFailed`.
+
+    `token` is the test dollar (EIP-3009, 6 decimals), `plain_token` one that is paid through Permit2 (ERC-2612, 18
+    decimals): checksummed addresses. The x402 proxies stand at their canonical addresses.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class Devnet:
         self.chain_id = chain_id
         self.network = f"eip155:{chain_id}"
         self.token = address_text(_TOKEN)
+        self.plain_token = address_text(_PLAIN_TOKEN)
         self.accounts: list[DevAccount] = []
         self.rpc_url = ""
         self._port = port
@@ -151,13 +160,18 @@ class Devnet:
             raise RpcRefused(problem.get("message", ""), problem.get("code", 0), problem.get("data"))
         return answer["result"]
 
-    def mint(self, address: str, amount_atomic: int) -> None:
-        """Give `address` new test dollars, in atomic units of 10**-6."""
-        self._as_owner(b"mint(address,uint256)", _word(address) + word_of_uint(amount_atomic))
+    def mint(self, address: str, amount_atomic: int, token: str | None = None) -> None:
+        """Give `address` new tokens, in atomic units; test dollars (10**-6) unless `token` says otherwise."""
+        self._as_owner(b"mint(address,uint256)", _word(address) + word_of_uint(amount_atomic), token)
 
-    def balance_of(self, address: str) -> int:
-        """Return the test dollars of `address` in atomic units."""
-        return int(self._read(b"balanceOf(address)", _word(address)), 16)
+    def balance_of(self, address: str, token: str | None = None) -> int:
+        """Return what `address` holds in atomic units; test dollars unless `token` says otherwise."""
+        return int(self._read(b"balanceOf(address)", _word(address), token), 16)
+
+    def approve_permit2(self, owner: str, amount_atomic: int, token: str | None = None) -> None:
+        """Let Permit2 move up to `amount_atomic` of `owner`, one of the ten accounts or one the node impersonates."""
+        arguments = word_of_address(PERMIT2) + word_of_uint(amount_atomic)
+        self._send(owner, token or self.token, b"approve(address,uint256)", arguments)
 
     def set_paused(self, paused: bool) -> None:
         """Pause or resume every transfer of the test dollar."""
@@ -204,22 +218,29 @@ class Devnet:
 
     def _prepare(self) -> None:
         self.accounts = _derive_accounts()
-        self.rpc("anvil_setCode", address_text(MULTICALL3), "0x" + multicall3_code().hex())
-        self.rpc("anvil_setCode", address_text(PERMIT2), "0x" + permit2_code(self.chain_id).hex())
-        owner = address_text(_OWNER)
-        self.rpc("anvil_impersonateAccount", owner)
-        self.rpc("anvil_setBalance", owner, hex(_OWNER_WEI))
-        if self.rpc("eth_getCode", self.token, "latest") == "0x":
-            self.deploy("TestUSD", *_TOKEN_ARGUMENTS)
+        for address, code in preinstalled_code(self.chain_id).items():
+            self.rpc("anvil_setCode", address_text(address), "0x" + code.hex())
+        self._prepare_token(_OWNER, self.token, "TestUSD", *_TOKEN_ARGUMENTS)
+        self._prepare_token(_PLAIN_OWNER, self.plain_token, "Plain18", *_PLAIN_ARGUMENTS)
 
-    def _read(self, signature: bytes, arguments: bytes = b"") -> str:
-        call = {"to": self.token, "data": "0x" + (keccak(signature)[:4] + arguments).hex()}
+    def _prepare_token(self, owner: Address, token: str, artifact_name: str, *constructor_args: str) -> None:
+        sender = address_text(owner)
+        self.rpc("anvil_impersonateAccount", sender)
+        self.rpc("anvil_setBalance", sender, hex(_OWNER_WEI))
+        if self.rpc("eth_getCode", token, "latest") == "0x":
+            deploy(self.rpc_url, sender, artifact_name, *constructor_args, after_sending=self._mine_if_slow)
+
+    def _read(self, signature: bytes, arguments: bytes = b"", token: str | None = None) -> str:
+        call = {"to": token or self.token, "data": "0x" + (keccak(signature)[:4] + arguments).hex()}
         result: str = self.rpc("eth_call", call, "latest")
         return result
 
-    def _as_owner(self, signature: bytes, arguments: bytes = b"") -> None:
+    def _as_owner(self, signature: bytes, arguments: bytes = b"", token: str | None = None) -> None:
+        self._send(address_text(_OWNER), token or self.token, signature, arguments)
+
+    def _send(self, sender: str, to: str, signature: bytes, arguments: bytes) -> None:
         data = "0x" + (keccak(signature)[:4] + arguments).hex()
-        transaction = self.rpc("eth_sendTransaction", {"from": address_text(_OWNER), "to": self.token, "data": data})
+        transaction = self.rpc("eth_sendTransaction", {"from": sender, "to": to, "data": data})
         self._mine_if_slow()
         deadline = time.monotonic() + DEVNET_RECEIPT_TIMEOUT_S
         while (receipt := self.rpc("eth_getTransactionReceipt", transaction)) is None:

@@ -1,6 +1,7 @@
 """The runtime code of contracts that stand at one address on every chain, for a local chain that starts without them.
 
-The bytes are read from the npm package `@eth-optimism/contracts-bedrock` and pinned by hash; none are kept here.
+Multicall3's and Permit2's bytes are read from the npm package `@eth-optimism/contracts-bedrock` and pinned by hash;
+none are kept here. The x402 proxies are our own compatible re-implementations, not the audited bytecode.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import re
 
 from contracts.address import Address
 from contracts.errors import LocalError
+from contracts.evm.artifact import load_artifact
 from contracts.evm.toolchain import npm_package
 from contracts.keccak import keccak
+from contracts.networks import MULTICALL3, PERMIT2, X402_EXACT_PROXY, X402_UPTO_PROXY
 from contracts.typed_data import word_of_address, word_of_uint
 
-__all__ = ["MULTICALL3", "PERMIT2", "PreinstallChanged", "multicall3_code", "permit2_code"]
-
-MULTICALL3 = Address(bytes.fromhex("cA11bde05977b3631167028862bE2a173976CA11"))
-PERMIT2 = Address(bytes.fromhex("000000000022D473030F116dDEE9F6B43aC78BA3"))
+__all__ = ["MULTICALL3", "PERMIT2", "PreinstallChanged", "multicall3_code", "permit2_code", "preinstalled_code"]
 
 _SOURCE = "src/libraries/Preinstalls.sol"
 _MULTICALL3_SHA256 = "2756d7c52baee85cacb504f6ee1df7aad6809ac8d94a4a111d76991f90d36d6e"
@@ -32,6 +32,16 @@ class PreinstallChanged(LocalError):
 
     code = "preinstall_changed"
     remedy = "run `make setup` with the committed config/devnet/package-lock.json"
+
+
+def preinstalled_code(chain_id: int) -> dict[Address, bytes]:
+    """Return address → runtime code of all that a local chain gets. Raises `ToolMissing` or `PreinstallChanged`."""
+    return {
+        MULTICALL3: multicall3_code(),
+        PERMIT2: permit2_code(chain_id),
+        X402_EXACT_PROXY: _compiled("X402ExactPermit2Proxy"),
+        X402_UPTO_PROXY: _compiled("X402UptoPermit2Proxy"),
+    }
 
 
 def multicall3_code() -> bytes:
@@ -51,6 +61,10 @@ def _permit2_domain_separator(chain_id: int) -> bytes:
     """Return the 32-byte EIP-712 domain separator of Permit2, whose domain has no version."""
     type_hash = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
     return keccak(type_hash + keccak(b"Permit2") + word_of_uint(chain_id) + word_of_address(PERMIT2))
+
+
+def _compiled(name: str) -> bytes:
+    return bytes.fromhex(load_artifact(name).deployed_bytecode.removeprefix("0x"))
 
 
 def _constant(name: str, sha256: str) -> bytes:

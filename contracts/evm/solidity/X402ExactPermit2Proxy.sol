@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {IPermit2, Permit2Payment} from "./shared/Permit2Payment.sol";
+
+/// @title x402 `exact` over Permit2: anybody may settle, the whole permitted amount goes to the payer's payee
+/// @notice Compatible re-implementation, not the audited bytecode. For local chains only.
+contract X402ExactPermit2Proxy is Permit2Payment {
+    struct Witness {
+        address to;
+        uint256 validAfter;
+    }
+
+    bytes32 public constant WITNESS_TYPEHASH = keccak256("Witness(address to,uint256 validAfter)");
+    string public constant WITNESS_TYPE_STRING =
+        "Witness witness)TokenPermissions(address token,uint256 amount)Witness(address to,uint256 validAfter)";
+
+    function settle(
+        IPermit2.PermitTransferFrom calldata permit,
+        address owner,
+        Witness calldata witness,
+        bytes calldata signature
+    ) external nonReentrant {
+        _settle(permit, owner, witness, signature);
+        emit Settled();
+    }
+
+    function settleWithPermit(
+        EIP2612Permit calldata permit2612,
+        IPermit2.PermitTransferFrom calldata permit,
+        address owner,
+        Witness calldata witness,
+        bytes calldata signature
+    ) external nonReentrant {
+        _approvePermit2(permit2612, permit.permitted, owner);
+        _settle(permit, owner, witness, signature);
+        emit SettledWithPermit();
+    }
+
+    function _settle(
+        IPermit2.PermitTransferFrom calldata permit,
+        address owner,
+        Witness calldata witness,
+        bytes calldata signature
+    ) private {
+        bytes32 witnessHash = keccak256(abi.encode(WITNESS_TYPEHASH, witness.to, witness.validAfter));
+        _move(
+            permit,
+            permit.permitted.amount,
+            owner,
+            witness.to,
+            witness.validAfter,
+            witnessHash,
+            WITNESS_TYPE_STRING,
+            signature
+        );
+    }
+}
