@@ -12,7 +12,7 @@ from bench.stacks import Chain, Request, Stack, StackProcess
 from bench.verify import RAW, raw_recover
 from bench.workload import an_offer, sign_payments
 from contracts.evm.devnet import Devnet
-from contracts.schemes.exact_eip3009 import digest
+from contracts.schemes.exact_eip3009 import transfer_digest
 from contracts.signature import SigningKey
 
 __all__ = ["run"]
@@ -117,7 +117,7 @@ class _Requests:
 def _curve() -> Call:
     offer = an_offer()
     payments = sign_payments(offer, [SigningKey(b"\x01" * 32)], 64)
-    digests: Sequence[bytes] = [digest(payment.authorization, offer.domain) for payment in payments]
+    digests: Sequence[bytes] = [transfer_digest(payment.authorization, offer.domain) for payment in payments]
     return Call(RAW, raw_recover(digests, [payment.signature for payment in payments]))
 
 

@@ -20,7 +20,8 @@ from buyer.home import Home
 from buyer.pool import Pool
 from buyer.signers import KeySigner
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization, digest
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import transfer_digest
 from contracts.signature import SigningKey
 
 __all__ = ["run"]
@@ -99,7 +100,7 @@ def _calls(offer: Offer) -> list[Call]:
         return Authorization(key.address, offer.pay_to, offer.amount_atomic, 0, valid_before_s, secrets.token_bytes(32))
 
     def ours(_: int) -> bytes:
-        return key.sign(digest(new(), offer.domain))
+        return key.sign(transfer_digest(new(), offer.domain))
 
     def eth_account(_: int) -> bytes:
         return bytes(account.sign_typed_data(full_message=typed_data(new(), offer)).signature)
@@ -126,8 +127,8 @@ def _calls(offer: Offer) -> list[Call]:
 
     one = new()
     signed = account.sign_typed_data(full_message=typed_data(one, offer)).signature
-    assert bytes(signed) == key.sign(digest(one, offer.domain))
-    message, made = digest(one, offer.domain), ffi.new("secp256k1_ecdsa_recoverable_signature *")
+    assert bytes(signed) == key.sign(transfer_digest(one, offer.domain))
+    message, made = transfer_digest(one, offer.domain), ffi.new("secp256k1_ecdsa_recoverable_signature *")
     context, call, secret = GLOBAL_CONTEXT.ctx, lib.secp256k1_ecdsa_sign_recoverable, raw_key.secret
     assert call(context, made, message, secret, ffi.NULL, ffi.NULL)
     return [

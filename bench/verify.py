@@ -19,7 +19,7 @@ from contracts.headers import PAYMENT_SIGNATURE, decode_payment
 from contracts.limits import EXPIRY_MARGIN_S
 from contracts.nesting import recursion_limit_kept
 from contracts.offers import Offer, requirements
-from contracts.schemes.exact_eip3009 import digest
+from contracts.schemes.exact_eip3009 import transfer_digest
 from contracts.signature import recover
 from seller.verify import verify
 
@@ -58,7 +58,7 @@ def run(plan: Plan) -> Report:
 
 def _cases(offer: Offer, payments: Sequence[SignedPayment]) -> list[Call]:
     now_s = int(time.time())
-    digests = [digest(payment.authorization, offer.domain) for payment in payments]
+    digests = [transfer_digest(payment.authorization, offer.domain) for payment in payments]
     headers = [payment.header.encode() for payment in payments]
     documents = [typed_data(payment.authorization, offer) for payment in payments]
 
@@ -68,7 +68,7 @@ def _cases(offer: Offer, payments: Sequence[SignedPayment]) -> list[Call]:
 
     def ours_signature(index: int) -> bytes:
         payment = payments[index % _PAYMENTS]
-        return recover(digest(payment.authorization, offer.domain), payment.signature)
+        return recover(transfer_digest(payment.authorization, offer.domain), payment.signature)
 
     def coincurve(index: int) -> PublicKey:
         signature = payments[index % _PAYMENTS].signature

@@ -18,7 +18,8 @@ from contracts.evm.token import Head
 from contracts.headers import PAYMENT_SIGNATURE
 from contracts.networks import default_asset, parse_network
 from contracts.offers import Offer, requirements
-from contracts.schemes.exact_eip3009 import Authorization, digest
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import transfer_digest
 from contracts.signature import SigningKey
 from contracts.wire import ResourceInfo
 
@@ -82,7 +83,7 @@ def sign_payments(offer: Offer, payers: list[SigningKey], count: int) -> list[Si
             valid_before_s=valid_before_s,
             nonce=secrets.token_bytes(32),
         )
-        signature = key.sign(digest(authorization, offer.domain))
+        signature = key.sign(transfer_digest(authorization, offer.domain))
         header = payment_headers(terms, authorization, signature)[PAYMENT_SIGNATURE]
         payments.append(SignedPayment(authorization, signature, header))
     return payments

@@ -9,7 +9,8 @@ from buyer.signers import Signer
 from contracts.address import Address, address_text
 from contracts.errors import BudgetExceeded, InvalidSignature, PriceAboveCap, SignerFailed, TermsNotAllowed
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization, digest
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import transfer_digest
 from contracts.signature import recover
 from contracts.typed_data import Domain
 
@@ -87,7 +88,7 @@ class BoundedSigner:
 
     def _checked(self, authorization: Authorization, domain: Domain, signature: bytes) -> bytes:
         try:
-            signer = recover(digest(authorization, domain), signature)
+            signer = recover(transfer_digest(authorization, domain), signature)
         except InvalidSignature as error:
             raise SignerFailed(f"the signer's {error.message}") from None
         if signer != self.address:

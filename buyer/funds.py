@@ -23,7 +23,7 @@ from contracts.errors import BudgetExceeded, OutcomeUnknown, UsageError
 from contracts.limits import EXPIRY_MARGIN_S
 from contracts.money import format_amount
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 
 __all__ = ["SignerFunds", "fingerprint"]
 

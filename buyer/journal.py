@@ -19,7 +19,7 @@ from contracts.errors import BudgetExceeded, ConfigInvalid, InsufficientBalance
 from contracts.lifecycle import AuthorizationEvent
 from contracts.money import format_amount
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection
 
 __all__ = ["Intent", "expire_overdue", "forget_expired", "intend", "intents_of", "room_atomic", "store_signed"]

@@ -10,7 +10,8 @@ from buyer.purchase import Terms
 from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, encode_header
 from contracts.limits import HEADER_BYTES_MAX
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization, encode_payload
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import encode_payload
 from contracts.wire import PaymentPayload, PaymentPayloadV1
 
 __all__ = ["SignedPayment", "payment_headers"]

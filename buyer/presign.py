@@ -28,7 +28,7 @@ from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowe
 from contracts.limits import VALIDITY_S_MAX
 from contracts.money import format_amount
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection
 
 __all__ = ["Draft", "Plan", "carry_out", "check_wallet", "choose_option", "count_for_budget", "prepare"]

@@ -11,7 +11,7 @@ from buyer.purchase import Purchase, RefillPolicy, Terms
 from contracts.address import Address
 from contracts.errors import NameUnknown
 from contracts.offers import offer_from_wire
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection, Cursor, Row
 from contracts.wire import Requirements, ResourceInfo
 

@@ -27,7 +27,8 @@ from buyer.limits import SIGNER_ANSWER_BYTES_MAX, SIGNER_PARALLEL, SIGNER_TIMEOU
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import FareboxError, MalformedMessage, NameUnknown, SignerFailed, UsageError
 from contracts.nesting import recursion_limit_kept
-from contracts.schemes.exact_eip3009 import Authorization, cancel_digest, digest
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import cancel_digest, transfer_digest
 from contracts.signature import SigningKey, parse_signature
 from contracts.typed_data import Domain
 from contracts.wire import decode_json
@@ -139,7 +140,7 @@ class KeySigner:
 
     def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
         """Return one 65-byte signature for each, in order."""
-        return [self._key.sign(digest(authorization, domain)) for authorization in authorizations]
+        return [self._key.sign(transfer_digest(authorization, domain)) for authorization in authorizations]
 
     def sign_cancellations(self, nonces: Sequence[bytes], domain: Domain) -> list[bytes]:
         """Return one signature over `CancelAuthorization` for each nonce, in order."""

@@ -32,6 +32,9 @@ FareboxError
         ├── NoMatchingOffer       the echoed terms are none of ours
         ├── InvalidSignature      the signature is not the payer's
         ├── RecipientMismatch     it pays somebody else
+        ├── TokenMismatch         it pays in another token
+        ├── SpenderMismatch       it allows another contract to move the money
+        ├── FacilitatorMismatch   it allows another account to settle
         ├── AmountMismatch        it pays another amount
         ├── PaymentExpired        its time is over, or ends too soon to settle
         ├── PaymentNotYetValid    its time has not begun
@@ -59,6 +62,7 @@ __all__ = [
     "ConfigInvalid",
     "ContractPayer",
     "ExposureExceeded",
+    "FacilitatorMismatch",
     "FacilitatorUnavailable",
     "FareboxError",
     "InsufficientBalance",
@@ -87,9 +91,11 @@ __all__ = [
     "SettlementFailed",
     "SettlementUnavailable",
     "SignerFailed",
+    "SpenderMismatch",
     "StoreUnavailable",
     "TermsChanged",
     "TermsNotAllowed",
+    "TokenMismatch",
     "UpstreamFailed",
     "UsageError",
 ]
@@ -304,7 +310,13 @@ class PaymentRefused(RemoteError):
     """A payment that parses but cannot be accepted; the answer offers the right terms again."""
 
     code, http_status, exit_code = "payment_invalid", 402, 3
-    x402_reason: ClassVar[str] = "invalid_payload"
+    x402_reason: str = "invalid_payload"
+
+    def __init__(self, message: str, *, remedy: str | None = None, x402_reason: str | None = None) -> None:
+        """`x402_reason` is the word for this refusal on another rail than EIP-3009, whose words the classes carry."""
+        super().__init__(message, remedy=remedy)
+        if x402_reason is not None:
+            self.x402_reason = x402_reason
 
 
 class NoMatchingOffer(PaymentRefused):
@@ -333,6 +345,27 @@ class AmountMismatch(PaymentRefused):
 
     code, x402_reason = "amount_mismatch", "invalid_exact_evm_payload_authorization_value_mismatch"
     remedy = "sign for exactly the offer's amount"
+
+
+class TokenMismatch(PaymentRefused):
+    """The Permit2 authorization is for another token than the offer's."""
+
+    code, x402_reason = "token_mismatch", "permit2_token_mismatch"
+    remedy = "sign for the offer's asset"
+
+
+class SpenderMismatch(PaymentRefused):
+    """The Permit2 authorization names another spender than the x402 proxy of its scheme."""
+
+    code, x402_reason = "spender_mismatch", "invalid_permit2_spender"
+    remedy = "sign with the x402 proxy of the offer's scheme as spender"
+
+
+class FacilitatorMismatch(PaymentRefused):
+    """The `upto` authorization allows another account than the offer's facilitatorAddress to settle."""
+
+    code, x402_reason = "facilitator_mismatch", "upto_facilitator_mismatch"
+    remedy = "sign with the facilitatorAddress in the offer's `extra` as witness.facilitator"
 
 
 class PaymentExpired(PaymentRefused):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from contracts.address import Address
 from contracts.keccak import keccak
 
-__all__ = ["ADDRESS_PADDING", "Domain", "signing_digest", "word_of_address", "word_of_uint"]
+__all__ = ["ADDRESS_PADDING", "Domain", "padded_bytes", "signing_digest", "word_of_address", "word_of_uint"]
 
 _DOMAIN_TYPE_HASH = keccak(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
 ADDRESS_PADDING = bytes(12)
@@ -60,3 +60,8 @@ def word_of_uint(value: int) -> bytes:
 def word_of_address(address: bytes) -> bytes:
     """Return a 20-byte address left-padded to 32 bytes."""
     return ADDRESS_PADDING + address
+
+
+def padded_bytes(data: bytes) -> bytes:
+    """Return a `bytes` argument as the ABI lays it out behind the head: its length, then whole words."""
+    return word_of_uint(len(data)) + data + bytes(-len(data) % 32)

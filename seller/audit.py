@@ -19,7 +19,7 @@ from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Head, read_head
 from contracts.lifecycle import Money
 from contracts.money import Asset, format_amount
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection, Database
 
 __all__ = ["audit_accounts", "audit_books", "audit_chain"]

@@ -12,8 +12,8 @@ import msgspec
 from contracts.errors import MalformedMessage, NoMatchingOffer
 from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, decode_payment
 from contracts.offers import Offer, match_offer
-from contracts.schemes import exact_eip3009
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes import exact_eip3009, rails
+from contracts.schemes.authorization import Authorization
 from contracts.wire import PaymentPayload, PaymentPayloadV1
 
 __all__ = ["PAYMENT_HEADERS", "VerifiedPayment", "payment_in", "unverified", "verify"]
@@ -66,7 +66,7 @@ def verify(payment: Payment, offer: Offer, now_s: int, life_s: int) -> VerifiedP
     elif payment.scheme != offer.scheme or payment.network != offer.network.legacy_name:
         raise NoMatchingOffer(f"{X_PAYMENT}: {payment.scheme[:40]} on {payment.network[:40]} is not offered")
     authorization, signature = _decoded(payment)
-    exact_eip3009.check(authorization, signature, offer, now_s, life_s)
+    rails.check(authorization, signature, offer, now_s, life_s)
     return VerifiedPayment(authorization, signature, offer, payment.x402_version)
 
 

@@ -12,7 +12,8 @@ import pybase64
 
 from contracts.address import Address
 from contracts.offers import Offer, offer_from_wire, requirements
-from contracts.schemes.exact_eip3009 import Authorization, digest, encode_payload
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import encode_payload, transfer_digest
 from contracts.signature import SigningKey
 from contracts.wire import PaymentRequired
 
@@ -41,7 +42,7 @@ def authorize(
         valid_before_s=int(time.time()) + DEFAULT_LIFE_S if valid_before_s is None else valid_before_s,
         nonce=os.urandom(32) if nonce is None else nonce,
     )
-    return authorization, signer.sign(digest(authorization, offer.domain))
+    return authorization, signer.sign(transfer_digest(authorization, offer.domain))
 
 
 def payment_document(authorization: Authorization, signature: bytes, offer: Offer) -> dict[str, Any]:

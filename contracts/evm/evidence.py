@@ -15,10 +15,10 @@ from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token
+from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import (
     AUTHORIZATION_CANCELED_TOPIC,
     AUTHORIZATION_USED_TOPIC,
-    Authorization,
     Log,
     logs_by_authorization,
     paid_by,

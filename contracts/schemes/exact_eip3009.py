@@ -24,10 +24,12 @@ from contracts.errors import (
 from contracts.fields import wire_address, wire_bytes32, wire_uint256
 from contracts.keccak import keccak
 from contracts.offers import Offer
-from contracts.signature import parse_signature, recover, vrs
+from contracts.schemes.authorization import Authorization, Call
+from contracts.signature import parse_signature, vrs
 from contracts.typed_data import (
     ADDRESS_PADDING,
     Domain,
+    padded_bytes,
     signing_digest,
     word_of_address,
     word_of_uint,
@@ -37,20 +39,25 @@ from contracts.wire import decode_json
 __all__ = [
     "AUTHORIZATION_CANCELED_TOPIC",
     "AUTHORIZATION_USED_TOPIC",
+    "NAME",
     "TRANSFER_TOPIC",
-    "Authorization",
     "Log",
     "cancel_call",
     "cancel_digest",
-    "check",
+    "check_terms",
     "decode_payload",
     "digest",
     "encode_payload",
     "logs_by_authorization",
     "paid_by",
+    "registry",
     "settle_call",
+    "transfer_call",
+    "transfer_digest",
     "was_paid",
 ]
+
+NAME = "eip3009"
 
 _TYPE_HASH = keccak(
     b"TransferWithAuthorization(address from,address to,uint256 value,"
@@ -60,6 +67,7 @@ _CANCEL_TYPE_HASH = keccak(b"CancelAuthorization(address authorizer,bytes32 nonc
 _SETTLE_SELECTOR = keccak(
     b"transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)"
 )[:4]
+_SETTLE_BYTES_SELECTOR = keccak(b"transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)")[:4]
 _CANCEL_SELECTOR = keccak(b"cancelAuthorization(address,bytes32,uint8,bytes32,bytes32)")[:4]
 
 TRANSFER_TOPIC = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
@@ -67,17 +75,6 @@ AUTHORIZATION_USED_TOPIC = "0x" + keccak(b"AuthorizationUsed(address,bytes32)").
 AUTHORIZATION_CANCELED_TOPIC = "0x" + keccak(b"AuthorizationCanceled(address,bytes32)").hex()
 
 Log = dict[str, Any]
-
-
-class Authorization(msgspec.Struct, frozen=True):
-    """What the payer signs. Times are unix seconds; the chain wants validAfter < now < validBefore, strictly."""
-
-    payer: Address
-    payee: Address
-    value_atomic: int
-    valid_after_s: int
-    valid_before_s: int
-    nonce: bytes
 
 
 class _WireAuthorization(msgspec.Struct, rename="camel"):
@@ -94,7 +91,12 @@ class _WirePayload(msgspec.Struct):
     authorization: _WireAuthorization
 
 
-def decode_payload(payload: bytes | msgspec.Raw) -> tuple[Authorization, bytes]:
+def registry(token: Address) -> Address:
+    """Return the contract that burns the nonces: the token."""
+    return token
+
+
+def decode_payload(payload: bytes | msgspec.Raw, _offer: Offer | None = None) -> tuple[Authorization, bytes]:
     """Return the authorization and signature bytes in a payment's `payload` JSON. Raises `MalformedMessage`."""
     wire = decode_json(payload, _WirePayload, "payload")
     stated = wire.authorization
@@ -109,7 +111,7 @@ def decode_payload(payload: bytes | msgspec.Raw) -> tuple[Authorization, bytes]:
     return authorization, parse_signature(wire.signature)
 
 
-def encode_payload(authorization: Authorization, signature: bytes) -> dict[str, Any]:
+def encode_payload(authorization: Authorization, signature: bytes, _offer: Offer | None = None) -> dict[str, Any]:
     """Return the `payload` member of a payment: numbers as decimal strings, bytes as 0x hex."""
     return {
         "signature": "0x" + signature.hex(),
@@ -124,8 +126,13 @@ def encode_payload(authorization: Authorization, signature: bytes) -> dict[str, 
     }
 
 
-def digest(authorization: Authorization, domain: Domain) -> bytes:
-    """Return the 32-byte EIP-712 digest the payer signed."""
+def digest(authorization: Authorization, offer: Offer) -> bytes:
+    """Return the 32-byte EIP-712 digest the payer signs to pay `offer`."""
+    return transfer_digest(authorization, offer.domain)
+
+
+def transfer_digest(authorization: Authorization, domain: Domain) -> bytes:
+    """Return the digest of the transfer in the token's `domain`."""
     # `word_of_…` written out: every request comes through here.
     struct_hash = keccak(
         b"".join(
@@ -150,11 +157,10 @@ def cancel_digest(payer: Address, nonce: bytes, domain: Domain) -> bytes:
     return signing_digest(domain.separator, keccak(_CANCEL_TYPE_HASH + word_of_address(payer) + nonce))
 
 
-def check(authorization: Authorization, signature: bytes, offer: Offer, now_s: int, margin_s: int) -> None:
-    """Raise the first `PaymentRefused` leaf that applies; cheap checks first, no I/O, no clock.
+def check_terms(authorization: Authorization, offer: Offer, now_s: int, margin_s: int) -> None:
+    """Raise the first `PaymentRefused` leaf that applies to what is signed; no I/O, no clock, no signature.
 
-    `margin_s` is how long the authorization must stay valid after `now_s`. The payer is taken to be an account
-    without code; a payer with code is for the chain to judge.
+    `margin_s` is how long the authorization must stay valid after `now_s`.
     """
     if authorization.payee != offer.pay_to:
         raise RecipientMismatch(f"payload.authorization.to: pays {address_text(authorization.payee)}, not our payTo")
@@ -168,26 +174,39 @@ def check(authorization: Authorization, signature: bytes, offer: Offer, now_s: i
         raise PaymentNotYetValid("payload.authorization.validAfter: lies in the future")
     if authorization.payer == ZERO:
         raise InvalidSignature("payload.authorization.from: the zero address signs nothing")
-    if recover(digest(authorization, offer.domain), signature) != authorization.payer:
-        raise InvalidSignature("payload.signature: not made by `from` over these terms in the token's domain")
 
 
-def settle_call(authorization: Authorization, signature: bytes) -> bytes:
-    """Return calldata of the token's `transferWithAuthorization` in its (v, r, s) form, for a payer without code."""
+def settle_call(
+    authorization: Authorization, signature: bytes, token: Address, _amount_atomic: int, *, contract_payer: bool = False
+) -> Call:
+    """Return the token's `transferWithAuthorization`: its (v, r, s) form for an account, its bytes form for a contract.
+
+    It moves the whole value, whatever amount is due.
+    """
+    if not contract_payer:
+        return Call(token, transfer_call(authorization, signature))
+    return Call(
+        token,
+        b"".join(
+            (_SETTLE_BYTES_SELECTOR, *_transfer_words(authorization), word_of_uint(7 * 32), padded_bytes(signature))
+        ),
+    )
+
+
+def transfer_call(authorization: Authorization, signature: bytes) -> bytes:
+    """Return calldata of `transferWithAuthorization` in its (v, r, s) form, for a payer without code."""
     v, r, s = vrs(signature)
-    return b"".join(
-        (
-            _SETTLE_SELECTOR,
-            word_of_address(authorization.payer),
-            word_of_address(authorization.payee),
-            word_of_uint(authorization.value_atomic),
-            word_of_uint(authorization.valid_after_s),
-            word_of_uint(authorization.valid_before_s),
-            authorization.nonce,
-            word_of_uint(v),
-            r,
-            s,
-        )
+    return b"".join((_SETTLE_SELECTOR, *_transfer_words(authorization), word_of_uint(v), r, s))
+
+
+def _transfer_words(authorization: Authorization) -> tuple[bytes, ...]:
+    return (
+        word_of_address(authorization.payer),
+        word_of_address(authorization.payee),
+        word_of_uint(authorization.value_atomic),
+        word_of_uint(authorization.valid_after_s),
+        word_of_uint(authorization.valid_before_s),
+        authorization.nonce,
     )
 
 

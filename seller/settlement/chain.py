@@ -18,7 +18,7 @@ from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import read_head
 from contracts.lifecycle import MoneyEvent
 from contracts.networks import MULTICALL3
-from contracts.schemes.exact_eip3009 import settle_call
+from contracts.schemes.exact_eip3009 import transfer_call
 from seller.limits import (
     CONFIRMATIONS,
     CONFIRMATIONS_DEFAULT,
@@ -149,7 +149,7 @@ class ChainSettler:
         return accepted, refused
 
     def _call(self, items: Sequence[Item]) -> tuple[Address, bytes]:
-        calls = [settle_call(item.authorization, item.signature) for item in items]
+        calls = [transfer_call(item.authorization, item.signature) for item in items]
         return (self._token, calls[0]) if len(calls) == 1 else (MULTICALL3, aggregate_call(self._token, calls))
 
     def _call_object(self, to: Address, data: bytes) -> dict[str, str]:

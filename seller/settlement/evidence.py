@@ -16,13 +16,8 @@ from contracts.errors import (
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token, call_object, read_head
 from contracts.lifecycle import MoneyEvent
-from contracts.schemes.exact_eip3009 import (
-    AUTHORIZATION_CANCELED_TOPIC,
-    Authorization,
-    logs_by_authorization,
-    paid_by,
-    settle_call,
-)
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, logs_by_authorization, paid_by, transfer_call
 from seller.settlement.outbox import Item, Verdict
 
 __all__ = ["Evidence", "logs_by_authorization", "paid_by", "would_settle"]
@@ -84,7 +79,7 @@ class Evidence:
 async def would_settle(rpc: Rpc, token: Address, authorization: Authorization, signature: bytes) -> bool:
     """Simulate the transfer on the latest block and tell whether it succeeds. Raises `ChainUnavailable`."""
     try:
-        await rpc.call("eth_call", call_object(token, settle_call(authorization, signature)), "latest")
+        await rpc.call("eth_call", call_object(token, transfer_call(authorization, signature)), "latest")
     except RpcRefused as error:
         if error.rpc_code != _REVERTED_CODE and "revert" not in error.message.lower():
             raise ChainUnavailable(f"eth_call: {error.message}") from None

@@ -14,7 +14,7 @@ from typing import TypeVar
 from contracts.address import Address
 from contracts.errors import SettlementUnavailable, StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Conflict, Connection, Database, Row
 from seller import books
 from seller.limits import ATTEMPTS_MAX, LEASE_S, NONCE_MEMORY_S, RETRY_MAX_S, RETRY_S

@@ -20,12 +20,8 @@ from contracts.address import Address, parse_address
 from contracts.errors import FareboxError
 from contracts.evm.devnet import Devnet
 from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, decode_payment
-from contracts.schemes.exact_eip3009 import (
-    AUTHORIZATION_USED_TOPIC,
-    TRANSFER_TOPIC,
-    Authorization,
-    decode_payload,
-)
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC, decode_payload
 from contracts.typed_data import word_of_address
 from tests.attacks.score import SCORE, Score
 from tests.seller.shop import PRICE_ATOMIC, SELLER, Shop, open_shop

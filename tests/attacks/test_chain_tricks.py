@@ -14,7 +14,8 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.preinstalls import MULTICALL3
 from contracts.headers import decode_payment
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization, cancel_call, cancel_digest, decode_payload, settle_call
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import cancel_call, cancel_digest, decode_payload, transfer_call
 from contracts.signature import SigningKey
 from seller.settlement.multicall import aggregate_call
 from tests.attacks.parts import attacked, payments_on_chain
@@ -44,7 +45,7 @@ def empty_wallet(chain: Devnet, shop: Shop) -> None:
     everything = chain.balance_of(chain.accounts[BUYER].address)
     away = parse_address(chain.accounts[OTHER].address)
     moved = authorize(chain.accounts[BUYER].key, offer_of(shop), value_atomic=everything, payee=away)
-    call_token(chain, chain.token, settle_call(*moved))
+    call_token(chain, chain.token, transfer_call(*moved))
 
 
 class Thinking:
@@ -140,7 +141,7 @@ async def test_somebody_else_submits_the_payment_first_and_the_goods_leave_once(
         if settle != "before":
             await thinking.begun.wait()
         with contextlib.suppress(AssertionError):
-            await asyncio.to_thread(call_token, chain, chain.token, settle_call(*signed_in(header)))
+            await asyncio.to_thread(call_token, chain, chain.token, transfer_call(*signed_in(header)))
         thinking.go_on.set()
         assert (await call).status_code == 200
         await shop.settled()
@@ -155,7 +156,7 @@ async def test_a_payment_settled_before_it_was_presented_is_no_payment_for_this_
     """S6: what somebody can read on the chain is not a payment any more."""
     async with attacked(chain, tmp_path) as (shop, till):
         header = shop.payment()
-        call_token(chain, chain.token, settle_call(*signed_in(header)))
+        call_token(chain, chain.token, transfer_call(*signed_in(header)))
         chain.mine()
         answer = await shop.buy(header)
         assert answer.status_code == 402
@@ -177,7 +178,9 @@ async def test_one_transfer_in_a_batch_pays_for_one_authorization(chain: Devnet,
         async with asyncio.timeout(20):
             while shop.app.runs < 2:  # noqa: ASYNC110 - the application is started by two requests
                 await asyncio.sleep(0.01)
-        batch = aggregate_call(parse_address(chain.token), [settle_call(*other_use), settle_call(*signed_in(honest))])
+        batch = aggregate_call(
+            parse_address(chain.token), [transfer_call(*other_use), transfer_call(*signed_in(honest))]
+        )
         sent = {"from": chain.accounts[9].address, "to": "0x" + MULTICALL3.hex(), "data": "0x" + batch.hex()}
         await asyncio.to_thread(chain.rpc, "eth_sendTransaction", sent)
         thinking.go_on.set()

@@ -15,7 +15,8 @@ import pytest
 from contracts.address import ZERO
 from contracts.evm.devnet import Devnet
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization, digest
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import transfer_digest
 from contracts.signature import SigningKey
 from contracts.typed_data import Domain
 from tests.attacks.parts import attacked
@@ -136,7 +137,7 @@ async def test_a_signature_for_another_domain_is_refused(chain: Devnet, tmp_path
     async with attacked(chain, tmp_path) as (shop, _):
         authorization, _ = authorize(chain.accounts[BUYER].key, offer_of(shop))
         signature = SigningKey(chain.accounts[BUYER].key).sign(
-            digest(authorization, DOMAINS[name](offer_of(shop).domain))
+            transfer_digest(authorization, DOMAINS[name](offer_of(shop).domain))
         )
         answer = await pay(shop, payment_document(authorization, signature, offer_of(shop)))
         assert (answer.status_code, error_of(answer)["code"]) == (402, "invalid_signature")

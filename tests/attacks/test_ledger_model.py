@@ -24,7 +24,7 @@ from contracts.lifecycle import MoneyEvent
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage.presence import FilePresence
 from seller import books
 from seller.claims import Claim, Replay

@@ -13,7 +13,8 @@ from contracts.errors import FareboxError
 from contracts.evm.devnet import Devnet
 from contracts.headers import PAYMENT_REQUIRED, PAYMENT_SIGNATURE, X_PAYMENT, decode_payment, encode_header
 from contracts.offers import Offer, requirements
-from contracts.schemes.exact_eip3009 import Authorization, decode_payload, settle_call
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
 from contracts.wire import PaymentRequired, Requirements
 from tests.attacks.score import SCORE, Score
 from tests.buyer.parts import call_token, serving
@@ -75,7 +76,7 @@ class Trap:
         before = self.chain.balance_of(self.payer)
         for authorization, signature, _ in self.received:
             with contextlib.suppress(AssertionError, FareboxError):
-                call_token(self.chain, self.chain.token, settle_call(authorization, signature))
+                call_token(self.chain, self.chain.token, transfer_call(authorization, signature))
         return before - self.chain.balance_of(self.payer)
 
 

@@ -17,7 +17,7 @@ from buyer.home import Home
 from buyer.pool import Pool
 from buyer.presign import Draft, carry_out, prepare
 from buyer.signers import KeySigner
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.typed_data import Domain
 from tests.buyer.parts import offer_of, terms_of, token_at
 

@@ -28,8 +28,8 @@ from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNAT
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer, match_offer, requirements
-from contracts.schemes import exact_eip3009
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes import exact_eip3009, rails
+from contracts.schemes.authorization import Authorization
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload, PaymentRequired, Requirements, SettlementResponse
 
@@ -111,7 +111,8 @@ def add_signed(
     def insert(connection: Any) -> None:
         intents = intend(connection, purchase, fresh, balance_atomic=10**30, from_block=0, now_s=NOW_S)
         signatures = [
-            b"\x01" * 65 if key is None else key.sign(exact_eip3009.digest(it, purchase.offer.domain)) for it in fresh
+            b"\x01" * 65 if key is None else key.sign(exact_eip3009.transfer_digest(it, purchase.offer.domain))
+            for it in fresh
         ]
         store_signed(connection, list(zip(intents, signatures, strict=True)), NOW_S)
 
@@ -199,7 +200,7 @@ class Shop:
         assert isinstance(payment, PaymentPayload)
         offer = match_offer(payment.accepted, self.offers)
         authorization, signature = exact_eip3009.decode_payload(payment.payload)
-        exact_eip3009.check(authorization, signature, offer, int(time.time()), 6)
+        rails.check(authorization, signature, offer, int(time.time()), 6)
         return authorization, signature
 
     async def _ask(self, send: Send, error: str | None) -> None:
@@ -212,7 +213,7 @@ class Shop:
 
 def settle(chain: Devnet, authorization: Authorization, signature: bytes, offer: Offer) -> str:
     """Put one payment on the local chain and return its transaction hash."""
-    return call_token(chain, offer.asset.address_text, exact_eip3009.settle_call(authorization, signature))
+    return call_token(chain, offer.asset.address_text, exact_eip3009.transfer_call(authorization, signature))
 
 
 def call_token(chain: Devnet, token: str, data: bytes) -> str:

@@ -37,7 +37,7 @@ from contracts.errors import (
 from contracts.evm.devnet import Devnet
 from contracts.money import Asset
 from contracts.offers import Offer, requirements
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.typed_data import Domain
 from tests.buyer.parts import Shop, closed_port_url, offer_of, serving, terms_of, token_of
 

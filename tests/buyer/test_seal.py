@@ -14,7 +14,7 @@ from buyer.journal import intend, store_signed
 from buyer.pool import Pool
 from buyer.seal import SEAL_VARIABLE, Seal
 from contracts.errors import ConfigInvalid, StoreUnavailable
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection
 from tests.buyer.parts import NOW_S, add_purchase, add_signed, open_pool
 

@@ -25,7 +25,8 @@ from contracts.errors import (
     TermsNotAllowed,
     UsageError,
 )
-from contracts.schemes.exact_eip3009 import Authorization, cancel_digest, digest
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import cancel_digest, transfer_digest
 from contracts.signature import recover
 from tests.buyer.parts import NOW_S, closed_port_url, offer_of, serving
 from tests.buyer.signing_server import SigningServer
@@ -51,7 +52,7 @@ def check_signs(signer: Signer) -> None:
     wanted = authorizations(3, signer.address)
     signatures = signer.sign_authorizations(wanted, OFFER.domain)
     for authorization, signature in zip(wanted, signatures, strict=True):
-        assert recover(digest(authorization, OFFER.domain), signature) == signer.address
+        assert recover(transfer_digest(authorization, OFFER.domain), signature) == signer.address
     (cancelled,) = signer.sign_cancellations([wanted[0].nonce], OFFER.domain)
     assert recover(cancel_digest(signer.address, wanted[0].nonce, OFFER.domain), cancelled) == signer.address
 

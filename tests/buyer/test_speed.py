@@ -9,7 +9,7 @@ from typing import Any
 from buyer.bounded import BoundedSigner, Bounds
 from buyer.home import Home
 from buyer.signers import KeySigner
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from tests.buyer.parts import NOW_S, offer_of, open_pool
 
 COUNT = 2000

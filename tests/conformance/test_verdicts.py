@@ -34,7 +34,9 @@ from contracts.headers import PAYMENT_SIGNATURE, decode_payment
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer, match_offer, requirements
-from contracts.schemes.exact_eip3009 import Authorization, check, decode_payload, digest, encode_payload, settle_call
+from contracts.schemes.authorization import Authorization
+from contracts.schemes.exact_eip3009 import decode_payload, encode_payload, transfer_call, transfer_digest
+from contracts.schemes.rails import check
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload as OurPayload
 from tests.conformance.sdk_peers import facilitator
@@ -61,7 +63,7 @@ class Case:
     def payment(self) -> dict[str, Any]:
         """Return the PaymentPayload as JSON members."""
         domain = (self.signed_offer or self.offer).domain
-        signature = self.signature_change(self.key.sign(digest(self.authorization, domain)))
+        signature = self.signature_change(self.key.sign(transfer_digest(self.authorization, domain)))
         document: dict[str, Any] = {
             "x402Version": 2,
             "accepted": msgspec.to_builtins(requirements(self.offer)),
@@ -309,7 +311,7 @@ async def test_a_payer_with_code_is_refused_by_the_sdk_on_the_chains_word(chain:
 
 
 def settle_by_hand(chain: Devnet, case: Case) -> None:
-    data = settle_call(case.authorization, case.key.sign(digest(case.authorization, case.offer.domain)))
+    data = transfer_call(case.authorization, case.key.sign(transfer_digest(case.authorization, case.offer.domain)))
     transaction = {"from": chain.accounts[9].address, "to": chain.token, "data": "0x" + data.hex()}
     sent = chain.rpc("eth_sendTransaction", transaction)
     deadline = time.monotonic() + 30

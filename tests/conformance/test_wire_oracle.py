@@ -42,7 +42,7 @@ from contracts.headers import (
 )
 from contracts.networks import ASSETS, Network, parse_network
 from contracts.schemes import exact_eip3009
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.signature import SigningKey
 from contracts.typed_data import Domain
 from contracts.wire import decode_json, encode_json
@@ -273,7 +273,7 @@ def as_theirs(authorization: Authorization) -> ExactEIP3009Authorization:
 
 @given(authorization=authorizations, domain=domains)
 def test_digests_equal_the_sdks_and_eth_accounts(authorization: Authorization, domain: Domain) -> None:
-    digest = exact_eip3009.digest(authorization, domain)
+    digest = exact_eip3009.transfer_digest(authorization, domain)
     token = (domain.chain_id, address_text(domain.verifying_contract), domain.name, domain.version)
     assert digest == hash_eip3009_authorization(as_theirs(authorization), *token)
 
@@ -299,7 +299,7 @@ def test_digests_equal_the_sdks_and_eth_accounts(authorization: Authorization, d
 def test_the_payload_of_a_signed_authorization_is_the_sdks_byte_for_byte(
     authorization: Authorization, domain: Domain, secret: bytes
 ) -> None:
-    digest = exact_eip3009.digest(authorization, domain)
+    digest = exact_eip3009.transfer_digest(authorization, domain)
     payload = exact_eip3009.encode_payload(authorization, SigningKey(secret).sign(digest))
     signed_by_them = "0x" + bytes(Account.from_key(secret).unsafe_sign_hash(digest).signature).hex()
     assert ExactEIP3009Payload(as_theirs(authorization), signed_by_them).to_dict() == payload

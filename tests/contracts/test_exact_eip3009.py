@@ -28,20 +28,20 @@ from contracts.evm.devnet import Devnet
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer
+from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import (
     AUTHORIZATION_CANCELED_TOPIC,
     AUTHORIZATION_USED_TOPIC,
     TRANSFER_TOPIC,
-    Authorization,
     cancel_call,
     cancel_digest,
-    check,
     decode_payload,
-    digest,
     encode_payload,
-    settle_call,
+    transfer_call,
+    transfer_digest,
     was_paid,
 )
+from contracts.schemes.rails import check
 from contracts.signature import SigningKey
 from contracts.typed_data import Domain
 
@@ -51,7 +51,7 @@ USDC = Asset(parse_address("0x036CbD53842c5426634e7929541eC2318f3dCF7e"), "USDC"
 OFFER = Offer("exact", Network(84532), USDC, 10_000, PAYEE, 60)
 NOW_S = 1_800_000_000
 AUTHORIZATION = Authorization(KEY.address, PAYEE, 10_000, 0, 1_900_000_000, b"\x42" * 32)
-SIGNATURE = KEY.sign(digest(AUTHORIZATION, OFFER.domain))
+SIGNATURE = KEY.sign(transfer_digest(AUTHORIZATION, OFFER.domain))
 
 addresses = st.binary(min_size=20, max_size=20).map(Address)
 uints = st.integers(0, 2**256 - 1)
@@ -75,11 +75,11 @@ domains = st.builds(
 
 def checked(authorization: Authorization, *, offer: Offer = OFFER, now_s: int = NOW_S, margin_s: int = 6) -> None:
     """Sign what is given with the right key, so that only the named difference can be refused."""
-    check(authorization, KEY.sign(digest(authorization, offer.domain)), offer, now_s, margin_s)
+    check(authorization, KEY.sign(transfer_digest(authorization, offer.domain)), offer, now_s, margin_s)
 
 
 def test_the_published_vector_is_reproduced() -> None:
-    assert digest(AUTHORIZATION, OFFER.domain).hex() == (
+    assert transfer_digest(AUTHORIZATION, OFFER.domain).hex() == (
         "1fa5e4084f29eaf2860e833fc8e4ac3c6ee3c3ff9b6d846d9ebd3eeeb1ca9645"
     )
     assert SIGNATURE.hex() == (
@@ -91,7 +91,7 @@ def test_the_published_vector_is_reproduced() -> None:
 
 @given(authorization=authorizations, domain=domains)
 def test_digests_equal_those_of_a_general_eip712_encoder(authorization: Authorization, domain: Domain) -> None:
-    assert digest(authorization, domain) == general_digest(
+    assert transfer_digest(authorization, domain) == general_digest(
         domain,
         "TransferWithAuthorization",
         {
@@ -272,9 +272,9 @@ def test_settlement_calldata_is_what_a_general_abi_encoder_writes() -> None:
         SIGNATURE[:32],
         SIGNATURE[32:64],
     ]
-    assert settle_call(AUTHORIZATION, SIGNATURE) == selector + encode(types, members)
+    assert transfer_call(AUTHORIZATION, SIGNATURE) == selector + encode(types, members)
     with_low_v = SIGNATURE[:64] + bytes((SIGNATURE[64] - 27,))
-    assert settle_call(AUTHORIZATION, with_low_v) == settle_call(AUTHORIZATION, SIGNATURE)
+    assert transfer_call(AUTHORIZATION, with_low_v) == transfer_call(AUTHORIZATION, SIGNATURE)
 
 
 def test_revocation_calldata_is_what_a_general_abi_encoder_writes() -> None:
@@ -342,14 +342,14 @@ def devnet_payment(chain: Devnet) -> tuple[SigningKey, Authorization, bytes, Dom
     now_s = int(chain.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
     domain = Domain("USDC", "2", chain.chain_id, parse_address(chain.token))
     authorization = Authorization(key.address, PAYEE, 10_000, 0, now_s + 600, b"\x07" * 32)
-    return key, authorization, key.sign(digest(authorization, domain)), domain
+    return key, authorization, key.sign(transfer_digest(authorization, domain)), domain
 
 
 def test_a_real_token_takes_our_settlement_and_its_logs_say_paid(chain: Devnet) -> None:
     _, authorization, signature, _ = devnet_payment(chain)
     before = chain.balance_of(address_text(PAYEE))
 
-    receipt = send(chain, settle_call(authorization, signature))
+    receipt = send(chain, transfer_call(authorization, signature))
 
     assert receipt["status"] == "0x1"
     assert was_paid(receipt["logs"], authorization, parse_address(chain.token))

@@ -15,7 +15,7 @@ import msgspec
 
 from contracts.evm.devnet import Devnet
 from contracts.evm.token import call_object
-from contracts.schemes.exact_eip3009 import decode_payload, settle_call
+from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
 from contracts.wire import FacilitatorRequest
 from tests.seller.shop import OTHER
 
@@ -133,7 +133,7 @@ class DoubleFacilitator:
 
     def _transfer(self, body: bytes) -> str:
         message = msgspec.json.decode(body, type=FacilitatorRequest)
-        data = settle_call(*decode_payload(message.payment_payload.payload))
+        data = transfer_call(*decode_payload(message.payment_payload.payload))
         token: Any = bytes.fromhex(message.payment_requirements.asset[2:])
         # With gas of its own choice a transfer that reverts is mined like any other.
         call = {"from": self._chain.accounts[OTHER].address, "gas": hex(200_000)} | call_object(token, data)

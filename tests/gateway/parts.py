@@ -31,8 +31,8 @@ from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, decode_payment
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer, match_offer, requirements
-from contracts.schemes import exact_eip3009
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes import exact_eip3009, rails
+from contracts.schemes.authorization import Authorization
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload, PaymentRequired, SettlementResponse
 from gateway.admin import admin_app
@@ -160,7 +160,7 @@ class StandInSeller:
             assert isinstance(payment, PaymentPayload)
             offer = match_offer(payment.accepted, [offer_at(self.price_atomic)])
             authorization, signature = exact_eip3009.decode_payload(payment.payload)
-            exact_eip3009.check(authorization, signature, offer, int(time.time()), 6)
+            rails.check(authorization, signature, offer, int(time.time()), 6)
         except FareboxError as error:
             await self._ask(send, error.code)
             return
@@ -259,7 +259,7 @@ def sign_pool(
             purchase = find_purchase(connection, name)
         wanted = [authorization() for _ in range(count)]
         intents = intend(connection, purchase, wanted, balance_atomic=10**30, from_block=0, now_s=now_s)
-        signed = [(one, KEY.sign(exact_eip3009.digest(one.authorization, offer.domain))) for one in intents]
+        signed = [(one, KEY.sign(exact_eip3009.transfer_digest(one.authorization, offer.domain))) for one in intents]
         store_signed(connection, signed, now_s)
 
     pool.database.transact(write)

@@ -13,7 +13,7 @@ from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool
 from contracts.address import address_text, parse_address
 from contracts.evm.devnet import Devnet
-from contracts.schemes.exact_eip3009 import settle_call
+from contracts.schemes.exact_eip3009 import transfer_call
 from gateway.limits import RECONCILE_EVERY_S
 from gateway.reconciler import Reconciler
 from gateway.shelf import Shelf
@@ -53,7 +53,7 @@ def lose_one(pool: Pool) -> Claim:
 
 def settle(chain: Devnet, claim: Claim) -> None:
     """Collect a payment, as its seller would."""
-    data = "0x" + settle_call(claim.authorization, claim.signature).hex()
+    data = "0x" + transfer_call(claim.authorization, claim.signature).hex()
     chain.rpc("eth_sendTransaction", {"from": chain.accounts[1].address, "to": chain.token, "data": data})
 
 

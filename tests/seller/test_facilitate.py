@@ -143,13 +143,13 @@ async def test_a_payment_with_the_same_nonce_and_another_payee_is_not_the_settle
 
 async def test_who_submits_between_verification_and_settlement_has_paid(counter: Counter) -> None:
     from contracts.evm.token import call_object
-    from contracts.schemes.exact_eip3009 import decode_payload, settle_call
+    from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
 
     body = counter.request()
     assert (await counter.ask("verify", body))["isValid"]
     import msgspec
 
-    data = settle_call(*decode_payload(msgspec.json.encode(body["paymentPayload"]["payload"])))
+    data = transfer_call(*decode_payload(msgspec.json.encode(body["paymentPayload"]["payload"])))
     token: Any = bytes.fromhex(counter.chain.token[2:])
     sender = {"from": counter.chain.accounts[OTHER].address}
     theirs = counter.chain.rpc("eth_sendTransaction", sender | call_object(token, data))

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from contracts.evm.devnet import Devnet
 from contracts.evm.token import call_object
-from contracts.schemes.exact_eip3009 import decode_payload, settle_call
+from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
 from contracts.wire import FacilitatorRequest
 from tests.seller.shop import OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
 from tests.seller.test_streams import listening
@@ -38,7 +38,7 @@ class StandInFacilitator:
         message = msgspec.json.decode(await request.body(), type=FacilitatorRequest)
         transaction = ""
         if self.settles:
-            data = settle_call(*decode_payload(message.payment_payload.payload))
+            data = transfer_call(*decode_payload(message.payment_payload.payload))
             token: Any = bytes.fromhex(message.payment_requirements.asset[2:])
             sender = {"from": self._chain.accounts[OTHER].address}
             transaction = self._chain.rpc("eth_sendTransaction", sender | call_object(token, data))

@@ -82,7 +82,7 @@ async def test_the_same_payment_may_come_again_after_the_payer_was_funded(shop: 
 
 async def test_an_authorization_that_was_used_elsewhere_before_is_refused(shop: Shop) -> None:
     from contracts.evm.token import call_object
-    from contracts.schemes.exact_eip3009 import settle_call
+    from contracts.schemes.exact_eip3009 import transfer_call
     from tests.paying import authorize, encode, payment_document
 
     offer = shop.seller.book.routes[0].quote_for(None).offer
@@ -90,7 +90,7 @@ async def test_an_authorization_that_was_used_elsewhere_before_is_refused(shop: 
     sender = shop.chain.accounts[OTHER].address
     shop.chain.rpc(
         "eth_sendTransaction",
-        {"from": sender} | call_object(offer.asset.address, settle_call(authorization, signature)),
+        {"from": sender} | call_object(offer.asset.address, transfer_call(authorization, signature)),
     )
     shop.chain.mine()
     answer = await shop.buy(encode(payment_document(authorization, signature, offer)))

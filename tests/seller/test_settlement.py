@@ -16,7 +16,7 @@ from contracts.evm.token import call_object
 from contracts.headers import decode_payment
 from contracts.lifecycle import Money
 from contracts.networks import MULTICALL3
-from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, cancel_call, cancel_digest, settle_call
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, cancel_call, cancel_digest, transfer_call
 from contracts.signature import SigningKey
 from seller.claims import Claim
 from seller.settlement.chain import ChainSettler
@@ -162,7 +162,7 @@ async def test_a_batch_on_chain_survives_an_item_that_fails_there(shop: Shop, mo
 
 async def test_a_payment_that_a_stranger_submitted_first_is_paid(shop: Shop) -> None:
     (first, second) = await raw_payments(shop, 2)
-    transaction = submit_as_stranger(shop.chain, settle_call(*first))
+    transaction = submit_as_stranger(shop.chain, transfer_call(*first))
     bench = Bench(shop)
     await bench.submit()
     await bench.resolve()
@@ -373,7 +373,8 @@ async def test_the_books_equal_the_chain_after_a_busy_hour(chain: Devnet, tmp_pa
 
 
 def test_another_payment_of_the_same_payer_does_not_pass_for_one_that_moved_nothing(devnet: Devnet) -> None:
-    from contracts.schemes.exact_eip3009 import TRANSFER_TOPIC, Authorization
+    from contracts.schemes.authorization import Authorization
+    from contracts.schemes.exact_eip3009 import TRANSFER_TOPIC
     from contracts.typed_data import word_of_address, word_of_uint
 
     token = bytes.fromhex(devnet.token[2:])
