@@ -1,0 +1,69 @@
+"""Every limit of the registry, in one place: name, unit, reason."""
+
+from __future__ import annotations
+
+# Documents of strangers
+
+# A registration file has a few kB; agent0 caps files inside a URI at the same size.
+DOCUMENT_BYTES_MAX = 256 * 1024
+# The proof on a domain lists registrations only.
+WELL_KNOWN_BYTES_MAX = 64 * 1024
+# A URI may be the file itself: base64 makes a third more of it, percent-encoding three times as much.
+URI_CHARS_MAX = 3 * DOCUMENT_BYTES_MAX
+# An address to fetch; browsers and servers stop near here.
+URL_CHARS_MAX = 2048
+# Members of a list in a registration file that are read.
+SERVICES_MAX = 32
+REGISTRATIONS_MAX = 64
+SKILLS_MAX = 32
+# Characters of a text that are kept: what a person reads in a table, and in a paragraph.
+NAME_CHARS_MAX = 80
+DESCRIPTION_CHARS_MAX = 1000
+WORD_CHARS_MAX = 120
+# Different warnings about one document; each code is named once.
+WARNINGS_MAX = 32
+
+# Fetching from strangers
+
+# One document, from resolving the name to the last byte, redirects included.
+FETCH_TIMEOUT_S = 10.0
+REDIRECTS_MAX = 3
+# Open connections, in all and to one host, which may carry a thousand registrations.
+FETCH_CONCURRENCY = 16
+FETCH_PER_HOST = 2
+# A file is asked for again after this long, and a dead one later after every failure.
+DOCUMENT_TTL_S = 86_400
+FAILED_TTL_S = 3_600
+FAILED_TTL_S_MAX = 30 * 86_400
+# Documents of one run of `discover sync`; the next run goes on.
+FETCH_RUN_MAX = 50_000
+
+# Probes
+
+PROBE_TIMEOUT_S = 10.0
+# A probe says how it was then; the weight of an old one halves in this time.
+PROBE_HALF_LIFE_S = 7 * 86_400
+PROBES_KEPT = 20
+# Endpoints of one agent that are asked.
+PROBE_ENDPOINTS_MAX = 6
+
+# Search
+
+SEARCH_WORDS_MAX = 12
+# Candidates of the full text that are ranked by everything else.
+SEARCH_CANDIDATES_MAX = 400
+SEARCH_LIMIT_MAX = 200
+
+# Reputation
+
+# The weight of a rating halves in this time.
+RATING_HALF_LIFE_S = 90 * 86_400
+# Ratings of one reviewer that count for one agent and tag.
+RATINGS_PER_REVIEWER = 3
+
+# Bazaar
+
+BAZAAR_PAGE_ITEMS = 100
+BAZAAR_PAGES_MAX = 400
+BAZAAR_PAGE_BYTES_MAX = 4 * 1024 * 1024
+BAZAAR_TIMEOUT_S = 30.0
