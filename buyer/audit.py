@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from buyer.budgets import counted, read_budgets, shown_units
+from buyer.claim import receipt_id
 from buyer.pool import Pool, count_states
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
-from buyer.spender import receipt_id
 from contracts.address import Address, address_text
 from contracts.audit import Finding
 from contracts.errors import FareboxError
@@ -21,7 +21,7 @@ from contracts.evm.evidence import Fate, Shown, read_fates
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Head, read_head
 from contracts.money import Asset, format_amount
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection
 
 __all__ = ["audit_chain", "audit_pool"]

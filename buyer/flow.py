@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from buyer.asked import PaymentAsked, read_payment_asked
+from buyer.claim import Claim
 from buyer.endpoint import origin_of
 from buyer.payment import SignedPayment
 from buyer.purchase import Purchase
-from buyer.spender import Claim, Spender
+from buyer.spender import Spender
 from contracts.address import parse_address
 from contracts.crash import checkpoint
 from contracts.errors import (
@@ -46,7 +47,7 @@ from contracts.headers import (
 from contracts.money import format_amount
 from contracts.networks import parse_network
 from contracts.offers import Offer
-from contracts.schemes.exact_eip3009 import Authorization
+from contracts.schemes.authorization import Authorization
 from contracts.wire import SettlementResponse
 
 __all__ = [

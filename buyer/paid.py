@@ -6,12 +6,12 @@ import base64
 import sys
 from typing import Any
 
+from buyer.claim import Claim
 from buyer.documents import money
 from buyer.flow import Outcome
 from buyer.policy import describe
 from buyer.presign import Plan
 from buyer.purchase import Purchase
-from buyer.spender import Claim
 from contracts.console import progress
 
 __all__ = ["answer_document", "print_announcement", "write_answer"]

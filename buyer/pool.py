@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
+from buyer.claim import Claim, usable_until_s
 from buyer.generation import Generation
 from buyer.home import Home
 from buyer.lease import recover
@@ -23,7 +24,7 @@ from buyer.purchase import Purchase
 from buyer.receipts import Receipt, find_receipt, read_receipts
 from buyer.rows import PURCHASE_QUERY, find_purchase, purchase_from_row
 from buyer.seal import Seal, begin_sealing, find_seal, make_seal_key, read_seal_id
-from buyer.spender import Claim, Spender, usable_until_s
+from buyer.spender import Spender
 from contracts.address import Address
 from contracts.money import Asset
 from contracts.offers import offer_from_wire

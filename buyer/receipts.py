@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from buyer.claim import receipt_id
 from buyer.limits import RECEIPTS_MAX
-from buyer.spender import receipt_id
 from contracts.address import address_text
 from contracts.errors import UsageError
 from contracts.storage import Connection, Row

@@ -10,6 +10,8 @@ BODY_402_BYTES_MAX = 64 * 1024
 OFFERS_MAX = 32
 # Levels of arrays and objects in JSON of strangers. Tool schemas of a chat call have some ten.
 JSON_DEPTH_MAX = 512
+# One server-sent event that is looked into. An image in one is larger, and nobody needs to look into that.
+EVENT_BYTES_MAX = 1024 * 1024
 # Decimal digits of a uint256.
 UINT_DIGITS_MAX = 78
 # An ERC-6492 wrapped signature carries a factory call; more than this is not a signature.
@@ -39,7 +41,7 @@ STORE_CONNECT_TIMEOUT_S = 5
 STORE_STATEMENT_TIMEOUT_S = 10.0
 STORE_ANSWER_TIMEOUT_S = 12.0
 STORE_IDLE_TIMEOUT_S = 10.0
-# After a failed connection, how long calls are refused without trying again.
+# After a failed connection, how long calls are refused at least without trying again.
 STORE_RECONNECT_PAUSE_S = 0.5
 # Silence after which each side of a connection asks whether the other is there, and how often before it gives up: a
 # machine that is gone is noticed within idle + probes x interval.

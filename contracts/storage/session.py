@@ -112,16 +112,22 @@ class Server:
         self._refused_until_s = 0.0
 
     def connect(self, *, read_only: bool = False) -> Session:
-        """Return a new connection. Raises `StoreUnavailable`; for a moment after a failure, without trying."""
+        """Return a new connection. Raises `StoreUnavailable`; for a while after a failure, without trying.
+
+        The while is as long as the failed attempt took, so that a server which stands still takes up at most half of
+        an event loop's time.
+        """
         with self._gate:
             if self._refused is not None and time.monotonic() < self._refused_until_s:
                 raise StoreUnavailable(f"{self.name}: {self._refused}", remedy=_REMEDY)
+            started_s = time.monotonic()
             try:
                 session = self._connected(read_only)
             except psycopg.Error as error:
+                failed_s = time.monotonic()
                 failure = unavailable(self.name, error)
                 self._refused = failure.message.removeprefix(f"{self.name}: ")
-                self._refused_until_s = time.monotonic() + STORE_RECONNECT_PAUSE_S
+                self._refused_until_s = failed_s + max(STORE_RECONNECT_PAUSE_S, failed_s - started_s)
                 raise failure from None
             self._refused = None
             return session

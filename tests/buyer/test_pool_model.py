@@ -158,7 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 def abandon(worker: Spender) -> None:
     """Let go of a worker's lock as the kernel does for a dead process, without a word to the store."""
-    presence = worker._worker._presence
+    presence = worker._slots.worker._presence
     if isinstance(presence, FilePresence):
         os.close(presence._lock)
     else:

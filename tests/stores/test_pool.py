@@ -224,7 +224,7 @@ def test_two_buyers_machines_never_sign_for_one_purchase_at_once(shared: tuple[P
 def test_a_spender_that_is_closed_is_not_seen_any_more(shared: tuple[Pool, Purchase]) -> None:
     pool, _ = shared
     spender = pool.spender()
-    name = spender._worker.id
+    name = spender._slots.worker.id
     assert pool.database.life_of(name) is Life.ALIVE
     spender.close()
     wait_for(lambda: pool.database.life_of(name) is not Life.ALIVE)
