@@ -105,10 +105,7 @@ def _inline(rest: str) -> Location:
     if parameters[0] not in _JSON_TYPES:
         codes.append("data_not_json")
     encoding = next((part.removeprefix("enc=") for part in parameters if part.startswith("enc=")), None)
-    if "base64" in parameters[1:]:
-        data = _base64(payload, codes)
-    else:
-        data = unquote_to_bytes(payload)
+    data = _base64(payload, codes) if "base64" in parameters[1:] else unquote_to_bytes(payload)
     if data is not None and encoding is not None:
         data = _inflated(data, encoding, codes)
     if data is not None and len(data) > DOCUMENT_BYTES_MAX:
