@@ -12,7 +12,7 @@ from contracts.keccak import keccak
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, AUTHORIZATION_USED_TOPIC
 from contracts.typed_data import word_of_address
 
-__all__ = ["Head", "PayerFacts", "Token", "TokenFacts", "call_object", "read_head"]
+__all__ = ["Head", "PayerFacts", "Token", "TokenFacts", "bytes_of", "call_object", "integer_of", "read_head"]
 
 _BALANCE_OF = keccak(b"balanceOf(address)")[:4]
 _AUTHORIZATION_STATE = keccak(b"authorizationState(address,bytes32)")[:4]
@@ -78,8 +78,8 @@ class Token:
             ]
         )
         return TokenFacts(
-            chain_id=_integer(chain_id, "eth_chainId"),
-            has_code=_bytes(code, "eth_getCode") != b"",
+            chain_id=integer_of(chain_id, "eth_chainId"),
+            has_code=bytes_of(code, "eth_getCode") != b"",
             domain_separator=_word(separator),
             decimals=None if (word := _word(decimals)) is None else int.from_bytes(word, "big"),
         )
@@ -92,12 +92,12 @@ class Token:
                 ("eth_getCode", [address_text(payer), "latest"]),
             ]
         )
-        return PayerFacts(_integer(balance, "balanceOf"), _bytes(code, "eth_getCode") != b"")
+        return PayerFacts(integer_of(balance, "balanceOf"), bytes_of(code, "eth_getCode") != b"")
 
     async def balance_of(self, owner: Address) -> int:
         """Return the atomic balance of `owner`."""
         data = _BALANCE_OF + word_of_address(owner)
-        return _integer(await self._rpc.call("eth_call", call_object(self.address, data), "latest"), "balanceOf")
+        return integer_of(await self._rpc.call("eth_call", call_object(self.address, data), "latest"), "balanceOf")
 
     async def used_nonces(self, payer: Address, nonces: list[bytes]) -> list[bool]:
         """Return, for each 32-byte nonce, whether the token holds it used or revoked (`authorizationState`)."""
@@ -105,7 +105,7 @@ class Token:
         states = await self._rpc.batch(
             [("eth_call", [call_object(self.address, head + nonce), "latest"]) for nonce in nonces]
         )
-        return [_integer(state, "authorizationState") != 0 for state in states]
+        return [integer_of(state, "authorizationState") != 0 for state in states]
 
     async def nonce_events(self, payer: Address, nonce: bytes, from_block: int = 0) -> list[dict[str, Any]]:
         """Return the AuthorizationUsed and AuthorizationCanceled logs of one nonce, oldest first."""
@@ -127,7 +127,8 @@ class Token:
         return logs
 
 
-def _bytes(value: Any, what: str) -> bytes:
+def bytes_of(value: Any, what: str) -> bytes:
+    """Return a hex answer as bytes. Raises `ChainUnavailable` naming `what` was asked."""
     if isinstance(value, RpcRefused):
         raise ChainUnavailable(f"{what}: {value.message}")
     try:
@@ -136,7 +137,8 @@ def _bytes(value: Any, what: str) -> bytes:
         raise ChainUnavailable(f"{what}: the answer is not hex") from None
 
 
-def _integer(value: Any, what: str) -> int:
+def integer_of(value: Any, what: str) -> int:
+    """Return a hex answer as a number. Raises `ChainUnavailable` naming `what` was asked."""
     if isinstance(value, RpcRefused):
         raise ChainUnavailable(f"{what}: {value.message}")
     try:
@@ -149,5 +151,5 @@ def _word(value: Any) -> bytes | None:
     """Return a 32-byte answer, or None where the contract has no such function."""
     if isinstance(value, RpcRefused):
         return None
-    data = _bytes(value, "eth_call")
+    data = bytes_of(value, "eth_call")
     return data if len(data) == 32 else None
