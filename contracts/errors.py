@@ -28,6 +28,7 @@ FareboxError
     ├── UpstreamFailed            the model server failed before it answered
     ├── OutcomeUnknown            money may have moved; only the chain can tell
     ├── MalformedMessage          a message, header or body does not parse
+    ├── AboveCeiling              the request may cost more than its payment allows
     └── PaymentRefused            a payment that parses but is not acceptable
         ├── NoMatchingOffer       the echoed terms are none of ours
         ├── InvalidSignature      the signature is not the payer's
@@ -55,6 +56,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AboveCeiling",
     "AmountMismatch",
     "AuthorizationsExhausted",
     "BudgetExceeded",
@@ -304,6 +306,13 @@ class MalformedMessage(RemoteError):
     code, http_status, exit_code = "malformed", 400, 3
     x402_reason: ClassVar[str] = "invalid_payload"
     remedy = "send the field as the x402 specification writes it"
+
+
+class AboveCeiling(RemoteError):
+    """A request that is sold by usage may come to more than the amount its payment authorizes."""
+
+    code, http_status, exit_code = "above_ceiling", 400, 4
+    remedy = "ask for fewer tokens"
 
 
 class PaymentRefused(RemoteError):

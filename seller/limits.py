@@ -16,6 +16,13 @@ HELD_BODY_BYTES_MAX = 32 * 1024 * 1024
 # A model name in a request; longer ones are no names.
 MODEL_NAME_CHARS_MAX = 256
 
+# Answers to one request (`n`) that is sold by usage; OpenAI's own limit.
+CHOICES_MAX = 128
+# Tokenizers make a token of some 4 bytes of English, and of fewer of other languages and of code.
+TEXT_BYTES_PER_TOKEN = 8
+# Tokens a model may be priced for in one call; contexts of ten million are the longest there are.
+PRICED_TOKENS_MAX = 100_000_000
+
 # How long a request waits for its own settlement before it answers 503.
 SETTLE_WAIT_S = 30.0
 # An authorization must outlive a request that is settled while the client waits: settling, plus the wire margin.
@@ -30,6 +37,11 @@ SETTLE_POLL_MAX_S = 0.5
 PAYER_FACTS_TTL_S = 10.0
 # Payers remembered; an entry is some hundred bytes.
 PAYER_FACTS_MAX = 10_000
+# Our clock and the latest block's time may be so far apart before one of them is doubted: a clock that NTP keeps is
+# closer, and most chains make a block in less.
+CLOCK_TOLERANCE_S = 5
+# How old the latest block's time may be when a payment looks expired by our clock.
+HEAD_TIME_TTL_S = 5.0
 # Chain reads of one request, all together.
 FACTS_TIMEOUT_S = 5.0
 
