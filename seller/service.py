@@ -17,7 +17,6 @@ from contracts.errors import (
     InsufficientFunds,
     InvalidSignature,
     LocalError,
-    PaymentExpired,
     PaymentRefused,
     PaymentReplayed,
     SettlementFailed,
@@ -28,6 +27,7 @@ from contracts.evm.token import Token
 from contracts.lifecycle import Money
 from seller.answers import Answers
 from seller.claims import Claim, Replay
+from seller.clock import ChainClock, is_in_doubt, verify_in_time, why_not_in_time
 from seller.config import SellerConfig
 from seller.ledger import Ledger
 from seller.limits import QUEUED_LIFE_S, URGENT_LIFE_S
@@ -43,7 +43,7 @@ from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
 from seller.tokens import check_token
-from seller.verify import Payment, VerifiedPayment, unverified, verify
+from seller.verify import Payment, VerifiedPayment, unverified
 
 __all__ = ["Seller"]
 
@@ -72,6 +72,7 @@ class Seller:
         self._ledger: Ledger | None = None
         self._rpc: Rpc | None = None
         self._payers: Payers | None = None
+        self._clock: ChainClock | None = None
         self._counter: Counter | None = None
         self._worker: Worker | None = None
         self._task: asyncio.Task[None] | None = None
@@ -112,6 +113,7 @@ class Seller:
             ledger = Ledger(self.config.store, chain_id, token)
             self._rpc = Rpc(self.config.rpc)
             self._payers = Payers(self._rpc, token)
+            self._clock = ChainClock(self._rpc)
             self._counter = Counter(ledger)
             self._ledger = ledger
             self._start_worker(ledger)
@@ -175,74 +177,79 @@ class Seller:
 
     async def _claim(self, payment: Payment, quote: Quote, request_digest: bytes) -> Claim | Replay:
         started = time.perf_counter()
-        now_s = int(time.time())
         life_s = QUEUED_LIFE_S if self.config.settle == "async" else URGENT_LIFE_S
-        verified = verify(payment, quote.offer, now_s, life_s)
+        verified = await verify_in_time(payment, quote.offer, life_s, self._head_s)
         checkpoint("seller.verified")
         await self.open()
         await self.check_token()
         facts = await self._facts(verified)
+        in_doubt = is_in_doubt(verified.authorization, int(time.time()), facts.chain_time_s, URGENT_LIFE_S)
         try:
-            claim = await self._reserve(verified, quote, request_digest, facts)
+            claim = await self._reserve(verified, quote, request_digest, facts, in_doubt=in_doubt)
         except (InsufficientFunds, ExposureExceeded):
             # Perhaps only our memory of the payer is old.
             facts = await self._facts(verified, fresh=True)
-            claim = await self._reserve(verified, quote, request_digest, facts)
+            claim = await self._reserve(verified, quote, request_digest, facts, in_doubt=in_doubt)
         checkpoint("seller.reserved")
-        if isinstance(claim, Claim) and claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
-            await self._refuse_unsettleable(claim, facts)
+        if isinstance(claim, Claim) and not claim.credit:
+            if in_doubt:
+                await self._refuse_unsettleable(claim, facts, block="pending")
+            elif claim.mode in (Mode.FIRST_BYTE, Mode.AFTER):
+                await self._refuse_unsettleable(claim, facts)
         self.metrics.claimed(time.perf_counter() - started)
         return claim
 
-    async def _facts(self, payment: VerifiedPayment, *, fresh: bool = False) -> KnownPayer | None:
-        if self._payers is None:
-            return None
+    async def _head_s(self) -> int | None:
+        await self.open()
+        assert self._clock is not None
+        return await self._clock.head_s()
+
+    async def _facts(self, payment: VerifiedPayment, *, fresh: bool = False) -> KnownPayer:
+        assert self._payers is not None
         payer = payment.authorization.payer
         facts = await self._payers.facts(payer, lambda: self.ledger.settled_atomic(payer), fresh=fresh)
         if facts.has_code:
             raise ContractPayer(f"payload.authorization.from: {address_text(payer)} is a contract")
-        if payment.authorization.valid_before_s < facts.chain_time_s + URGENT_LIFE_S:
-            raise PaymentExpired("payload.authorization.validBefore: is too near by the chain's clock")
         return facts
 
     async def _reserve(
-        self, payment: VerifiedPayment, quote: Quote, request_digest: bytes, facts: KnownPayer | None
+        self, payment: VerifiedPayment, quote: Quote, request_digest: bytes, facts: KnownPayer, *, in_doubt: bool
     ) -> Claim | Replay:
-        def balance_atomic(settled_atomic: int) -> int | None:
+        """Reserve the payment. One whose time is in doubt settles before any work: the chain judges it."""
+
+        def balance_atomic(settled_atomic: int) -> int:
             # What was settled since the chain was asked has left the balance we remember.
-            return None if facts is None else facts.balance_atomic - (settled_atomic - facts.settled_atomic)
+            return facts.balance_atomic - (settled_atomic - facts.settled_atomic)
 
         return await self.ledger.reserve(
             payment,
             request_digest,
             quote.route,
-            setting=self.config.settle,
+            setting="before" if in_doubt else self.config.settle,
             caps=self._caps,
             balance_atomic=balance_atomic,
-            since_block=facts.block if facts is not None else 0,
-            now_s=int(time.time()),
+            since_block=facts.block,
+            now_s=max(int(time.time()), facts.chain_time_s),
         )
 
-    async def _refuse_unsettleable(self, claim: Claim, facts: KnownPayer | None) -> None:
+    async def _refuse_unsettleable(self, claim: Claim, facts: KnownPayer, *, block: str = "latest") -> None:
         """Work before settlement is only worth beginning when the chain would settle now."""
-        if self._rpc is None:
-            return
-        authorization = claim.payment.authorization
+        assert self._rpc is not None
+        authorization, token = claim.payment.authorization, self._asset.address
         try:
-            if await would_settle(self._rpc, self._asset.address, authorization, claim.payment.signature):
+            if await would_settle(self._rpc, token, authorization, claim.payment.signature, block=block):
                 return
-            (used,) = await Token(self._rpc, self._asset.address).used_nonces(
-                authorization.payer, [authorization.nonce]
-            )
+            (used,) = await Token(self._rpc, token).used_nonces(authorization.payer, [authorization.nonce])
         except BaseException:
             await self.ledger.give_up(claim, SettlementUnavailable.code)
             raise
         await self.ledger.give_up(claim, SettlementFailed.code)
         if used:
             raise PaymentReplayed("the token shows this authorization used or revoked")
-        if facts is not None and facts.balance_atomic < authorization.value_atomic:
+        if facts.balance_atomic < authorization.value_atomic:
             raise InsufficientFunds("the payer's balance does not cover the price")
-        raise SettlementFailed("the chain would refuse this transfer")
+        untimely = why_not_in_time(authorization, int(time.time()), facts.chain_time_s, URGENT_LIFE_S)
+        raise untimely or SettlementFailed("the chain would refuse this transfer")
 
     async def settle(self, claim: Claim) -> str:
         """Settle a claim while its request waits; return the transaction hash.

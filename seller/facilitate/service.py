@@ -25,7 +25,6 @@ from contracts.errors import (
     LocalError,
     MalformedMessage,
     NoMatchingOffer,
-    PaymentExpired,
     PaymentRefused,
     PaymentReplayed,
     RequestInProgress,
@@ -44,6 +43,7 @@ from contracts.wire import (
     VerifyResponse,
 )
 from seller.claims import AlreadyServed, Claim
+from seller.clock import ChainClock, is_in_doubt, verify_in_time, why_not_in_time
 from seller.facilitate.config import FacilitatorConfig
 from seller.ledger import Found, Ledger
 from seller.limits import (
@@ -65,7 +65,7 @@ from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
 from seller.tokens import check_token
-from seller.verify import VerifiedPayment, unverified, verify
+from seller.verify import VerifiedPayment, unverified
 
 __all__ = ["Facilitator"]
 
@@ -117,6 +117,7 @@ class Facilitator:
         self._ledger = Ledger(self.config.store, chain_id, token)
         self._rpc = Rpc(self.config.rpc)
         self._payers = Payers(self._rpc, token)
+        self._clock = ChainClock(self._rpc)
         self._counter = Counter(self._ledger)
         self._outbox = Outbox(self._ledger.database, chain_id, token, self._ledger.owner.id)
         self._key.prepare()
@@ -219,7 +220,7 @@ class Facilitator:
         self, request: FacilitatorRequest, offer: Offer, *, settling: bool = False
     ) -> tuple[VerifiedPayment, KnownPayer]:
         """Verify terms, time and signature, then what only the chain knows; a simulation has the last word."""
-        payment = verify(request.payment_payload, offer, int(time.time()), URGENT_LIFE_S)
+        payment = await verify_in_time(request.payment_payload, offer, URGENT_LIFE_S, self._clock.head_s)
         authorization = payment.authorization
         payer = authorization.payer
         if self._failures.get(payer, 0) >= FACILITATE_FAILURES_MAX:
@@ -231,9 +232,9 @@ class Facilitator:
         self._seen.setdefault(key, facts.block)
         if facts.has_code:
             raise ContractPayer(f"payload.authorization.from: {address_text(payer)} is a contract")
-        if authorization.valid_before_s < facts.chain_time_s + URGENT_LIFE_S:
-            raise PaymentExpired("payload.authorization.validBefore: is too near by the chain's clock")
-        if not await would_settle(self._rpc, self._asset.address, authorization, payment.signature):
+        in_doubt = is_in_doubt(authorization, int(time.time()), facts.chain_time_s, URGENT_LIFE_S)
+        block = "pending" if in_doubt else "latest"
+        if not await would_settle(self._rpc, self._asset.address, authorization, payment.signature, block=block):
             token = Token(self._rpc, self._asset.address)
             (used,) = await token.used_nonces(payer, [authorization.nonce])
             if used and not known:
@@ -242,7 +243,8 @@ class Facilitator:
                 return payment, facts  # since we have seen it: the ledger's judge tells whether that paid it
             if facts.balance_atomic < authorization.value_atomic:
                 raise InsufficientFunds("the payer's balance does not cover the amount")
-            raise SettlementFailed("the chain would refuse this transfer")
+            untimely = why_not_in_time(authorization, int(time.time()), facts.chain_time_s, URGENT_LIFE_S)
+            raise untimely or SettlementFailed("the chain would refuse this transfer")
         return payment, facts
 
     # Settling

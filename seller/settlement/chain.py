@@ -136,17 +136,27 @@ class ChainSettler:
     async def _simulate(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
         """Return (what the chain would settle, what it would refuse), trying each item alone after a failure."""
         fresh = [item for item in items if item.attempts == 0]
+        alone = [item for item in items if item.attempts > 0]
         accepted: list[Item] = []
         refused: list[Item] = []
         if len(fresh) > 1:
             to, data = self._call(fresh)
             answer = await self._rpc.call("eth_call", self._call_object(to, data), "latest")
             for item, succeeded in zip(fresh, aggregate_results(answer, len(fresh)), strict=True):
-                (accepted if succeeded else refused).append(item)
-        for item in items if len(fresh) <= 1 else (item for item in items if item.attempts > 0):
-            succeeds = await would_settle(self._rpc, self._token, item.authorization, item.signature)
-            (accepted if succeeds else refused).append(item)
+                (accepted if succeeded else alone).append(item)
+        else:
+            alone += fresh
+        for item in alone:
+            (accepted if await self._would_settle(item) else refused).append(item)
         return accepted, refused
+
+    async def _would_settle(self, item: Item) -> bool:
+        """Simulate one item on the latest block, or, where that is older than the payment, on the next one."""
+        if await would_settle(self._rpc, self._token, item.authorization, item.signature):
+            return True
+        if item.authorization.valid_after_s < (await read_head(self._rpc)).timestamp_s:
+            return False
+        return await would_settle(self._rpc, self._token, item.authorization, item.signature, block="pending")
 
     def _call(self, items: Sequence[Item]) -> tuple[Address, bytes]:
         calls = [transfer_call(item.authorization, item.signature) for item in items]

@@ -76,13 +76,21 @@ class Evidence:
         return Verdict(item, None, reason=reason, on_chain=on_chain)
 
 
-async def would_settle(rpc: Rpc, token: Address, authorization: Authorization, signature: bytes) -> bool:
-    """Simulate the transfer on the latest block and tell whether it succeeds. Raises `ChainUnavailable`."""
+async def would_settle(
+    rpc: Rpc, token: Address, authorization: Authorization, signature: bytes, *, block: str = "latest"
+) -> bool:
+    """Simulate the transfer on `block` and tell whether it succeeds. Raises `ChainUnavailable`.
+
+    "latest" has the time of the latest block, "pending" that of the next one; a node that keeps no pending block
+    simulates on its latest.
+    """
     try:
-        await rpc.call("eth_call", call_object(token, transfer_call(authorization, signature)), "latest")
+        await rpc.call("eth_call", call_object(token, transfer_call(authorization, signature)), block)
     except RpcRefused as error:
-        if error.rpc_code != _REVERTED_CODE and "revert" not in error.message.lower():
-            raise ChainUnavailable(f"eth_call: {error.message}") from None
-        _log.info("the chain would refuse nonce 0x%s: %s", authorization.nonce.hex(), error.message)
-        return False
+        if error.rpc_code == _REVERTED_CODE or "revert" in error.message.lower():
+            _log.info("the chain would refuse nonce 0x%s: %s", authorization.nonce.hex(), error.message)
+            return False
+        if block != "latest":
+            return await would_settle(rpc, token, authorization, signature)
+        raise ChainUnavailable(f"eth_call: {error.message}") from None
     return True

@@ -12,9 +12,10 @@ from tests.faults.asking import body_of, repeat_until_final
 from tests.faults.place import check_books
 from tests.faults.town import PRICE_ATOMIC, town
 from tests.faults.warm import Warm
-from tests.seller.shop import Shop, error_of, open_shop
+from tests.seller.shop import GAS, Shop, error_of, open_shop
 
 HOURS_2 = 2 * 3600
+SETTLE = pytest.mark.parametrize("settle", ["before", "after", "async", "auto"])
 
 
 def set_our_clock(monkeypatch: pytest.MonkeyPatch, offset_s: int) -> None:
@@ -29,7 +30,7 @@ def check_nothing_happened(shop: Shop) -> None:
     assert shop.seller.ledger.sums().payments == {}
 
 
-@pytest.mark.parametrize("settle", ["before", "after", "async", "auto"])
+@SETTLE
 async def test_a_seller_whose_clock_is_behind_gives_no_goods_for_what_the_chain_holds_expired(
     chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
 ) -> None:
@@ -46,19 +47,72 @@ async def test_a_seller_whose_clock_is_behind_gives_no_goods_for_what_the_chain_
         assert shop.earned == PRICE_ATOMIC
 
 
-@pytest.mark.parametrize("settle", ["before", "after", "async", "auto"])
-async def test_a_seller_whose_clock_is_ahead_takes_what_outlives_it_and_refuses_the_rest_without_a_charge(
+@SETTLE
+async def test_a_seller_whose_clock_is_ahead_loses_no_valid_payment_and_gives_nothing_for_an_expired_one(
     chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
 ) -> None:
     async with open_shop(chain, tmp_path, settle=settle) as shop:
-        short, long = (shop.payment(valid_before_s=int(time.time()) + life_s) for life_s in (600, HOURS_2 + 600))
+        chain.mine()
+        expired, short, long = (
+            shop.payment(valid_before_s=int(time.time()) + life_s) for life_s in (-60, 600, HOURS_2 + 600)
+        )
         set_our_clock(monkeypatch, HOURS_2)
-        answer = await shop.buy(short)
+        answer = await shop.buy(expired)
         assert (answer.status_code, error_of(answer)["code"]) == (402, "payment_expired")
         check_nothing_happened(shop)
+        assert (await shop.buy(short)).status_code == 200
         assert (await shop.buy(long)).status_code == 200
         await shop.settled()
+        assert (shop.app.runs, shop.earned) == (2, 2 * PRICE_ATOMIC)
+
+
+@SETTLE
+async def test_a_seller_whose_clock_is_behind_loses_no_payment_that_has_become_valid(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
+) -> None:
+    async with open_shop(chain, tmp_path, settle=settle) as shop:
+        chain.mine()
+        valid, early = (shop.payment(valid_after_s=int(time.time()) + after_s) for after_s in (-60, 300))
+        set_our_clock(monkeypatch, -HOURS_2)
+        answer = await shop.buy(early)
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "payment_not_yet_valid")
+        check_nothing_happened(shop)
+        assert (await shop.buy(valid)).status_code == 200
+        await shop.settled()
         assert shop.earned == PRICE_ATOMIC
+
+
+@SETTLE
+async def test_a_seller_whose_clock_is_ahead_does_not_work_for_what_becomes_valid_later(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
+) -> None:
+    async with open_shop(chain, tmp_path, settle=settle) as shop:
+        chain.mine()
+        early = shop.payment(valid_after_s=int(time.time()) + 3600, valid_before_s=int(time.time()) + HOURS_2 + 600)
+        set_our_clock(monkeypatch, HOURS_2)
+        answer = await shop.buy(early)
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "payment_not_yet_valid")
+        check_nothing_happened(shop)
+
+
+@SETTLE
+async def test_on_a_chain_that_stood_still_for_an_hour_the_clocks_agree_to_take_what_is_valid_and_nothing_else(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str
+) -> None:
+    async with open_shop(chain, tmp_path, settle=settle) as shop:
+        chain.mine()
+        set_our_clock(monkeypatch, 3600)
+        chain.rpc("evm_increaseTime", 3600)
+        now_s = int(time.time())
+        spent_gas = chain.rpc("eth_getTransactionCount", chain.accounts[GAS].address, "latest")
+        answer = await shop.buy(shop.payment(valid_before_s=now_s - 60))
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "payment_expired")
+        check_nothing_happened(shop)
+        assert chain.rpc("eth_getTransactionCount", chain.accounts[GAS].address, "latest") == spent_gas
+        fresh = shop.payment(valid_after_s=now_s - 60, valid_before_s=now_s + 600)
+        assert (await shop.buy(fresh)).status_code == 200
+        await shop.settled()
+        assert (shop.app.runs, shop.earned) == (1, PRICE_ATOMIC)
 
 
 @pytest.mark.parametrize("settle", ["before", "async"])
