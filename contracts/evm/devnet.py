@@ -182,6 +182,18 @@ class Devnet:
         """Put `address` on the test dollar's block list, or take it off."""
         self._as_owner(b"blacklist(address)" if blocked else b"unBlacklist(address)", _word(address))
 
+    def send(self, sender: str, to: str, data: bytes) -> dict[str, Any]:
+        """Call a contract from an account that the node signs for, and return the receipt. Raises `DevnetFailed`."""
+        transaction = self.rpc("eth_sendTransaction", {"from": sender, "to": to, "data": "0x" + data.hex()})
+        self._mine_if_slow()
+        deadline = time.monotonic() + DEVNET_RECEIPT_TIMEOUT_S
+        while (receipt := self.rpc("eth_getTransactionReceipt", transaction)) is None:
+            if time.monotonic() > deadline:
+                raise DevnetFailed(f"{transaction}: not mined in {DEVNET_RECEIPT_TIMEOUT_S:.0f} s")
+            time.sleep(DEVNET_POLL_S)
+        found: dict[str, Any] = receipt
+        return found
+
     def fund_gas(self, address: str, wei: int) -> None:
         """Set the ether balance of `address`, in wei."""
         self.rpc("anvil_setBalance", address, hex(wei))
@@ -239,15 +251,7 @@ class Devnet:
         self._send(address_text(_OWNER), token or self.token, signature, arguments)
 
     def _send(self, sender: str, to: str, signature: bytes, arguments: bytes) -> None:
-        data = "0x" + (keccak(signature)[:4] + arguments).hex()
-        transaction = self.rpc("eth_sendTransaction", {"from": sender, "to": to, "data": data})
-        self._mine_if_slow()
-        deadline = time.monotonic() + DEVNET_RECEIPT_TIMEOUT_S
-        while (receipt := self.rpc("eth_getTransactionReceipt", transaction)) is None:
-            if time.monotonic() > deadline:
-                raise DevnetFailed(f"{signature.decode()}: not mined in {DEVNET_RECEIPT_TIMEOUT_S:.0f} s")
-            time.sleep(DEVNET_POLL_S)
-        if receipt["status"] != "0x1":
+        if self.send(sender, to, keccak(signature)[:4] + arguments)["status"] != "0x1":
             raise DevnetFailed(f"{signature.decode()}: reverted")
 
     def _mine_if_slow(self) -> None:
