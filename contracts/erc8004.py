@@ -70,7 +70,7 @@ def selector(signature: str) -> bytes:
 def agent_wallet_digest(
     chain_id: int, identity: Address, *, agent_id: int, wallet: Address, owner: Address, deadline_s: int
 ) -> bytes:
-    """Return the 32 bytes a wallet signs to receive an agent's payments; without a nonce, so keep the deadline short."""
+    """Return the 32 bytes a wallet signs to be an agent's payee. There is no nonce: keep the deadline short."""
     domain = Domain("ERC8004IdentityRegistry", "1", chain_id, identity)
     words = (word_of_uint(agent_id), word_of_address(wallet), word_of_address(owner), word_of_uint(deadline_s))
     return signing_digest(domain.separator, keccak(_WALLET_TYPE_HASH + b"".join(words)))

@@ -67,3 +67,24 @@ BAZAAR_PAGE_ITEMS = 100
 BAZAAR_PAGES_MAX = 400
 BAZAAR_PAGE_BYTES_MAX = 4 * 1024 * 1024
 BAZAAR_TIMEOUT_S = 30.0
+
+# Reading a chain
+
+# Blocks one request for logs spans at first; halved on every refusal, doubled on success, learned per endpoint.
+WINDOW_BLOCKS = 10_000
+WINDOW_BLOCKS_MAX = 1_000_000
+# Halvings and fail-overs in a row without one answer, before a sync gives up (what it has is kept).
+SYNC_FAILURES_MAX = 40
+# Rests of an endpoint that failed: doubled with every failure, up to the maximum.
+ENDPOINT_REST_S = 0.5
+ENDPOINT_REST_S_MAX = 30.0
+# Hashes kept below each head: a re-org within them is followed to its common ancestor, a deeper one costs more reading.
+CHECKPOINT_BLOCKS = 64
+CHECKPOINTS_MAX = 1024
+# Times a sync begins again because the chain moved, or an endpoint lied.
+SYNC_ROUNDS_MAX = 12
+# Agents whose state is read from the chain after a sync and compared with what the logs said.
+SAMPLE_AGENTS = 64
+# Longest piece of metadata on chain, and tag or key, that is kept.
+METADATA_BYTES_MAX = 4096
+TAG_CHARS_MAX = 128
