@@ -17,7 +17,7 @@ from starlette.routing import Route
 from contracts.address import address_text
 from contracts.admin_token import carries_token, read_admin_token
 from contracts.errors import FareboxError
-from contracts.money import format_amount
+from seller.answers import price_text
 from seller.limits import STATUS_ROWS_MAX
 from seller.service import Seller
 
@@ -117,7 +117,7 @@ def price_list(seller: Seller) -> list[dict[str, Any]]:
                 "match": route.match,
                 "model": quote.model,
                 "price_atomic": quote.price_atomic,
-                "price": format_amount(quote.price_atomic, quote.offer.asset),
+                "price": price_text(quote),
             }
             for quote in route.quotes
         ]

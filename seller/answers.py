@@ -27,7 +27,7 @@ from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
 from seller.body import Busy
 from seller.pricebook import PriceBook, Quote
 
-__all__ = ["Answer", "Answers", "error_document", "failure_answer", "receipt_headers"]
+__all__ = ["Answer", "Answers", "error_document", "failure_answer", "price_text", "receipt_headers"]
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -159,9 +159,24 @@ def error_document(path: str, status: int, code: str, message: str) -> dict[str,
     return {"error": {"message": message, "type": kind, "code": code, "param": None}}
 
 
+def price_text(quote: Quote) -> str:
+    """Return a price as a person reads it: `0.001 USDC`, or the most of it and what tokens cost."""
+    offer, usage = quote.offer, quote.usage
+    amount = format_amount(offer.amount_atomic, offer.asset)
+    if usage is None:
+        return amount
+    parts = {
+        "a call": usage.per_call_atomic,
+        "a million input tokens": usage.per_million_input_atomic,
+        "a million output tokens": usage.per_million_output_atomic,
+    }
+    listed = [f"{format_amount(atomic, offer.asset, symbol=False)} {what}" for what, atomic in parts.items() if atomic]
+    return f"up to {amount} ({', '.join(listed)})"
+
+
 def _price_line(quote: Quote, base_url: str) -> str:
     offer = quote.offer
-    price = format_amount(offer.amount_atomic, offer.asset)
+    price = price_text(quote)
     number = format_amount(offer.amount_atomic, offer.asset, symbol=False)
     return (
         f"{price} on {offer.network.label} for one call. Pay with any x402 client, or sign ahead for many: "

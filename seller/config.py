@@ -21,6 +21,8 @@ from contracts.networks import Network, default_asset, parse_network
 from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
 from seller.limits import FACILITATORS_MAX
+from seller.price_settings import PriceSettings
+from seller.usage import DIALECTS
 
 __all__ = ["CONFIG_VARIABLE", "RouteSettings", "SellerConfig", "SettlerSettings", "read_config", "split_host_port"]
 
@@ -79,9 +81,15 @@ class RouteSettings(StrictModel):
     """One method and path. Priced by `price`, or by the request's `model`; given away only with `free: true`."""
 
     match: str
-    price: str | None = None
-    models: dict[str, str] | None = None
+    price: PriceSettings | None = None
+    models: dict[str, PriceSettings] | None = None
     free: bool = False
+
+    @property
+    def prices(self) -> dict[tuple[str, ...], PriceSettings]:
+        """Every price of the route, by its place in the settings."""
+        own: dict[tuple[str, ...], PriceSettings] = {("price",): self.price} if self.price is not None else {}
+        return {**own, **{("models", model): price for model, price in (self.models or {}).items()}}
 
     @property
     def method(self) -> str:
@@ -103,7 +111,23 @@ class RouteSettings(StrictModel):
             raise SettingInvalid(("free",), "a free route has no price")
         if not self.free and self.price is None and self.models is None:
             raise ValueError("needs a `price`, `models` with prices, or `free: true`")
+        for location, price in self.prices.items():
+            self._check_usage(location, price)
         return self
+
+    def _check_usage(self, location: tuple[str, ...], price: PriceSettings) -> None:
+        dialect = DIALECTS.get(self.path) if self.method == "POST" else None
+        if price.by_usage and dialect is None:
+            routes = ", ".join(DIALECTS)
+            raise SettingInvalid(location, f"usage is only known of POST {routes}; set a price per call")
+        if price.per_million_output_tokens is not None and dialect is not None and not dialect.output_fields:
+            raise SettingInvalid((*location, "per_million_output_tokens"), f"{self.path} generates no tokens")
+
+
+class UptoSettings(StrictModel):
+    """Who settles prices by usage: the one account that a buyer's signature names."""
+
+    facilitator: str | None = None
 
 
 class SellerConfig(StrictModel):
@@ -118,6 +142,7 @@ class SellerConfig(StrictModel):
     pay_to: str
     settle: Literal["auto", "before", "after", "async"] = "auto"
     settler: SettlerSettings
+    upto: UptoSettings = UptoSettings()
     exposure: ExposureSettings = ExposureSettings()
     store: str = "sqlite:///seller.db"
     routes: list[RouteSettings] = pydantic.Field(min_length=1)
@@ -144,6 +169,17 @@ class SellerConfig(StrictModel):
     def payee(self) -> Address:
         """The address that earns."""
         return parse_address(self.pay_to, "pay_to")
+
+    @property
+    def sells_by_usage(self) -> bool:
+        """Whether any price depends on what a call uses."""
+        return any(price.by_usage for route in self.routes for price in route.prices.values())
+
+    @property
+    def upto_facilitator(self) -> Address | None:
+        """The account that settles prices by usage, where the settings name it."""
+        stated = self.upto.facilitator
+        return None if stated is None else parse_address(stated, "upto.facilitator")
 
     @property
     def base_url(self) -> str:
@@ -173,11 +209,24 @@ class SellerConfig(StrictModel):
             if route.match in seen:
                 raise SettingInvalid(("routes", index, "match"), f"{route.match} is listed twice")
             seen.add(route.match)
-            if route.price is not None:
-                _check_amount(route.price, asset, ("routes", index, "price"))
-            for model, price in (route.models or {}).items():
-                _check_amount(price, asset, ("routes", index, "models", model))
+            for location, price in route.prices.items():
+                for name, text in price.amounts().items():
+                    _check_amount(text, asset, ("routes", index, *location, *((name,) if price.by_usage else ())))
+        self._check_upto()
         return self
+
+    def _check_upto(self) -> None:
+        if self.upto.facilitator is not None:
+            _checked(("upto", "facilitator"), lambda: self.upto_facilitator)
+        if not self.sells_by_usage:
+            return
+        if self.settle == "before":
+            raise SettingInvalid(("settle",), "a price by usage is known only after the work; use auto, after or async")
+        if self.settler.kind == "facilitator" and self.upto.facilitator is None:
+            raise SettingInvalid(
+                ("settler",),
+                "prices by usage need `upto: {facilitator: …}`, the facilitatorAddress that its /supported states",
+            )
 
     def _check_addresses(self) -> None:
         _checked(("network",), lambda: self.chain)

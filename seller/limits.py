@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # What an offer states as maxTimeoutSeconds: other clients sign validBefore = now + this (the SDKs' own default).
 OFFER_TIMEOUT_S = 300
+# ... and for what is sold by usage, which is settled after the last token: a long answer takes minutes.
+METERED_OFFER_TIMEOUT_S = 900
 
 # A paid request's body is held in memory for its digest and its model; long contexts and audio files fit.
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024

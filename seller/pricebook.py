@@ -10,28 +10,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from contracts.errors import MalformedMessage, NameUnknown
-from contracts.money import Asset, parse_amount
-from contracts.offers import Offer
+from contracts.address import Address, address_text
+from contracts.errors import ConfigInvalid, MalformedMessage, NameUnknown
+from contracts.offers import PERMIT2, Offer
 from contracts.typed_data import Domain
 from seller.config import RouteSettings, SellerConfig
-from seller.limits import OFFER_TIMEOUT_S
+from seller.limits import METERED_OFFER_TIMEOUT_S, OFFER_TIMEOUT_S
+from seller.price_settings import PriceSettings
+from seller.pricing import UsagePrice
 
 __all__ = ["PriceBook", "Quote", "Route"]
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """One thing for sale at one price. `model` is None where the model does not decide the price."""
+    """One thing for sale at one price. `model` is None where the model does not decide the price.
+
+    Priced by `usage`, the offer's amount is the ceiling of one call.
+    """
 
     route: str
     path: str
     model: str | None
     offer: Offer
+    usage: UsagePrice | None = None
 
     @property
     def price_atomic(self) -> int:
-        """The price in atomic units of the offer's asset."""
+        """The price in atomic units of the offer's asset; by usage, the most it can be."""
         return self.offer.amount_atomic
 
 
@@ -61,15 +67,23 @@ class Route:
 
 
 class PriceBook:
-    """All routes of a seller."""
+    """All routes of a seller. What is sold by usage is settled by `facilitator`, whom the settings name else."""
 
-    def __init__(self, config: SellerConfig) -> None:
+    def __init__(self, config: SellerConfig, facilitator: Address | None = None) -> None:
+        """Raises `ConfigInvalid` where prices by usage have nobody to settle them."""
         asset = config.token
+        facilitator = facilitator or config.upto_facilitator
+        if config.sells_by_usage and facilitator is None:
+            raise ConfigInvalid(
+                "upto.facilitator: prices by usage name the one account that settles them, and this process does not "
+                "open the settler's key",
+                remedy="write `upto: {facilitator: …}`, the settling account's address",
+            )
         self.domain = Domain(asset.name, asset.version, config.chain.chain_id, asset.address)
         self._routes: dict[tuple[str, str], Route] = {}
         self.routes: list[Route] = []
         for settings in config.routes:
-            route = _route(settings, config)
+            route = _route(settings, config, facilitator)
             self.routes.append(route)
             self._routes[settings.method, settings.path] = route
 
@@ -91,11 +105,15 @@ class PriceBook:
         return [method for method, listed in self._routes if listed == path]
 
 
-def _route(settings: RouteSettings, config: SellerConfig) -> Route:
-    asset = config.token
-
-    def quote(price: str, model: str | None) -> Quote:
-        return Quote(settings.match, settings.path, model, _offer(price, asset, config))
+def _route(settings: RouteSettings, config: SellerConfig, facilitator: Address | None) -> Route:
+    def quote(price: PriceSettings, model: str | None) -> Quote:
+        usage = price.usage_price(config.token)
+        if usage is None:
+            offer = _offer(config, price.per_call_atomic(config.token))
+        else:
+            assert facilitator is not None, "checked before"
+            offer = _offer_by_usage(config, usage.ceiling_atomic, facilitator)
+        return Quote(settings.match, settings.path, model, offer, usage)
 
     return Route(
         match=settings.match,
@@ -105,12 +123,25 @@ def _route(settings: RouteSettings, config: SellerConfig) -> Route:
     )
 
 
-def _offer(price: str, asset: Asset, config: SellerConfig) -> Offer:
+def _offer(config: SellerConfig, amount_atomic: int) -> Offer:
     return Offer(
         scheme="exact",
         network=config.chain,
-        asset=asset,
-        amount_atomic=parse_amount(price, asset, "price"),
+        asset=config.token,
+        amount_atomic=amount_atomic,
         pay_to=config.payee,
         max_timeout_s=OFFER_TIMEOUT_S,
+    )
+
+
+def _offer_by_usage(config: SellerConfig, ceiling_atomic: int, facilitator: Address) -> Offer:
+    return Offer(
+        scheme="upto",
+        network=config.chain,
+        asset=config.token,
+        amount_atomic=ceiling_atomic,
+        pay_to=config.payee,
+        max_timeout_s=METERED_OFFER_TIMEOUT_S,
+        method=PERMIT2,
+        extra={"assetTransferMethod": PERMIT2, "facilitatorAddress": address_text(facilitator)},
     )

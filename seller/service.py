@@ -7,10 +7,11 @@ import logging
 import time
 from pathlib import Path
 
-from contracts.address import address_text
+from contracts.address import Address, address_text
 from contracts.crash import checkpoint
 from contracts.errors import (
     ChainUnavailable,
+    ConfigInvalid,
     ContractPayer,
     ExposureExceeded,
     FareboxError,
@@ -59,13 +60,13 @@ class Seller:
 
     def __init__(self, config: SellerConfig, *, settles: bool | None = None) -> None:
         self.config = config
-        self.book = PriceBook(config)
-        self.answers = Answers(self.book, config.base_url)
-        self.metrics = Metrics()
         self.settles = config.settler.kind == "facilitator" if settles is None else settles
         self._key: GasKey | None = None
         if self.settles and config.settler.key_file is not None:
             self._key = read_gas_key(Path(config.settler.key_file))
+        self.book = PriceBook(config, self._facilitator())
+        self.answers = Answers(self.book, config.base_url)
+        self.metrics = Metrics()
         self._caps = Caps(*config.exposure_atomic)
         self._asset = config.token
         self._opening: asyncio.Lock | None = None
@@ -77,6 +78,16 @@ class Seller:
         self._worker: Worker | None = None
         self._task: asyncio.Task[None] | None = None
         self._token_is_checked = False
+
+    def _facilitator(self) -> Address | None:
+        """Return who settles prices by usage. Raises `ConfigInvalid` where the settings name another account."""
+        stated, own = self.config.upto_facilitator, None if self._key is None else self._key.address
+        if stated is not None and own is not None and stated != own:
+            raise ConfigInvalid(
+                f"upto.facilitator: is {address_text(stated)}, but settler.key_file is the key of {address_text(own)}",
+                remedy="leave it out, or write the account whose key settles",
+            )
+        return stated or own
 
     # Life
 

@@ -10,6 +10,7 @@ from contracts.errors import ConfigInvalid
 from seller import PaymentMiddleware
 from seller.config import CONFIG_VARIABLE, SellerConfig, read_config
 from seller.pricebook import PriceBook
+from seller.service import Seller
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "seller.example.yaml"
 
@@ -36,6 +37,8 @@ def test_the_example_is_a_whole_configuration() -> None:
     assert prices["POST /v1/chat/completions", None] == 1000
     assert prices["POST /v1/chat/completions", "big-model"] == 10_000
     assert prices["POST /v1/embeddings", "small-embedder"] == 100
+    # 50 a call, 16,384 tokens at 0.15 and 2,048 at 0.60 of an atomic unit.
+    assert prices["POST /v1/completions", None] == 50 + 3687
 
 
 def test_the_shortest_configuration_uses_the_networks_own_dollar(tmp_path: Path) -> None:
@@ -90,6 +93,82 @@ def test_a_trap_is_refused_with_its_line(tmp_path: Path, find: str, replace: str
 def test_one_route_listed_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="listed twice"):
         read_config(write(tmp_path, GOOD + '  - {match: "GET /paid", free: true}\n'))
+
+
+USAGE = '{per_million_output_tokens: "0.6", max_output_tokens: 100}'
+
+
+@pytest.mark.parametrize(
+    ("price", "says"),
+    [
+        ('{per_million_output_tokens: "0.6"}', "needs `max_output_tokens`"),
+        ('{per_million_input_tokens: "0.6", max_output_tokens: 9}', "needs `max_input_tokens`"),
+        ('{per_million_output_tokens: "0.6", max_output_tokens: 9, max_input_tokens: 9}', "only goes with"),
+        ('{per_million_output_tokens: "0.6", max_output_tokens: 0}', "greater than or equal to 1"),
+        ('{per_million_output_tokens: "0,6", max_output_tokens: 9}', "decimal point"),
+        ("{per_million_output_tokens: 0.6, max_output_tokens: 9}", "write it in quotes"),
+        ('{per_million_output_tokens: "0.6", max_output_tokens: 9, minimum: "0"}', "more than zero"),
+        ('{per_call: "0.1", minimum: "0.1"}', "only goes with a price per million"),
+        ('{minimum: "0.1"}', "needs a `per_call`"),
+        ("{}", "needs a `per_call`"),
+        ('{per_million_tokens: "0.1"}', "did you mean"),
+        ("[]", "a string"),
+    ],
+)
+def test_a_price_by_usage_that_is_not_whole_is_refused_with_its_line(tmp_path: Path, price: str, says: str) -> None:
+    for place in (f"price: {price}", f'models: {{"m": {price}}}'):
+        text = GOOD.replace('{match: "GET /paid", price: "0.01"}', f'{{match: "POST /v1/chat/completions", {place}}}')
+        with pytest.raises(ConfigInvalid) as caught:
+            read_config(write(tmp_path, text))
+        assert "seller.yaml:6:" in caught.value.message
+        assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("route", "says"),
+    [
+        (f'{{match: "GET /paid", price: {USAGE}}}', "usage is only known of"),
+        (f'{{match: "POST /v1/audio/speech", price: {USAGE}}}', "usage is only known of"),
+        (f'{{match: "POST /v1/embeddings", price: {USAGE}}}', "generates no tokens"),
+    ],
+)
+def test_usage_is_sold_only_where_it_is_known(tmp_path: Path, route: str, says: str) -> None:
+    with pytest.raises(ConfigInvalid, match=says):
+        read_config(write(tmp_path, GOOD.replace('{match: "GET /paid", price: "0.01"}', route)))
+
+
+def test_a_price_by_usage_cannot_be_settled_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="known only after the work"):
+        read_config(write(tmp_path, _by_usage("settle: before\n")))
+
+
+def test_prices_by_usage_name_who_settles_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"upto\.facilitator: .* does not open"):
+        PriceBook(read_config(write(tmp_path, _by_usage())))
+    named = "upto: {facilitator: '0x70997970C51812dc3A010C7d01b50e0d17dc79C8'}\n"
+    offer = PriceBook(read_config(write(tmp_path, _by_usage(named)))).routes[0].quote_for(None).offer
+    assert (offer.scheme, offer.amount_atomic) == ("upto", 60)
+    assert offer.extra["facilitatorAddress"] == "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+    with pytest.raises(ConfigInvalid, match=r"seller\.yaml:.*upto\.facilitator"):
+        read_config(write(tmp_path, _by_usage("upto: {facilitator: '0x12'}\n")))
+    elsewhere = _by_usage().replace("kind: chain, key_file: settler.key", 'kind: facilitator, url: "https://x.example"')
+    with pytest.raises(ConfigInvalid, match="its /supported states"):
+        read_config(write(tmp_path, elsewhere))
+
+
+def test_a_facilitator_that_is_not_the_settlers_own_account_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "settler.key").write_text("11" * 32)
+    (tmp_path / "settler.key").chmod(0o600)
+    own = "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A"
+    assert Seller(read_config(write(tmp_path, _by_usage())), settles=True).gas_account == own
+    named = _by_usage("upto: {facilitator: '0x70997970C51812dc3A010C7d01b50e0d17dc79C8'}\n")
+    with pytest.raises(ConfigInvalid, match=own):
+        Seller(read_config(write(tmp_path, named)), settles=True)
+
+
+def _by_usage(more: str = "") -> str:
+    route = f'{{match: "POST /v1/chat/completions", price: {USAGE}}}'
+    return GOOD.replace('{match: "GET /paid", price: "0.01"}', route).replace("routes:", f"{more}routes:")
 
 
 async def nothing(scope: object, receive: object, send: object) -> None:
