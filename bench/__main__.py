@@ -1,9 +1,10 @@
-"""The command: `python -m bench [NAME …] [--json] [--quick]`."""
+"""The command: `python -m bench [NAME …] [--json] [--quick]`, or `python -m bench NAME --help` for one of `OWN`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -13,11 +14,15 @@ from bench.machine import this_machine
 from bench.report import Report
 from contracts.console import print_document
 
+# Benches with options of their own.
+OWN = ("bidder",)
 NAMES = ("verify", "sign", "claims", "seller", "first_byte")
 
 
 def main() -> None:
     """Run the benches named, or all of them, and print what they found."""
+    if sys.argv[1:2] and sys.argv[1] in OWN:
+        sys.exit(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all when none is named")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")

@@ -1,0 +1,24 @@
+"""Every bound of the bidder."""
+
+from __future__ import annotations
+
+# Offers that are looked at for one call; more are cut, dearest first.
+OFFERS_MAX = 64
+# Sellers that are remembered.
+SELLERS_MAX = 256
+# Arms (a seller's tier) that the linear bandit tells apart; the rest share one.
+ARMS_MAX = 96
+
+# Exploration: how often, and how dear it may be at most.
+EXPLORE_SHARE = 0.02
+EXPLORE_SHARE_AFTER_DRIFT = 0.05
+EXPLORE_OF_CAP_PERCENT = 50
+EXPLORE_OF_DAY_PERCENT = 3
+
+# Training: the first model, how often a new one is made while little is known and later, and from how many outcomes.
+TRAIN_FIRST = 150
+TRAIN_EVERY_EARLY = 250
+TRAIN_EVERY = 500
+TRAIN_EARLY_UNTIL = 1_000
+TRAIN_EVERY_S = 600.0
+TRAIN_WINDOW = 8_000
