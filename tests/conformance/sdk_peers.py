@@ -28,6 +28,7 @@ from x402.mechanisms.evm.exact import (
     register_exact_evm_server,
 )
 from x402.mechanisms.evm.signers import EthAccountSigner
+from x402.mechanisms.evm.upto import UptoEvmClientScheme, UptoEvmFacilitatorScheme
 from x402.schemas import PaymentPayload, PaymentRequirements
 
 from contracts.evm.devnet import DevAccount, Devnet
@@ -59,9 +60,11 @@ def serving(app: Any) -> Iterator[str]:
 
 
 def facilitator(chain: Devnet, account: DevAccount) -> x402Facilitator:
-    """Return the SDK's facilitator with its `exact` EVM scheme, settling on `chain` with the gas of `account`."""
+    """Return the SDK's facilitator with its `exact` and `upto` schemes, settling with the gas of `account`."""
     signer = FacilitatorWeb3Signer("0x" + account.key.hex(), chain.rpc_url)
-    return register_exact_evm_facilitator(x402Facilitator(), signer, networks=chain.network)
+    sdk = register_exact_evm_facilitator(x402Facilitator(), signer, networks=chain.network)
+    sdk.register([chain.network], UptoEvmFacilitatorScheme(signer))
+    return sdk
 
 
 def facilitator_app(chain: Devnet, account: DevAccount) -> FastAPI:
@@ -150,18 +153,21 @@ def paying_client(
     chain: Devnet,
     account: DevAccount,
     *,
+    token: str | None = None,
     cap_atomic: int = 1_000_000,
     v1_name: str | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> httpx.AsyncClient:
-    """Return the SDK's httpx client, funded by `account`, with its spend controls opened for the devnet's dollar.
+    """Return the SDK's httpx client, funded by `account`, with its spend controls opened for `token`, or the dollar.
 
     With `v1_name`, the v1 name of the network, it is a v1 client: it is kept from seeing v2 headers. `transport` is
     what the SDK's own transport sends through.
     """
-    client = register_exact_evm_client(x402Client(), EthAccountSigner(Account.from_key(account.key)))
+    signer = EthAccountSigner(Account.from_key(account.key))
+    client = register_exact_evm_client(x402Client(), signer)
+    client.register("eip155:*", UptoEvmClientScheme(signer))
     allowed: Any = [
-        {"network": network, "asset": chain.token, "max_amount_per_payment": str(cap_atomic)}
+        {"network": network, "asset": token or chain.token, "max_amount_per_payment": str(cap_atomic)}
         for network in (chain.network, v1_name)
         if network is not None
     ]

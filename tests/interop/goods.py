@@ -1,0 +1,85 @@
+"""What is for sale everywhere: chat completions of the model-server stand-in, whole or streamed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.demo.dialects import answer_text
+from tests.interop.cells import Rail
+
+__all__ = [
+    "CEILING_ATOMIC",
+    "CHAT",
+    "INPUT_ATOMIC",
+    "MODEL",
+    "OUTPUT_ATOMIC",
+    "PROMPT",
+    "Bought",
+    "chat",
+    "is_right",
+    "offered_atomic",
+    "price_atomic",
+    "used_atomic",
+]
+
+CHAT = "/v1/chat/completions"
+MODEL = "demo-model"
+PROMPT = "What does one cell cost?"
+
+# Atomic units of a token with 6 decimals, a token of usage, and the most that one call may cost.
+INPUT_ATOMIC, OUTPUT_ATOMIC, CEILING_ATOMIC = 10, 20, 50_000
+_EXACT_ATOMIC = {Rail.EIP3009: 1_000, Rail.PERMIT2: 10**15}
+_PIECES = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Bought:
+    """What a client holds after a call: status, body, and `told`, the header that speaks of money, or "".
+
+    `accepted` is what the client itself made of the receipt: (success, payer). `flowed` tells whether the first piece
+    of a stream was there before the seller's model was let go on; None where nobody held it back.
+    """
+
+    status: int
+    body: str
+    told: str
+    accepted: tuple[bool, str]
+    flowed: bool | None = None
+
+
+def chat(*, stream: bool = False, hold: str | None = None) -> dict[str, Any]:
+    """Return the body of a call; with `hold`, the model waits after its first piece until that hold is released."""
+    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]}
+    if stream:
+        body["stream"] = True
+    if hold is not None:
+        body["metadata"] = {"x-test-hold": hold, "x-test-hold-after-chunks": "1"}
+    return body
+
+
+def is_right(body: str, *, stream: bool) -> bool:
+    """Tell whether an answer is the whole of what was bought."""
+    if not stream:
+        text = json.loads(body)["choices"][0]["message"]["content"]
+        return bool(text == answer_text(PROMPT))
+    frames = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: ")]
+    chunks = [json.loads(frame) for frame in frames[:-1]]
+    pieces = [chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks]
+    return frames[-1] == "[DONE]" and "".join(pieces) == answer_text(PROMPT)
+
+
+def offered_atomic(rail: Rail) -> int:
+    """Return the amount that a rail's offer states: the price, or on upto the ceiling."""
+    return CEILING_ATOMIC if rail is Rail.UPTO else _EXACT_ATOMIC[rail]
+
+
+def price_atomic(rail: Rail) -> int:
+    """Return what one call costs on a rail, in atomic units of the rail's token; on upto, what the usage comes to."""
+    return used_atomic(len(PROMPT.split()), _PIECES) if rail is Rail.UPTO else _EXACT_ATOMIC[rail]
+
+
+def used_atomic(input_tokens: int, output_tokens: int) -> int:
+    """Return the price of a usage."""
+    return input_tokens * INPUT_ATOMIC + output_tokens * OUTPUT_ATOMIC
