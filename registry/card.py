@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from contracts.address import address_text
+from contracts.erc8004 import REGISTRATION_TYPE
 from registry.agent_id import AgentId, read_agent_id
 from registry.limits import (
     DESCRIPTION_CHARS_MAX,
@@ -26,9 +27,8 @@ from registry.limits import (
 )
 from registry.text import clean
 
-__all__ = ["REGISTRATION_V1", "Card", "Registration", "Service", "host_of", "read_card"]
+__all__ = ["Card", "Registration", "Service", "host_of", "read_card"]
 
-REGISTRATION_V1 = "https://eips.ethereum.org/EIPS/eip-8004#registration-v1"
 
 _ENDPOINT_NAMES = ("endpoint", "url", "uri", "serviceEndpoint", "value")
 _SKILL_LISTS = ("skills", "a2aSkills", "mcpTools", "mcpPrompts", "mcpResources", "tools", "capabilities")
@@ -94,7 +94,7 @@ def read_card(document: Mapping[str, Any]) -> tuple[Card, tuple[str, ...]]:
     """Return the card of a decoded registration file, and the codes of what was odd about it. Never raises."""
     warn = _Warnings()
     kind = document.get("type")
-    if kind != REGISTRATION_V1:
+    if kind != REGISTRATION_TYPE:
         warn("type_missing" if kind is None else "type_other")
     services, skills, tags = _services(document, warn)
     trust = document.get("supportedTrust", document.get("supportedTrusts"))
@@ -109,7 +109,7 @@ def read_card(document: Mapping[str, Any]) -> tuple[Card, tuple[str, ...]]:
         trust=_words(trust if isinstance(trust, list) else ()),
         x402=_flag(document, ("x402Support", "x402support", "x402_support"), warn),
         active=_flag(document, ("active",), warn),
-        is_registration_v1=kind == REGISTRATION_V1,
+        is_registration_v1=kind == REGISTRATION_TYPE,
     )
     if not card.services:
         warn("services_none")

@@ -18,7 +18,7 @@ import httpcore
 
 from registry.limits import URL_CHARS_MAX
 
-__all__ = ["GuardedNetwork", "NetworkPolicy", "Refused", "forbidden", "resolve"]
+__all__ = ["GuardedNetwork", "NetworkPolicy", "Refused", "Resolver", "forbidden", "resolve"]
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

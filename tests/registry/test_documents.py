@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.address import parse_address
+from contracts.erc8004 import REGISTRATION_TYPE
 from contracts.errors import UsageError
 from registry.agent_id import AgentId, parse_agent_id, parse_registry
-from registry.card import REGISTRATION_V1, Card
+from registry.card import Card
 from registry.documents import read_document
 from registry.ipfs import block_matches, file_in_block, parse_cid
 from registry.limits import DESCRIPTION_CHARS_MAX, DOCUMENT_BYTES_MAX, NAME_CHARS_MAX, SERVICES_MAX, URI_CHARS_MAX
@@ -30,7 +31,7 @@ from registry.uri import locate
 
 IDENTITY = parse_address("0x8004A818BFB912233c491871b3d84c89A494BD9e")
 AGENT0 = sorted((Path(__file__).parent / "agent0").glob("*.json"))
-FILE = {"type": REGISTRATION_V1, "name": "Coder", "description": "writes code", "services": [], "registrations": []}
+FILE = {"type": REGISTRATION_TYPE, "name": "Coder", "description": "writes code", "services": [], "registrations": []}
 DATA = json.dumps(FILE).encode()
 
 
