@@ -62,6 +62,7 @@ def compile_all() -> dict[str, bytes]:
     return {
         f"{contract}.json": _artifact(contract, built, output["compiler"], version, sources.keys())
         for source in sources
+        if "/" not in source
         for contract, built in output["contracts"][source].items()
         if built["evm"]["bytecode"]["object"]
     }
