@@ -7,10 +7,8 @@ gets that knows everything but the draws of luck. "Cold" is the first 1,000 task
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from bench.gates import Gate, gate_lines, gates_met
 from bench.machine import this_machine
 from bench.market import Array, Live, Result, Shock, World, play
 from bench.paired import Interval, interval
+from bench.processes import in_processes
 from contracts.console import print_document
 from gateway.bidder.task import Offer, Task
 
@@ -31,7 +30,6 @@ COLD_TASKS = 1_000
 SLOWED_AT, DEAD_AT = 0.5, 0.75
 SLOWED_SELLER, DEAD_SELLER = 3, 5
 RECOVERY_TASKS, RECOVERY_SHARE, RECOVERY_WINDOW = 300, 0.95, 700
-PROCESSES_MAX = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class _Job:
 def measure(seeds: Sequence[int], tasks: int, policies: Sequence[str]) -> dict[str, list[Share]]:
     """Return the shares of each policy, one for each seed."""
     jobs = [_Job(seed, tasks, policies) for seed in seeds]
-    runs = list(_in_processes(_run_seed, jobs))
+    runs = in_processes(_run_seed, jobs)
     return {name: [run[name] for run in runs] for name in policies}
 
 
@@ -77,17 +75,9 @@ def recover(seeds: Sequence[int], tasks: int, policies: Sequence[str]) -> dict[s
     }
     found: dict[str, dict[str, list[Recovery]]] = {}
     for name, shock in shocks.items():
-        runs = list(_in_processes(_run_shock, [_Job(seed, tasks, policies, (shock,)) for seed in seeds]))
+        runs = in_processes(_run_shock, [_Job(seed, tasks, policies, (shock,)) for seed in seeds])
         found[name] = {policy: [run[policy] for run in runs] for policy in policies}
     return found
-
-
-def _in_processes(work: Any, jobs: Sequence[_Job]) -> Any:
-    # Trees and matrices are small here: more threads than one only wait for each other.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = "1"
-    with ProcessPoolExecutor(min(PROCESSES_MAX, os.cpu_count() or 1)) as pool:
-        yield from pool.map(work, jobs)
 
 
 def _play(world: World, policy: str, seed: int) -> Result:

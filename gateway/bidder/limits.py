@@ -22,3 +22,8 @@ TRAIN_EVERY = 500
 TRAIN_EARLY_UNTIL = 1_000
 TRAIN_EVERY_S = 600.0
 TRAIN_WINDOW = 8_000
+
+# Sealed limits: answers before a model is made, between two of them, and kept to learn from.
+SEALED_FIRST = 150
+SEALED_EVERY = 200
+SEALED_WINDOW = 3_000
