@@ -18,6 +18,7 @@ import gateway.demo.cli
 import gateway.litellm.cli
 import seller.cli
 from contracts.console import exit_on_error, out, print_document
+from contracts.redaction import log_to_stderr
 from gateway.devnet import devnet
 from gateway.key_commands import budget_commands, key_commands
 from gateway.selfcheck import selfcheck
@@ -87,7 +88,7 @@ def serve(
         from gateway.config import load_config, override
 
         serving.shed_wallet_environment()
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        log_to_stderr(logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         settings = override(load_config(config), listen=listen, admin_listen=admin_listen)
 

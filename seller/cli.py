@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from contracts.redaction import log_to_stderr
 
 __all__ = ["commands"]
 
@@ -41,7 +44,7 @@ def sell(
     from seller.service import Seller
 
     with exit_on_error(as_json=as_json):
-        _log_to_stderr()
+        log_to_stderr(logging.WARNING)
         seller = Seller(read_config(config), settles=settle)
         asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
 
@@ -64,7 +67,7 @@ def settle(
     from seller.service import Seller
 
     with exit_on_error(as_json=as_json):
-        _log_to_stderr()
+        log_to_stderr(logging.WARNING)
         seller = Seller(read_config(config), settles=True)
         asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
 
@@ -85,7 +88,7 @@ def facilitator(
     from seller.run import facilitate
 
     with exit_on_error(as_json=as_json):
-        _log_to_stderr()
+        log_to_stderr(logging.WARNING)
         service = Facilitator(read_facilitator_config(config))
 
         def announce(port: str, _: str) -> None:
@@ -138,14 +141,3 @@ def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
             out.print(f"settling with gas account {seller.gas_account}")
 
     print_document(document, as_json=as_json, human=human)
-
-
-def _log_to_stderr() -> None:
-    import logging
-    import sys
-
-    from seller.redaction import RedactingFormatter
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -15,7 +15,7 @@ from contracts.admin_token import ADMIN_TOKEN_VARIABLE
 from contracts.errors import ConfigInvalid
 from contracts.evm.devnet import Devnet
 from seller.admin import admin_app
-from seller.redaction import RedactingFormatter, redacted
+from contracts.redaction import RedactingFormatter, redacted
 from tests.seller.shop import BODY, CHAT, GAS, Shop, error_of, open_shop
 
 TOKEN = "a-long-enough-token-0123456789"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 
-__all__ = ["RedactingFormatter", "redacted"]
+__all__ = ["RedactingFormatter", "log_to_stderr", "redacted"]
 
 _MASK = "***"
 _HEADERS = "authorization|cookie|payment-signature|x-payment|proxy-authorization"
@@ -45,3 +46,10 @@ class RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line as it may be read by anybody who reads logs."""
         return redacted(super().format(record))
+
+
+def log_to_stderr(level: int) -> None:
+    """Let this process log to stderr from `level` up, through a `RedactingFormatter`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
