@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +18,13 @@ import httpx
 
 from registry.card import host_of
 from registry.guard import GuardedNetwork, NetworkPolicy, Refused, Resolver, resolve
-from registry.limits import FETCH_CONCURRENCY, FETCH_PER_HOST, FETCH_TIMEOUT_S, REDIRECTS_MAX
+from registry.limits import (
+    FETCH_CONCURRENCY,
+    FETCH_HOST_FAILURES_MAX,
+    FETCH_PER_HOST,
+    FETCH_TIMEOUT_S,
+    REDIRECTS_MAX,
+)
 
 __all__ = ["Answer", "Fetcher", "Unfetched"]
 
@@ -48,7 +54,8 @@ class Answer:
 
 
 class Fetcher:
-    """Fetches for one run; an async context manager. At most so many at once, and few to one host.
+    """Fetches for one run; an async context manager. At most so many at once, and few to one host, which is
+    not asked again in this run once it was silent a few times.
 
     `resolver` stands in for the system's in tests.
     """
@@ -63,6 +70,7 @@ class Fetcher:
         )
         self._all = asyncio.Semaphore(FETCH_CONCURRENCY)
         self._hosts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCH_PER_HOST))
+        self._dead: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,16 +128,21 @@ class Fetcher:
         return await self._within(timeout_s, url, once)
 
     async def _within(self, timeout_s: float, url: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        host = host_of(url) or ""
         # The host's turn first: a thousand files on one slow host must not take everybody's places.
-        async with self._hosts[host_of(url) or ""], self._all:
+        async with self._hosts[host], self._all:
+            if self._dead[host] >= FETCH_HOST_FAILURES_MAX:
+                raise Unfetched("host_down", host)
             try:
                 async with asyncio.timeout(timeout_s):
                     return await work()
             except TimeoutError:
+                self._dead[host] += 1
                 raise Unfetched("timeout", f"not over after {timeout_s:g} s") from None
             except Refused as refusal:
                 raise Unfetched(refusal.code, refusal.detail) from None
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as problem:
+                self._dead[host] += 1
                 raise Unfetched("unreachable", type(problem).__name__) from None
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError) as problem:
                 raise Unfetched("broken_off", type(problem).__name__) from None

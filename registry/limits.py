@@ -31,10 +31,16 @@ REDIRECTS_MAX = 3
 # Open connections, in all and to one host, which may carry a thousand registrations.
 FETCH_CONCURRENCY = 16
 FETCH_PER_HOST = 2
+# After so many connections without an answer a host is left alone for the rest of a run.
+FETCH_HOST_FAILURES_MAX = 3
 # A file is asked for again after this long, and a dead one later after every failure.
 DOCUMENT_TTL_S = 86_400
 FAILED_TTL_S = 3_600
 FAILED_TTL_S_MAX = 30 * 86_400
+# A file that was good is given up after so many failures in a row.
+FAILURES_UNTIL_GONE = 3
+# Documents stored in one transaction.
+FETCH_BATCH = 200
 # Documents of one run of `discover sync`; the next run goes on.
 FETCH_RUN_MAX = 50_000
 

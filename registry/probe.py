@@ -1,0 +1,132 @@
+"""Probing: one unpaid request to an endpoint that a registration names, and what its 402 asks. Never pays.
+
+Sources: x402 specification (402 with `PAYMENT-REQUIRED`, or version 1 in the body), OpenAI API (smallest requests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from urllib.parse import urlsplit
+
+import msgspec
+
+from contracts.asked import read_asked
+from contracts.errors import FareboxError, NotForSale
+from contracts.limits import BODY_402_BYTES_MAX
+from contracts.offers import Offer, offer_from_wire
+from registry.card import Card
+from registry.fetch import Answer, Fetcher, Unfetched
+from registry.limits import PROBE_ENDPOINTS_MAX, PROBE_TIMEOUT_S
+
+__all__ = ["INFERENCE_PATHS", "Probe", "cheapest", "endpoints_of", "probe", "read_probe"]
+
+# OpenAI- and Anthropic-shaped routes, in the order in which a base URL is asked.
+INFERENCE_PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/responses", "/v1/messages")
+# Services that may answer an HTTP request with a price; MCP and A2A speak protocols of their own, ENS and email none.
+_PROBED_NAMES = ("x402", "openai", "inference", "llm", "api", "http", "https", "rest", "web", "openapi", "")
+_NO_SUCH_ROUTE = (404, 405)
+_BODY = msgspec.json.encode(
+    {"model": "default", "messages": [{"role": "user", "content": "."}], "input": ".", "prompt": ".", "max_tokens": 1}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What an endpoint did when it was asked without payment.
+
+    `state`: `payable` (a 402 with at least one offer that can be read), `unreadable` (a 402 without one), `free`,
+    `refused` (any other answer), `dead` (no answer). `url` is the route that answered, `offers` what it asks there.
+    """
+
+    endpoint: str
+    url: str
+    state: str
+    offers: tuple[Offer, ...] = ()
+    status: int | None = None
+    latency_ms: int | None = None
+    error: str | None = None
+
+
+def endpoints_of(card: Card) -> tuple[str, ...]:
+    """Return the endpoints of a card that may be for sale over HTTP, those that say so first."""
+    named = [
+        (_PROBED_NAMES.index(service.name.lower()), service.endpoint)
+        for service in card.services
+        if service.name.lower() in _PROBED_NAMES and service.endpoint.startswith(("https://", "http://"))
+    ]
+    return tuple(dict.fromkeys(endpoint for _, endpoint in sorted(named, key=lambda pair: pair[0])))[
+        :PROBE_ENDPOINTS_MAX
+    ]
+
+
+async def probe(endpoint: str, fetcher: Fetcher, model: str | None = None) -> Probe:
+    """Ask `endpoint` without paying, or where it is a base URL the inference routes below it until one is there."""
+    found = Probe(endpoint, endpoint, "dead", error="url_malformed")
+    for method, url in _requests(endpoint):
+        try:
+            answer = await fetcher.ask(
+                method,
+                url,
+                headers=[("content-type", "application/json")] if method == "POST" else [("accept", "*/*")],
+                body=_body(model) if method == "POST" else b"",
+                body_max=BODY_402_BYTES_MAX,
+                timeout_s=PROBE_TIMEOUT_S,
+            )
+        except Unfetched as problem:
+            return Probe(endpoint, url, "dead", error=problem.code)
+        found = read_probe(endpoint, answer)
+        if answer.status not in _NO_SUCH_ROUTE:
+            break
+    return found
+
+
+def read_probe(endpoint: str, answer: Answer) -> Probe:
+    """Return what the answer to an unpaid request says. Pure; never raises."""
+    status, latency_ms = answer.status, answer.latency_ms
+    if status != 402:
+        state = "free" if 200 <= status < 300 else "refused"
+        return Probe(endpoint, answer.url, state, (), status, latency_ms, f"status_{status}")
+    try:
+        asked = read_asked(answer.headers, answer.body)
+    except NotForSale:
+        return Probe(endpoint, answer.url, "unreadable", (), status, latency_ms, "no_x402_terms")
+    except FareboxError as error:
+        return Probe(endpoint, answer.url, "unreadable", (), status, latency_ms, error.code)
+    offers = []
+    for index in range(len(asked.accepts)):
+        try:
+            offers.append(offer_from_wire(asked.requirements(index), field=asked.field(index)))
+        except FareboxError:
+            continue  # another chain family, or nonsense: the other offers stand
+    if not offers:
+        return Probe(endpoint, answer.url, "unreadable", (), status, latency_ms, "no_readable_offer")
+    return Probe(endpoint, answer.url, "payable", tuple(offers), status, latency_ms)
+
+
+def cheapest(offers: Iterable[Offer]) -> Offer | None:
+    """Return the cheapest offer; tokens that are not dollars come last, since their price cannot be compared."""
+    return min(
+        offers,
+        key=lambda offer: (not offer.asset.is_dollar, Fraction(offer.amount_atomic, 10**offer.asset.decimals)),
+        default=None,
+    )
+
+
+def _requests(endpoint: str) -> list[tuple[str, str]]:
+    """Return the (method, URL) pairs to try in order: any path by GET, inference routes by POST."""
+    try:
+        path = urlsplit(endpoint).path.rstrip("/")
+    except ValueError:
+        return []
+    if path.endswith(INFERENCE_PATHS):
+        return [("POST", endpoint)]
+    if path and not path.endswith("/v1"):
+        return [("GET", endpoint)]
+    base = endpoint.partition("?")[0].rstrip("/").removesuffix("/v1")
+    return [*(("POST", base + route) for route in INFERENCE_PATHS), ("GET", endpoint)]
+
+
+def _body(model: str | None) -> bytes:
+    return _BODY if model is None else _BODY.replace(b'"default"', msgspec.json.encode(model))
