@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from buyer.signers import Signer
+from buyer.fresh import facilitator_of
+from buyer.signing import Signer
 from contracts.address import Address, address_text
 from contracts.errors import BudgetExceeded, InvalidSignature, PriceAboveCap, SignerFailed, TermsNotAllowed
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import transfer_digest
+from contracts.schemes.rails import rail_of
 from contracts.signature import recover
-from contracts.typed_data import Domain
 
 __all__ = ["BoundedSigner", "Bounds"]
 
@@ -49,14 +49,14 @@ class BoundedSigner:
         """The wallet that pays."""
         return self._signer.address
 
-    def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
+    def sign_authorizations(self, authorizations: Sequence[Authorization], offer: Offer) -> list[bytes]:
         """Return checked signatures, in order.
 
         Raises `TermsNotAllowed`, `PriceAboveCap` or `BudgetExceeded` before the signer is asked for any of them;
         `SignerFailed` when the signer fails or one of its signatures is not the wallet's.
         """
         for authorization in authorizations:
-            self._check(authorization, domain)
+            self._check(authorization, offer)
         new = [authorization for authorization in authorizations if authorization.nonce not in self._asked]
         if len(self._asked) + len({authorization.nonce for authorization in new}) > self._bounds.count_max:
             raise BudgetExceeded(f"more than the {self._bounds.count_max} agreed authorizations would be signed")
@@ -65,18 +65,23 @@ class BoundedSigner:
             raise BudgetExceeded(f"more than the agreed {self._bounds.total_max_atomic} atomic units would be signed")
         self._asked.update(authorization.nonce for authorization in new)
         self._asked_atomic += value_atomic
-        signatures = self._signer.sign_authorizations(authorizations, domain)
+        signatures = self._signer.sign_authorizations(authorizations, offer)
         if len(signatures) != len(authorizations):
             raise SignerFailed(f"the signer returned {len(signatures)} signatures for {len(authorizations)}")
         return [
-            self._checked(authorization, domain, signature)
+            self._checked(authorization, offer, signature)
             for authorization, signature in zip(authorizations, signatures, strict=True)
         ]
 
-    def _check(self, authorization: Authorization, domain: Domain) -> None:
+    def _check(self, authorization: Authorization, asked: Offer) -> None:
         bounds, offer = self._bounds, self._bounds.offer
-        if domain != offer.domain:
+        if asked.domain != offer.domain:
             raise TermsNotAllowed("the signature would be for another token or network than agreed")
+        rail = rail_of(offer)
+        if rail_of(asked) is not rail:
+            raise TermsNotAllowed("the signature would move the money in another way than agreed")
+        if authorization.facilitator != facilitator_of(offer):
+            raise TermsNotAllowed("another facilitator than agreed could settle it")
         if authorization.payer != self.address:
             raise TermsNotAllowed(f"the payer {address_text(authorization.payer)} is not the signer's wallet")
         if authorization.payee != offer.pay_to:
@@ -86,9 +91,9 @@ class BoundedSigner:
         if authorization.valid_before_s > bounds.valid_before_max_s:
             raise TermsNotAllowed("the authorization would stay valid longer than agreed")
 
-    def _checked(self, authorization: Authorization, domain: Domain, signature: bytes) -> bytes:
+    def _checked(self, authorization: Authorization, offer: Offer, signature: bytes) -> bytes:
         try:
-            signer = recover(transfer_digest(authorization, domain), signature)
+            signer = recover(rail_of(offer).digest(authorization, offer), signature)
         except InvalidSignature as error:
             raise SignerFailed(f"the signer's {error.message}") from None
         if signer != self.address:

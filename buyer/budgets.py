@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from buyer.endpoint import origin_of
 from buyer.purchase import Purchase
+from buyer.rows import COST_SQL
 from contracts.address import ZERO
 from contracts.errors import BudgetExceeded, NameUnknown, UsageError
 from contracts.money import Asset, parse_amount
@@ -127,19 +128,19 @@ def counted(connection: Connection, scope: str, day: int) -> tuple[int, int]:
     total = on_day = 0
     rows = connection.execute(
         f"""SELECT purchases.name, purchases.endpoint, authorizations.client_key, terms.decimals,
-                authorizations.value_atomic,
+                {COST_SQL} AS cost,
                 CASE WHEN claimed_s IS NULL OR claimed_s >= :day THEN 1 ELSE 0 END AS is_today, count(*) AS times
             FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
                 JOIN terms ON terms.id = authorizations.terms_id
             WHERE authorizations.state IN {_TAKEN}
             GROUP BY purchases.name, purchases.endpoint, authorizations.client_key, terms.decimals,
-                authorizations.value_atomic, is_today""",  # noqa: S608 - a constant
+                cost, is_today""",  # noqa: S608 - a constant
         {"day": day * DAY_S},
     ).fetchall()
     for row in rows:
         names = ("all", f"purchase:{row['name']}", f"seller:{origin_of(row['endpoint'])}", f"key:{row['client_key']}")
         if scope in names:
-            units: int = int(row["value_atomic"]) * 10 ** (_DECIMALS - row["decimals"]) * row["times"]
+            units: int = int(row["cost"]) * 10 ** (_DECIMALS - row["decimals"]) * row["times"]
             total += units
             on_day += units if row["is_today"] else 0
     return total, on_day

@@ -9,20 +9,34 @@ from dataclasses import dataclass, replace
 from buyer.asked import Option
 from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable, PayerHasCode, RemoteError, TermsNotAllowed
+from contracts.evm.permit2 import Permit2, Permit2Facts
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Head, Token, TokenFacts, read_head
 from contracts.networks import find_asset
 from contracts.offers import Offer
+from contracts.schemes.permit2 import domain_separator
+from contracts.schemes.rails import proxy_of
 
-__all__ = ["ChainFacts", "check_before_signing", "endpoints_by_chain", "read_holdings", "with_chain_decimals"]
+__all__ = [
+    "ChainFacts",
+    "check_before_signing",
+    "endpoints_by_chain",
+    "read_allowances",
+    "read_holdings",
+    "with_chain_decimals",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class ChainFacts:
-    """The wallet's balance in the offer's token, in atomic units, and the head it was read at."""
+    """The wallet's balance in the offer's token, in atomic units, and the head it was read at.
+
+    `allowance_atomic` is how much of it Permit2 may move, where that is how the offer is paid; else None.
+    """
 
     balance_atomic: int
     head: Head
+    allowance_atomic: int | None = None
 
 
 async def endpoints_by_chain(rpc_urls: Sequence[str]) -> dict[int, tuple[str, ...]]:
@@ -47,11 +61,7 @@ async def read_holdings(
     options: Sequence[Option], payer: Address, endpoints: Mapping[int, Sequence[str]]
 ) -> dict[tuple[int, Address], int]:
     """Return the wallet's atomic balance for each (chain, token) of the options on a chain we can ask."""
-    wanted = {
-        (option.terms.offer.network.chain_id, option.terms.offer.asset.address)
-        for option in options
-        if option.terms is not None and option.terms.offer.network.chain_id in endpoints
-    }
+    wanted = _tokens([option.terms.offer for option in options if option.terms is not None], endpoints)
     holdings: dict[tuple[int, Address], int] = {}
     for chain_id, token in sorted(wanted):
         async with Rpc(endpoints[chain_id]) as rpc:
@@ -60,6 +70,24 @@ async def read_holdings(
             else:
                 holdings[chain_id, token] = 0
     return holdings
+
+
+async def read_allowances(
+    options: Sequence[Option], payer: Address, endpoints: Mapping[int, Sequence[str]]
+) -> dict[tuple[int, Address], int]:
+    """Return how much Permit2 may move of each (chain, token) that an option would have it move."""
+    offers = [option.terms.offer for option in options if option.terms is not None]
+    allowances: dict[tuple[int, Address], int] = {}
+    for chain_id, token in sorted(_tokens([offer for offer in offers if proxy_of(offer) is not None], endpoints)):
+        async with Rpc(endpoints[chain_id]) as rpc:
+            if (await Token(rpc, token).facts()).has_code:
+                allowances[chain_id, token] = await Permit2(rpc).allowance(token, payer)
+    return allowances
+
+
+def _tokens(offers: Sequence[Offer], endpoints: Mapping[int, Sequence[str]]) -> set[tuple[int, Address]]:
+    known = [offer for offer in offers if offer.network.chain_id in endpoints]
+    return {(offer.network.chain_id, offer.asset.address) for offer in known}
 
 
 async def with_chain_decimals(option: Option, endpoints: Mapping[int, Sequence[str]]) -> Option:
@@ -82,12 +110,20 @@ async def check_before_signing(offer: Offer, payer: Address, rpc_urls: Sequence[
     """Return the facts for the balance check, once everything else about token and payer is in order.
 
     Raises `TermsNotAllowed` for another chain, an address without contract, other decimals or another EIP-712 domain
-    than the offer's; `PayerHasCode` for a wallet that is a contract; `ChainUnavailable`.
+    than the offer's, and where Permit2 or the x402 proxy is missing that the offer needs; `PayerHasCode` for a wallet
+    that is a contract; `ChainUnavailable`.
     """
     async with Rpc(rpc_urls) as rpc:
         token = Token(rpc, offer.asset.address)
         facts = await token.facts()
         _check_token(offer, facts)
+        proxy, allowance_atomic = proxy_of(offer), None
+        if proxy is None:
+            _check_domain(offer, facts)
+        else:
+            permit2 = await Permit2(rpc).facts(proxy.address, offer.asset.address, payer)
+            _check_permit2(offer, permit2)
+            allowance_atomic = permit2.allowance_atomic
         payer_facts = await token.payer_facts(payer)
         head = await read_head(rpc)
     if payer_facts.has_code:
@@ -95,7 +131,7 @@ async def check_before_signing(offer: Offer, payer: Address, rpc_urls: Sequence[
             f"the wallet {address_text(payer)} is a contract on {offer.network.label} (EIP-7702 delegation included); "
             "the token would refuse its key's signatures"
         )
-    return ChainFacts(payer_facts.balance_atomic, head)
+    return ChainFacts(payer_facts.balance_atomic, head, allowance_atomic)
 
 
 def _check_token(offer: Offer, facts: TokenFacts) -> None:
@@ -109,12 +145,26 @@ def _check_token(offer: Offer, facts: TokenFacts) -> None:
         raise TermsNotAllowed(f"there is no token contract at {where}", remedy="the seller must correct its offer")
     if facts.decimals != offer.asset.decimals:
         raise TermsNotAllowed(f"the token {where} has {facts.decimals} decimals, not {offer.asset.decimals}")
+
+
+def _check_domain(offer: Offer, facts: TokenFacts) -> None:
+    where = f"{offer.asset.address_text} on {offer.network.label}"
     if facts.domain_separator != offer.domain.separator:
         raise TermsNotAllowed(
             f"the token {where} signs in another EIP-712 domain than name {offer.asset.name[:40]!r}, "
             f"version {offer.asset.version[:20]!r}; signatures would be worthless",
             remedy="the seller must correct `extra.name` and `extra.version`",
         )
+
+
+def _check_permit2(offer: Offer, facts: Permit2Facts) -> None:
+    """Where Permit2 or the proxy is not what the signature is made for, nobody could ever settle it."""
+    if facts.domain_separator is None:
+        raise TermsNotAllowed(f"there is no Permit2 on {offer.network.label}", remedy="choose another offer")
+    if facts.domain_separator != domain_separator(offer.network.chain_id):
+        raise TermsNotAllowed(f"Permit2 on {offer.network.label} signs in another EIP-712 domain than the known one")
+    if not facts.proxy_has_code:
+        raise TermsNotAllowed(f"the x402 proxy for {offer.scheme} is not deployed on {offer.network.label}")
 
 
 async def _chain_id(url: str) -> int | None:

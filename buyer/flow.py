@@ -309,11 +309,16 @@ def _receipt(incoming: Incoming, paid: Authorization, offer: Offer) -> Settlemen
         is_ours = (
             (not receipt.payer or parse_address(receipt.payer) == paid.payer)
             and (not receipt.network or parse_network(receipt.network) == offer.network)
-            and (not receipt.amount or wire_uint256(receipt.amount, "amount") == paid.value_atomic)
+            and (not receipt.amount or _may_be_charged(wire_uint256(receipt.amount, "amount"), paid, offer))
         )
     except FareboxError:
         return None
     return receipt if is_ours else None
+
+
+def _may_be_charged(amount_atomic: int, paid: Authorization, offer: Offer) -> bool:
+    """Tell whether what the receipt states is what the signature allows: the price, or for `upto` no more than it."""
+    return amount_atomic <= paid.value_atomic if offer.scheme == "upto" else amount_atomic == paid.value_atomic
 
 
 def _refusal(incoming: Incoming, receipt: SettlementResponse | None, pinned: Offer) -> FareboxError | None:
@@ -351,7 +356,7 @@ def _difference(pinned: Offer, offers: list[Offer]) -> str | None:
     if nearest.amount_atomic != pinned.amount_atomic:
         was, now = (format_amount(offer.amount_atomic, offer.asset) for offer in (pinned, nearest))
         return f"the price was {was} and is {now}"
-    return "another payee, scheme or token domain"
+    return "another payee, scheme, facilitator or token domain"
 
 
 def _same(one: Offer, other: Offer) -> bool:
@@ -359,6 +364,7 @@ def _same(one: Offer, other: Offer) -> bool:
         one.amount_atomic == other.amount_atomic
         and one.pay_to == other.pay_to
         and (one.scheme, one.method, one.domain) == (other.scheme, other.method, other.domain)
+        and one.extra.get("facilitatorAddress") == other.extra.get("facilitatorAddress")
     )
 
 

@@ -14,16 +14,16 @@ from collections import OrderedDict
 from buyer.asked import PaymentAsked
 from buyer.bounded import BoundedSigner, Bounds
 from buyer.flow import Outgoing
+from buyer.fresh import fresh_authorization
 from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, OPEN_PAYMENTS_MAX
 from buyer.payment import SignedPayment
 from buyer.policy import SpendPolicy, choose
-from buyer.signers import Signer
+from buyer.signing import Signer
 from contracts.address import Address
 from contracts.errors import BudgetExceeded, OutcomeUnknown, UsageError
 from contracts.limits import EXPIRY_MARGIN_S
 from contracts.money import format_amount
 from contracts.offers import Offer
-from contracts.schemes.authorization import Authorization
 
 __all__ = ["SignerFunds", "fingerprint"]
 
@@ -64,18 +64,12 @@ class SignerFunds:
         terms = choose(asked, self._policy, request.url).terms
         offer = terms.offer
         validity_s = min(self._policy.max_validity_s, offer.max_timeout_s + CLAIM_MARGIN_S)
-        authorization = Authorization(
-            payer=self._signer.address,
-            payee=offer.pay_to,
-            value_atomic=offer.amount_atomic,
-            valid_after_s=0,
-            valid_before_s=now_s + validity_s,
-            nonce=secrets.token_bytes(32),
-        )
+        nonce = secrets.token_bytes(32)
+        authorization = fresh_authorization(offer, self._signer.address, nonce, now_s + validity_s)
         self._reserve(offer)
         bounds = Bounds(offer, 1, offer.amount_atomic, authorization.valid_before_s)
         # A signer that failed may have signed: its price stays reserved.
-        signature = BoundedSigner(self._signer, bounds).sign_authorizations([authorization], offer.domain)[0]
+        signature = BoundedSigner(self._signer, bounds).sign_authorizations([authorization], offer)[0]
         return SignedPayment(fingerprint(request), terms, authorization, signature)
 
     def never_left(self, payment: SignedPayment) -> None:

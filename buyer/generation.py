@@ -18,6 +18,7 @@ import secrets
 from dataclasses import dataclass
 
 from buyer.home import Home
+from buyer.nonces import close_words
 from contracts.errors import StoreUnavailable
 from contracts.storage import Connection, Database
 
@@ -125,6 +126,7 @@ def _mark(connection: Connection, noted: _Note, now_s: int) -> None:
     if now["leases"] > noted.leases:
         return
     connection.execute("UPDATE purchases SET restored_s = ? WHERE restored_s IS NULL", (now_s,))
+    close_words(connection)
     connection.execute(
         "UPDATE pool_state SET leases = ?, sends = ?", (noted.leases + 1, max(noted.sends, now["sends"]) + 1)
     )

@@ -13,16 +13,28 @@ from dataclasses import dataclass
 from buyer.moves import move_sql
 from buyer.pool import exposure_atomic, payer_exposure
 from buyer.purchase import Purchase, Terms
-from buyer.rows import authorization_from_row, terms_from_row
+from buyer.rows import COST_SQL, authorization_from_row, terms_from_row
 from buyer.seal import Seal, read_seal_id
-from contracts.errors import BudgetExceeded, ConfigInvalid, InsufficientBalance
+from contracts.address import Address
+from contracts.errors import BudgetExceeded, ConfigInvalid, InsufficientAllowance, InsufficientBalance
 from contracts.lifecycle import AuthorizationEvent
 from contracts.money import format_amount
+from contracts.networks import PERMIT2
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.rails import rail_of
 from contracts.storage import Connection
 
-__all__ = ["Intent", "expire_overdue", "forget_expired", "intend", "intents_of", "room_atomic", "store_signed"]
+__all__ = [
+    "Intent",
+    "check_allowance",
+    "expire_overdue",
+    "forget_expired",
+    "intend",
+    "intents_of",
+    "room_atomic",
+    "store_signed",
+]
 
 _DAY_S = 86_400
 
@@ -52,20 +64,27 @@ def intend(
     balance_atomic: int,
     from_block: int,
     now_s: int,
+    allowance_atomic: int | None = None,
 ) -> list[Intent]:
     """Reserve the money of `authorizations` under every cap and write them down as intents.
 
-    Must run in one synced transaction. Raises `InsufficientBalance` when the wallet does not cover all it has ever
-    signed and not spent plus these, `BudgetExceeded` when they would pass `max_total` or `max_per_day`.
+    Must run in one synced transaction. `allowance_atomic` is what the wallet lets Permit2 move, where that is how the
+    money goes. Raises `InsufficientBalance` or `InsufficientAllowance` when these do not cover all that was ever signed
+    and not spent plus these, `BudgetExceeded` when they would pass `max_total` or `max_per_day`.
     """
     if not authorizations:
         return []
     offer = purchase.offer
     value_atomic = sum(authorization.value_atomic for authorization in authorizations)
     _check_balance(connection, purchase, value_atomic, balance_atomic)
+    if allowance_atomic is not None:
+        check_allowance(connection, offer, purchase.payer, value_atomic, allowance_atomic)
     _check_budget(connection, purchase, value_atomic, now_s)
+    rail = rail_of(offer)
     connection.executemany(
-        "INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        """INSERT INTO intents (nonce, purchase_id, terms_id, chain_id, token, payer, payee, value_atomic,
+               valid_after_s, valid_before_s, intended_s, from_block, rail, registry, facilitator)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             (
                 authorization.nonce,
@@ -80,6 +99,9 @@ def intend(
                 authorization.valid_before_s,
                 now_s,
                 from_block,
+                rail.NAME,
+                rail.registry(offer.asset.address),
+                authorization.facilitator,
             )
             for authorization in authorizations
         ],
@@ -112,11 +134,13 @@ def store_signed(
         raise ConfigInvalid("the pool is sealed with another key")
     for intent, signature in signed:
         authorization, offer = intent.authorization, intent.terms.offer
+        rail = rail_of(offer)
         key = (offer.network.chain_id, offer.asset.address, authorization.payer, authorization.nonce)
         stored = connection.execute(
             """INSERT INTO authorizations (purchase_id, terms_id, state, chain_id, token, payer, nonce, payee,
-                   value_atomic, valid_after_s, valid_before_s, signature, signed_s, from_block)
-               VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                   value_atomic, valid_after_s, valid_before_s, signature, signed_s, from_block, rail, registry,
+                   facilitator)
+               VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                ON CONFLICT (chain_id, token, payer, nonce) DO NOTHING""",
             (
                 intent.purchase_id,
@@ -129,6 +153,9 @@ def store_signed(
                 signature if seal is None else seal.close(signature, authorization.nonce),
                 now_s,
                 intent.from_block,
+                rail.NAME,
+                rail.registry(offer.asset.address),
+                authorization.facilitator,
             ),
         )
         connection.execute("DELETE FROM intents WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?", key)
@@ -171,6 +198,22 @@ def _check_balance(connection: Connection, purchase: Purchase, value_atomic: int
         )
 
 
+def check_allowance(
+    connection: Connection, offer: Offer, payer: Address, value_atomic: int, allowance_atomic: int
+) -> None:
+    """Raise `InsufficientAllowance` unless Permit2 may move all that was promised through it plus `value_atomic`."""
+    live_atomic = payer_exposure(connection, offer.network.chain_id, offer.asset.address, payer, registry=PERMIT2)
+    needed_atomic = live_atomic + value_atomic
+    if needed_atomic > allowance_atomic:
+        raise InsufficientAllowance(
+            f"the wallet lets Permit2 move {_shown(allowance_atomic, offer)} of its {offer.asset.symbol}; live "
+            f"authorizations already promise {_shown(live_atomic, offer)} and these would add "
+            f"{_shown(value_atomic, offer)}",
+            remedy=f"run `farebox approve --token {offer.asset.address_text} "
+            f"--amount {format_amount(needed_atomic, offer.asset, symbol=False)}`",
+        )
+
+
 def _check_budget(connection: Connection, purchase: Purchase, value_atomic: int, now_s: int) -> None:
     policy, offer = purchase.refill, purchase.offer
     if policy is not None and policy.max_total_atomic is not None:
@@ -184,8 +227,8 @@ def _check_budget(connection: Connection, purchase: Purchase, value_atomic: int,
 def _used_atomic(connection: Connection, purchase: Purchase) -> int:
     """Return what the purchase has cost and may still cost; what expired or was revoked costs nothing."""
     here = {"purchase": purchase.id}
-    query = """SELECT value_atomic, count(*) FROM authorizations
-               WHERE purchase_id = :purchase AND state = 'spent' GROUP BY value_atomic"""
+    query = f"""SELECT {COST_SQL} AS cost, count(*) FROM authorizations
+                WHERE purchase_id = :purchase AND state = 'spent' GROUP BY cost"""  # noqa: S608 - a constant
     return _sum(connection, query, here) + exposure_atomic(connection, "purchase_id = :purchase", here)
 
 

@@ -11,7 +11,7 @@ from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, encode_header
 from contracts.limits import HEADER_BYTES_MAX
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import encode_payload
+from contracts.schemes.rails import rail_of
 from contracts.wire import PaymentPayload, PaymentPayloadV1
 
 __all__ = ["SignedPayment", "payment_headers"]
@@ -41,7 +41,8 @@ def payment_headers(terms: Terms, authorization: Authorization, signature: bytes
 
     The echo of extensions is optional in the protocol, and left out where it would make the header too long.
     """
-    payload = msgspec.Raw(msgspec.json.encode(encode_payload(authorization, signature)))
+    offer = terms.offer
+    payload = msgspec.Raw(msgspec.json.encode(rail_of(offer).encode_payload(authorization, signature, offer)))
     accepted = terms.accepted
     if terms.x402_version == 1:
         message = PaymentPayloadV1(x402_version=1, scheme=accepted.scheme, network=accepted.network, payload=payload)

@@ -11,6 +11,7 @@ from fractions import Fraction
 from urllib.parse import urlsplit
 
 from buyer.asked import Option, PaymentAsked
+from buyer.fresh import facilitator_of
 from buyer.limits import SELLER_TIMEOUT_S_MAX, VALIDITY_S_DEFAULT
 from buyer.purchase import Terms
 from contracts.address import Address, address_text, parse_address
@@ -23,14 +24,15 @@ from contracts.errors import (
 )
 from contracts.money import Asset, format_amount, parse_amount
 from contracts.networks import DEVNET_CHAIN_ID, find_asset, parse_network
-from contracts.offers import EIP3009, Offer
+from contracts.offers import Offer
+from contracts.schemes.rails import proxy_of
 
 __all__ = ["Choice", "Holdings", "Rejection", "SpendPolicy", "acceptable", "choose", "describe"]
 
 # Atomic balance by chain id and token.
 Holdings = Mapping[tuple[int, Address], int]
 
-_SCHEMES = ("exact",)
+_SCHEMES = ("exact", "upto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class SpendPolicy:
     - `allowed_assets`: token addresses; None allows the tokens in Farebox's own table and, on the local devnet, any.
       An unknown token may be worth anything, whatever it calls itself.
     - `max_validity_s`: the longest window a payment is signed for.
+    - `schemes`: `exact` pays the price that was asked. `upto` lets the seller charge by usage, up to what it asked, so
+      that the price cap bounds the ceiling; nobody is charged that way who did not say so.
     - `allow_v1`: whether to pay a seller that asks in x402 version 1, whose offer stands in the body alone.
     """
 
@@ -58,6 +62,7 @@ class SpendPolicy:
     max_validity_s: int = VALIDITY_S_DEFAULT
     accept_quote: bool = False
     allow_v1: bool = False
+    schemes: Collection[str] = ("exact",)
 
     def __post_init__(self) -> None:
         """Refuse, with `UsageError`, a policy without a price cap, with two of one kind, or with unreadable members."""
@@ -75,6 +80,9 @@ class SpendPolicy:
             parse_address(address, "allowed_assets")
         for network in self.allowed_networks or ():
             parse_network(network, "allowed_networks")
+        for scheme in self.schemes:
+            if scheme not in _SCHEMES:
+                raise UsageError(f"scheme: expected {' or '.join(_SCHEMES)}, got {scheme[:40]!r}")
         if self.max_validity_s <= 0:
             raise UsageError("max_validity_s: expected a positive number of seconds")
 
@@ -126,11 +134,18 @@ def acceptable(asked: PaymentAsked, policy: SpendPolicy, url: str) -> tuple[list
     return accepted, rejected
 
 
-def choose(asked: PaymentAsked, policy: SpendPolicy, url: str, holdings: Holdings | None = None) -> Choice:
+def choose(
+    asked: PaymentAsked,
+    policy: SpendPolicy,
+    url: str,
+    holdings: Holdings | None = None,
+    allowances: Holdings | None = None,
+) -> Choice:
     """Return the cheapest acceptable option whose asset the wallet holds.
 
-    `holdings` are the wallet's balances; None means that they are not known here, and are not looked at. Raises the
-    refusal of the option that came nearest, with all of them in its message.
+    `holdings` are the wallet's balances, `allowances` what of them Permit2 may move; None means that they are not known
+    here, and are not looked at. An option that could be paid after an approval comes after all that can be paid now.
+    Raises the refusal of the option that came nearest, with all of them in its message.
     """
     accepted, rejected = acceptable(asked, policy, url)
     if holdings is not None:
@@ -139,7 +154,7 @@ def choose(asked: PaymentAsked, policy: SpendPolicy, url: str, holdings: Holding
         accepted = [option for option in accepted if option.index not in refused]
     if not accepted:
         raise _nearest(rejected)
-    best = min(accepted, key=_cost)
+    best = min(accepted, key=lambda option: (_needs_approval(option, allowances), *_cost(option)))
     others = [Rejection(option, _dearer(option, best)) for option in accepted if option is not best]
     assert best.terms is not None
     return Choice(best, best.terms, sorted(rejected + others, key=lambda rejection: rejection.option.index))
@@ -147,8 +162,10 @@ def choose(asked: PaymentAsked, policy: SpendPolicy, url: str, holdings: Holding
 
 def describe(offer: Offer) -> str:
     """Return one line for a person; every word of it is ours or checked, none the seller's."""
+    bound = "up to " if offer.scheme == "upto" else ""
+    price = format_amount(offer.amount_atomic, offer.asset)
     return (
-        f"{format_amount(offer.amount_atomic, offer.asset)} on {offer.network.label} to {address_text(offer.pay_to)} "
+        f"{bound}{price} on {offer.network.label} to {address_text(offer.pay_to)} "
         f"({offer.scheme}, {offer.method}, token {offer.asset.address_text})"
     )
 
@@ -156,9 +173,15 @@ def describe(offer: Offer) -> str:
 def _problem(terms: Terms, policy: SpendPolicy, url: str) -> FareboxError | None:
     """Return the first reason against an offer; the order is from what can never be to what a user may change."""
     offer = terms.offer
-    if offer.scheme not in _SCHEMES or offer.method != EIP3009:
+    try:
+        facilitator_of(offer)
+    except FareboxError as error:
+        return TermsNotAllowed(f"it is not supported: {error.message}")
+    if offer.scheme not in policy.schemes:
         return TermsNotAllowed(
-            f"scheme {offer.scheme[:40]!r} by {offer.method[:40]!r} is not supported; only exact by EIP-3009 is"
+            f"scheme {offer.scheme} is not an allowed scheme"
+            + ("; it charges by usage, up to the price" if offer.scheme == "upto" else ""),
+            remedy=f"allow it with --scheme {offer.scheme}",
         )
     if terms.x402_version == 1 and not policy.allow_v1:
         return TermsNotAllowed(
@@ -219,6 +242,14 @@ def _cost(option: Option) -> tuple[bool, Fraction, int]:
     assert option.terms is not None
     offer = option.terms.offer
     return (not offer.asset.is_dollar, Fraction(offer.amount_atomic, 10**offer.asset.decimals), option.index)
+
+
+def _needs_approval(option: Option, allowances: Holdings | None) -> bool:
+    assert option.terms is not None
+    offer = option.terms.offer
+    if allowances is None or proxy_of(offer) is None:
+        return False
+    return allowances.get((offer.network.chain_id, offer.asset.address), 0) < offer.amount_atomic
 
 
 def _dearer(option: Option, best: Option) -> FareboxError:

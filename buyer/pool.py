@@ -260,13 +260,20 @@ def count_states(connection: Connection, purchase_id: int) -> Counts:
     return Counts(**by_state)
 
 
-def payer_exposure(connection: Connection, chain_id: int, token: Address, payer: Address) -> int:
-    """Return atomic units: everything signed by `payer` in `token` that may still be used, of all purchases."""
-    return exposure_atomic(
-        connection,
+def payer_exposure(
+    connection: Connection, chain_id: int, token: Address, payer: Address, *, registry: Address | None = None
+) -> int:
+    """Return atomic units: everything signed by `payer` in `token` that may still be used, of all purchases.
+
+    With `registry`, only what that contract would move.
+    """
+    where, values = (
         "chain_id = :chain AND token = :token AND payer = :payer",
         {"chain": chain_id, "token": token, "payer": payer},
     )
+    if registry is not None:
+        where, values = f"{where} AND registry = :registry", {**values, "registry": registry}
+    return exposure_atomic(connection, where, values)
 
 
 def exposure_atomic(connection: Connection, where: str, values: dict[str, Any]) -> int:

@@ -7,28 +7,44 @@ signer is asked; a crash between signing and storing leaves intents that the nex
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from buyer.asked import PaymentAsked
 from buyer.bounded import BoundedSigner, Bounds
-from buyer.chain import ChainFacts, check_before_signing, endpoints_by_chain, read_holdings, with_chain_decimals
-from buyer.journal import Intent, expire_overdue, forget_expired, intend, intents_of, store_signed
+from buyer.chain import (
+    ChainFacts,
+    check_before_signing,
+    endpoints_by_chain,
+    read_allowances,
+    read_holdings,
+    with_chain_decimals,
+)
+from buyer.fresh import facilitator_of, fresh_authorization
+from buyer.journal import (
+    Intent,
+    check_allowance,
+    expire_overdue,
+    forget_expired,
+    intend,
+    intents_of,
+    store_signed,
+)
 from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, SIGN_CHUNK, SIGN_COUNT_MAX, TTL_S_MIN
+from buyer.nonces import draw_nonces
 from buyer.policy import Choice, SpendPolicy, acceptable, choose
 from buyer.pool import Pool
 from buyer.purchase import Purchase, RefillPolicy, Terms
 from buyer.rows import find_purchase, insert_purchase, insert_terms, refill_text, urls_text
-from buyer.signers import Signer
+from buyer.signing import Signer
 from contracts.address import Address, address_text
 from contracts.crash import checkpoint
 from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowed, UsageError
 from contracts.limits import VALIDITY_S_MAX
 from contracts.money import format_amount
 from contracts.offers import Offer
-from contracts.schemes.authorization import Authorization
+from contracts.schemes.rails import rail_of
 from contracts.storage import Connection
 
 __all__ = ["Draft", "Plan", "carry_out", "check_wallet", "choose_option", "count_for_budget", "prepare"]
@@ -70,7 +86,7 @@ class Plan:
 
     @property
     def price_atomic(self) -> int:
-        """What one call costs."""
+        """What one call costs; where the seller charges by usage, at most."""
         return self.draft.terms.offer.amount_atomic
 
     @property
@@ -95,7 +111,8 @@ async def choose_option(
     corrected = replace(asked, options=options)
     accepted, _ = acceptable(corrected, policy, url)
     holdings = await read_holdings(accepted, payer, endpoints)
-    choice = choose(corrected, policy, url, holdings)
+    allowances = await read_allowances(accepted, payer, endpoints)
+    choice = choose(corrected, policy, url, holdings, allowances)
     return choice, endpoints[choice.terms.offer.network.chain_id]
 
 
@@ -111,7 +128,7 @@ async def prepare(pool: Pool, draft: Draft, count: int, now_s: int) -> Plan:
     """Check everything and return what would be signed; nothing is written and no signer asked.
 
     `count` are the authorizations wanted in all; unfinished ones of an earlier run count towards it. Raises
-    `UsageError`, `TermsNotAllowed`, `PayerHasCode`, `InsufficientBalance`, `ChainUnavailable`.
+    `UsageError`, `TermsNotAllowed`, `PayerHasCode`, `InsufficientBalance`, `InsufficientAllowance`, `ChainUnavailable`.
     """
     offer = draft.terms.offer
     _check_numbers(count, draft.ttl_s, offer.max_timeout_s)
@@ -138,6 +155,12 @@ async def prepare(pool: Pool, draft: Draft, count: int, now_s: int) -> Plan:
             f"{format_amount(live_atomic, offer.asset)} and these would add "
             f"{format_amount(plan.count * plan.price_atomic, offer.asset)}"
         )
+    allowance_atomic = facts.allowance_atomic
+    if allowance_atomic is not None:
+        new_atomic = plan.count * plan.price_atomic
+        pool.database.read(
+            lambda connection: check_allowance(connection, offer, draft.payer, new_atomic, allowance_atomic)
+        )
     return plan
 
 
@@ -161,8 +184,12 @@ def carry_out(
         new = intend(
             connection,
             purchase,
-            [_authorization(plan) for _ in range(plan.count)],
+            [
+                fresh_authorization(purchase.offer, purchase.payer, nonce, plan.valid_before_s)
+                for nonce in draw_nonces(connection, purchase, plan.count)
+            ],
             balance_atomic=plan.facts.balance_atomic,
+            allowance_atomic=plan.facts.allowance_atomic,
             from_block=plan.facts.head.number,
             now_s=now_s,
         )
@@ -199,7 +226,7 @@ def _sign_and_store(
         bounded = BoundedSigner(signer, Bounds(offer, len(group), offer.amount_atomic, latest_s))
         for start in range(0, len(group), SIGN_CHUNK):
             chunk = group[start : start + SIGN_CHUNK]
-            signatures = bounded.sign_authorizations([intent.authorization for intent in chunk], offer.domain)
+            signatures = bounded.sign_authorizations([intent.authorization for intent in chunk], offer)
             checkpoint("buyer.signed")
             signed = list(zip(chunk, signatures, strict=True))
             signed_s = int(clock())
@@ -232,7 +259,7 @@ def _purchase_on_disk(connection: Connection, draft: Draft, now_s: int) -> Purch
     terms_id = existing.terms_id
     if draft.terms.accepted != existing.terms.accepted or draft.terms.x402_version != existing.terms.x402_version:
         terms_id = insert_terms(connection, draft.terms, now_s)
-        if draft.terms.offer.domain == existing.offer.domain:
+        if draft.terms.offer.domain == existing.offer.domain and rail_of(draft.terms.offer) is rail_of(existing.offer):
             _carry_over(connection, existing, draft.terms.offer, terms_id)
     connection.execute(
         "UPDATE purchases SET terms_id = ?, price_cap_atomic = ?, ttl_s = ?, refill = ?, rpc_urls = ? WHERE id = ?",
@@ -250,21 +277,12 @@ def _purchase_on_disk(connection: Connection, draft: Draft, now_s: int) -> Purch
 
 def _carry_over(connection: Connection, existing: Purchase, offer: Offer, terms_id: int) -> None:
     """Let what is signed already serve new terms that differ only in what a signature does not cover."""
+    if facilitator_of(offer) != facilitator_of(existing.offer):
+        return
     connection.execute(
         """UPDATE authorizations SET terms_id = ?
            WHERE purchase_id = ? AND terms_id = ? AND state = 'ready' AND payee = ? AND value_atomic = ?""",
         (terms_id, existing.id, existing.terms_id, offer.pay_to, str(offer.amount_atomic)),
-    )
-
-
-def _authorization(plan: Plan) -> Authorization:
-    return Authorization(
-        payer=plan.draft.payer,
-        payee=plan.draft.terms.offer.pay_to,
-        value_atomic=plan.price_atomic,
-        valid_after_s=0,
-        valid_before_s=plan.valid_before_s,
-        nonce=secrets.token_bytes(32),
     )
 
 

@@ -18,7 +18,9 @@ class Receipt:
     """One paid request. `transaction` is the settlement's hash where the seller or the chain told it.
 
     `state` is the authorization's: `spent` was served, `unknown` waits for the chain. `status` is the HTTP status of
-    the answer, None when none came. Times are unix seconds.
+    the answer, None when none came. `price_atomic` is what was signed; `charged_atomic` what was charged of it where
+    the seller charges by usage: its word, or the chain's where `charge_proven`, None while unknown. Times are unix
+    seconds.
     """
 
     receipt_id: str
@@ -27,6 +29,8 @@ class Receipt:
     endpoint: str
     state: str
     price_atomic: int
+    charged_atomic: int | None
+    charge_proven: bool
     network: str
     asset: str
     payer: str
@@ -75,6 +79,8 @@ def _receipt(row: Row) -> Receipt:
         endpoint=row["endpoint"],
         state=row["state"],
         price_atomic=int(row["value_atomic"]),
+        charged_atomic=None if row["charged_atomic"] is None else int(row["charged_atomic"]),
+        charge_proven=bool(row["charge_proven"]),
         network=f"eip155:{row['chain_id']}",
         asset=address_text(row["token"]),
         payer=address_text(row["payer"]),

@@ -16,6 +16,7 @@ from contracts.storage import Connection, Cursor, Row
 from contracts.wire import Requirements, ResourceInfo
 
 __all__ = [
+    "COST_SQL",
     "PURCHASE_QUERY",
     "authorization_from_row",
     "find_purchase",
@@ -27,6 +28,8 @@ __all__ = [
     "urls_text",
 ]
 
+# What a spent authorization has cost: of an `upto` ceiling only what the chain has proven, and all of it before.
+COST_SQL = "CASE WHEN charge_proven = 1 THEN charged_atomic ELSE value_atomic END"
 PURCHASE_QUERY = """
     SELECT purchases.*, terms.x402_version, terms.accepted, terms.decimals, terms.resource, terms.extensions
     FROM purchases JOIN terms ON terms.id = purchases.terms_id
@@ -147,6 +150,7 @@ def authorization_from_row(row: Row) -> Authorization:
         valid_after_s=row["valid_after_s"],
         valid_before_s=row["valid_before_s"],
         nonce=row["nonce"],
+        facilitator=None if row["facilitator"] is None else Address(row["facilitator"]),
     )
 
 

@@ -210,7 +210,7 @@ class Spender:
         latency_ms: int,
         delivered_s: int | None = 0,
     ) -> None:
-        """The seller answered 2xx. `receipt` is the seller's word; only its transaction hash is kept.
+        """The seller answered 2xx. `receipt` is the seller's word; its transaction hash and charge are kept, as such.
 
         `delivered_s` is when the answer was delivered, unix seconds; with None, `delivered` or `undelivered` follows.
         """
@@ -218,11 +218,24 @@ class Spender:
             return
         stated = "" if receipt is None else receipt.transaction
         known = stated if _TRANSACTION_HASH.fullmatch(stated) else None
-        told = {"status": status, "latency_ms": latency_ms, "transaction_hash": known}
+        told = {
+            "status": status,
+            "latency_ms": latency_ms,
+            "transaction_hash": known,
+            "charged_atomic": _stated_charge(claim, receipt),
+        }
         if delivered_s is None:
             self._move(steps.SERVING, claim, **told)
         else:
             self._move(steps.SERVED, claim, delivered_s=delivered_s, **told)
+
+    def charged(self, claim: Claim, charged_atomic: int) -> None:
+        """Note what the seller says it charges of an `upto` ceiling, when it says so after the head of its answer.
+
+        A figure above the ceiling is not noted. Budgets get the rest back once the chain has shown the charge.
+        """
+        if 0 <= charged_atomic <= claim.authorization.value_atomic:
+            self._move(steps.CHARGED, claim, charged=str(charged_atomic))
 
     def delivered(self, claim: Claim, now_s: int) -> None:
         """The whole answer has reached whoever asked: asking the same again is a new request, unless it has an id."""
@@ -313,6 +326,13 @@ class Spender:
     def _check_process(self) -> None:
         if os.getpid() != self._slots.worker.pid:
             raise StoreUnavailable("the spender was opened before a fork", remedy="open one in each worker process")
+
+
+def _stated_charge(claim: Claim, receipt: SettlementResponse | None) -> str | None:
+    """Return what a receipt (`buyer.flow` has checked it against the signature) says was charged of a ceiling."""
+    if claim.purchase.offer.scheme != "upto" or receipt is None:
+        return None
+    return receipt.amount or None
 
 
 def _slot_of(claim: Claim) -> Slot:

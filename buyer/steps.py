@@ -13,6 +13,7 @@ from contracts.storage import Connection
 
 __all__ = [
     "ABORT",
+    "CHARGED",
     "DELIVERED",
     "LOST",
     "NEVER_LEFT",
@@ -61,7 +62,9 @@ UNDO = [
 ]
 # Steps after which a claim costs nothing.
 _RELEASES = frozenset((ABORT, NEVER_LEFT, *UNDO))
-_ANSWER = "status = :status, latency_ms = :latency_ms, transaction_hash = :transaction_hash"
+_ANSWER = (
+    "status = :status, latency_ms = :latency_ms, transaction_hash = :transaction_hash, charged_atomic = :charged_atomic"
+)
 SERVED = move_sql(
     AuthorizationEvent.SERVED,
     f"lease = NULL, delivered_s = :delivered_s, {_ANSWER}",
@@ -70,6 +73,8 @@ SERVED = move_sql(
 # The lease stays until the end of the answer: nobody else fetches it meanwhile.
 SERVING = move_sql(AuthorizationEvent.SERVED, _ANSWER, "id = :id AND lease = :lease")
 DELIVERED = "UPDATE authorizations SET lease = NULL, delivered_s = :now WHERE id = :id AND state = 'spent'"
+# The seller's word; it never replaces what the chain has proven.
+CHARGED = "UPDATE authorizations SET charged_atomic = :charged WHERE id = :id AND rail = 'upto' AND charge_proven = 0"
 UNDELIVERED = "UPDATE authorizations SET lease = NULL WHERE id = :id AND state = 'spent' AND lease = :lease"
 LOST = move_sql(
     AuthorizationEvent.LOST, "lease = NULL, status = :status, reason = :reason", "id = :id AND lease = :lease"

@@ -15,6 +15,7 @@ FareboxError
 │       ├── PriceAboveCap         the seller asks more than the purchase allows
 │       ├── BudgetExceeded        a total, daily or per-client budget would be passed
 │       ├── InsufficientBalance   the wallet does not cover what it would sign
+│       ├── InsufficientAllowance the wallet lets Permit2 move less than it would sign
 │       ├── PayerHasCode          the wallet address is a contract
 │       ├── TermsNotAllowed       asset, network, payee or validity outside the policy
 │       ├── AuthorizationsExhausted   the pool has nothing left to spend
@@ -67,6 +68,7 @@ __all__ = [
     "FacilitatorMismatch",
     "FacilitatorUnavailable",
     "FareboxError",
+    "InsufficientAllowance",
     "InsufficientBalance",
     "InsufficientFunds",
     "InvalidSignature",
@@ -215,6 +217,13 @@ class InsufficientBalance(LocalRefusal):
 
     code = "insufficient_balance"
     remedy = "fund the wallet, or sign for less"
+
+
+class InsufficientAllowance(LocalRefusal):
+    """The wallet lets Permit2 move less than everything it would have signed for: the cap that the chain holds."""
+
+    code = "insufficient_allowance"
+    remedy = "run `farebox approve`"
 
 
 class PayerHasCode(LocalRefusal):

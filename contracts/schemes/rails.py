@@ -11,9 +11,10 @@ from contracts.errors import InvalidSignature, NoMatchingOffer
 from contracts.offers import EIP3009, PERMIT2, Offer
 from contracts.schemes import exact_eip3009, exact_permit2, upto_permit2
 from contracts.schemes.authorization import Authorization, Call
+from contracts.schemes.permit2 import Proxy
 from contracts.signature import recover
 
-__all__ = ["Rail", "check", "check_account_signature", "rail_named", "rail_of"]
+__all__ = ["Rail", "check", "check_account_signature", "proxy_of", "rail_named", "rail_of"]
 
 
 class Rail(Protocol):
@@ -55,6 +56,7 @@ _RAILS: dict[tuple[str, str], Rail] = {
     ("upto", PERMIT2): upto_permit2,
 }
 _BY_NAME = {rail.NAME: rail for rail in _RAILS.values()}
+_PROXIES = {exact_permit2.NAME: exact_permit2.PROXY, upto_permit2.NAME: upto_permit2.PROXY}
 
 
 def rail_of(offer: Offer) -> Rail:
@@ -63,6 +65,11 @@ def rail_of(offer: Offer) -> Rail:
     if rail is None:
         raise NoMatchingOffer(f"{offer.scheme[:40]} by {offer.method[:40]}: no such way of payment is known here")
     return rail
+
+
+def proxy_of(offer: Offer) -> Proxy | None:
+    """Return the x402 proxy that payments of `offer` go through; None where the token itself moves the money."""
+    return _PROXIES.get(rail_of(offer).NAME)
 
 
 def rail_named(name: str) -> Rail:

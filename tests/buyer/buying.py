@@ -17,8 +17,8 @@ from buyer.home import Home
 from buyer.pool import Pool
 from buyer.presign import Draft, carry_out, prepare
 from buyer.signers import KeySigner
+from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
-from contracts.typed_data import Domain
 from tests.buyer.parts import offer_of, terms_of, token_at
 
 COUNT = 80
@@ -29,8 +29,8 @@ class Deadly(KeySigner):
 
     calls = 0
 
-    def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
-        signatures = super().sign_authorizations(authorizations, domain)
+    def sign_authorizations(self, authorizations: Sequence[Authorization], offer: Offer) -> list[bytes]:
+        signatures = super().sign_authorizations(authorizations, offer)
         self.calls += 1
         if self.calls == 2:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -28,7 +28,7 @@ from contracts.headers import PAYMENT_REQUIRED, encode_header
 from contracts.limits import BODY_402_BYTES_MAX, HEADER_BYTES_MAX, OFFERS_MAX
 from contracts.money import Asset
 from contracts.networks import ASSETS
-from contracts.offers import Offer, requirements, requirements_v1
+from contracts.offers import PERMIT2, Offer, requirements, requirements_v1
 from contracts.wire import PaymentRequired, PaymentRequiredV1, encode_json
 from tests.buyer.parts import asks, offer_of, terms_of
 
@@ -110,13 +110,44 @@ def test_an_unknown_token_is_paid_only_when_it_is_named() -> None:
 
 @pytest.mark.parametrize(
     "member",
-    [{"scheme": "upto"}, {"extra": {"name": "USD Coin", "version": "2", "assetTransferMethod": "permit2"}}],
+    [
+        {"scheme": "upto"},
+        {"scheme": "batch-settlement"},
+        {"extra": {"name": "USD Coin", "version": "2", "assetTransferMethod": "erc7710"}},
+    ],
 )
 def test_a_scheme_we_cannot_bound_is_refused(member: dict[str, object]) -> None:
     stated = msgspec.structs.replace(requirements(on_base()), **member)
     required = encode_header(PaymentRequired(x402_version=2, accepts=[stated]))
     with pytest.raises(TermsNotAllowed, match="not supported"):
         choose(read_payment_asked({PAYMENT_REQUIRED: required}, b""), CHEAP_CAP, URL)
+
+
+def metered(price_atomic: int = 1000) -> Offer:
+    facilitator = {"assetTransferMethod": PERMIT2, "facilitatorAddress": "0x" + "99" * 20}
+    return replace(on_base(price_atomic), scheme="upto", method=PERMIT2, extra=facilitator)
+
+
+def test_nobody_is_charged_by_usage_who_did_not_say_so() -> None:
+    with pytest.raises(TermsNotAllowed, match="charges by usage") as refused:
+        choose(read(metered()), CHEAP_CAP, URL)
+    assert "--scheme upto" in refused.value.advice
+    by_usage = replace(CHEAP_CAP, schemes=("upto",))
+    assert choose(read(metered()), by_usage, URL).terms.offer.scheme == "upto"
+    assert choose(read(metered(), on_base()), CHEAP_CAP, URL).terms.offer.scheme == "exact"
+
+
+def test_the_price_cap_bounds_the_ceiling_of_what_is_charged_by_usage() -> None:
+    with pytest.raises(PriceAboveCap):
+        choose(read(metered(10**6)), replace(CHEAP_CAP, schemes=("upto",)), URL)
+
+
+def test_an_option_that_needs_an_approval_first_comes_after_those_that_can_be_paid_now() -> None:
+    over_permit2 = replace(on_base(900), method=PERMIT2, extra={"assetTransferMethod": PERMIT2})
+    asked, token = read(over_permit2, on_base(1000)), (8453, on_base().asset.address)
+    policy, held = SpendPolicy(max_price="1"), {token: 10**6}
+    assert choose(asked, policy, URL, held, {token: 0}).option.index == 1
+    assert choose(asked, policy, URL, held, {token: 900}).option.index == 0
 
 
 def test_the_nearest_refusal_is_raised_and_tells_of_every_option() -> None:

@@ -38,7 +38,6 @@ from contracts.evm.devnet import Devnet
 from contracts.money import Asset
 from contracts.offers import Offer, requirements
 from contracts.schemes.authorization import Authorization
-from contracts.typed_data import Domain
 from tests.buyer.parts import Shop, closed_port_url, offer_of, serving, terms_of, token_of
 
 PRICE = 1000
@@ -52,9 +51,9 @@ class Wallet(KeySigner):
         super().__init__(secret)
         self.signed: list[Authorization] = []
 
-    def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
+    def sign_authorizations(self, authorizations: Sequence[Authorization], offer: Offer) -> list[bytes]:
         self.signed += authorizations
-        return super().sign_authorizations(authorizations, domain)
+        return super().sign_authorizations(authorizations, offer)
 
 
 @pytest.fixture
@@ -208,8 +207,8 @@ def test_what_was_being_signed_at_a_crash_is_exposure_and_signed_again_unchanged
 
 def test_a_signer_that_lies_fills_no_pool(chain: Devnet, pool: Pool, wallet: Wallet, offer: Offer) -> None:
     class Liar(Wallet):
-        def sign_authorizations(self, authorizations: Sequence[Authorization], domain: Domain) -> list[bytes]:
-            return KeySigner(chain.accounts[3].key).sign_authorizations(authorizations, domain)
+        def sign_authorizations(self, authorizations: Sequence[Authorization], offer: Offer) -> list[bytes]:
+            return KeySigner(chain.accounts[3].key).sign_authorizations(authorizations, offer)
 
     with pytest.raises(SignerFailed):
         sign(pool, draft(offer, wallet, chain.rpc_url), Liar(chain.accounts[0].key), 1)

@@ -13,6 +13,7 @@ import pytest
 from eth_account import Account
 
 from buyer.bounded import BoundedSigner, Bounds
+from buyer.fresh import fresh_authorization
 from buyer.home import Home
 from buyer.signers import KeySigner, Signer, open_signer, recall_signer, remember_signer
 from contracts.address import Address, parse_address
@@ -25,14 +26,20 @@ from contracts.errors import (
     TermsNotAllowed,
     UsageError,
 )
+from contracts.networks import Network
+from contracts.offers import PERMIT2
 from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import cancel_digest, transfer_digest
+from contracts.schemes.exact_eip3009 import cancel_digest
+from contracts.schemes.rails import rail_of
 from contracts.signature import recover
 from tests.buyer.parts import NOW_S, closed_port_url, offer_of, serving
 from tests.buyer.signing_server import SigningServer
 
 SECRET = bytes(range(1, 33))
 OFFER = offer_of()
+OVER_PERMIT2 = replace(OFFER, method=PERMIT2)
+METERED = replace(OVER_PERMIT2, scheme="upto", extra={"facilitatorAddress": "0x" + "99" * 20})
+EVERY_WAY = (OFFER, OVER_PERMIT2, METERED)
 
 
 def authorizations(count: int, payer: Address) -> list[Authorization]:
@@ -49,12 +56,13 @@ def write(path: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def check_signs(signer: Signer) -> None:
-    wanted = authorizations(3, signer.address)
-    signatures = signer.sign_authorizations(wanted, OFFER.domain)
-    for authorization, signature in zip(wanted, signatures, strict=True):
-        assert recover(transfer_digest(authorization, OFFER.domain), signature) == signer.address
-    (cancelled,) = signer.sign_cancellations([wanted[0].nonce], OFFER.domain)
-    assert recover(cancel_digest(signer.address, wanted[0].nonce, OFFER.domain), cancelled) == signer.address
+    for offer in EVERY_WAY:
+        wanted = [fresh_authorization(offer, signer.address, secrets.token_bytes(32), NOW_S + 600) for _ in range(3)]
+        signatures = signer.sign_authorizations(wanted, offer)
+        for authorization, signature in zip(wanted, signatures, strict=True):
+            assert recover(rail_of(offer).digest(authorization, offer), signature) == signer.address
+    (cancelled,) = signer.sign_cancellations([bytes(32)], OFFER.domain)
+    assert recover(cancel_digest(signer.address, bytes(32), OFFER.domain), cancelled) == signer.address
 
 
 @pytest.mark.parametrize("text", [SECRET.hex(), "0x" + SECRET.hex() + "\n"])
@@ -139,7 +147,7 @@ def test_a_remote_signer_that_fails_or_lies_is_a_named_failure(misbehave: str) -
         signer = open_signer(f"remote:{url}")
         server.misbehave = misbehave
         with pytest.raises(SignerFailed):
-            bounded(signer).sign_authorizations(authorizations(2, signer.address), OFFER.domain)
+            bounded(signer).sign_authorizations(authorizations(2, signer.address), OFFER)
         signer.close()
 
 
@@ -147,7 +155,7 @@ def test_a_remote_signer_with_v_of_0_or_1_is_understood() -> None:
     server = SigningServer([SECRET], misbehave="v is 0 or 1")
     with serving(server) as url:
         signer = open_signer(f"remote:{url}")
-        (signature,) = bounded(signer).sign_authorizations(authorizations(1, signer.address), OFFER.domain)
+        (signature,) = bounded(signer).sign_authorizations(authorizations(1, signer.address), OFFER)
         assert signature[64] in (27, 28)
         signer.close()
 
@@ -164,9 +172,9 @@ class Watched(KeySigner):
 
     asked = 0
 
-    def sign_authorizations(self, authorizations: object, domain: object) -> list[bytes]:
+    def sign_authorizations(self, authorizations: object, offer: object) -> list[bytes]:
         self.asked += 1
-        return super().sign_authorizations(authorizations, domain)  # type: ignore[arg-type]
+        return super().sign_authorizations(authorizations, offer)  # type: ignore[arg-type]
 
 
 def bounded(signer: Signer, count: int = 2) -> BoundedSigner:
@@ -188,24 +196,40 @@ def test_the_signer_is_not_even_asked_for_what_was_not_agreed(
     signer = Watched(SECRET)
     good, bad = authorizations(2, signer.address)
     with pytest.raises(error):
-        bounded(signer).sign_authorizations([good, msgspec.structs.replace(bad, **change)], OFFER.domain)
+        bounded(signer).sign_authorizations([good, msgspec.structs.replace(bad, **change)], OFFER)
     assert signer.asked == 0
 
 
-def test_the_signer_is_not_asked_for_another_token_or_chain() -> None:
+def test_the_signer_is_not_asked_to_let_another_facilitator_charge() -> None:
     signer = Watched(SECRET)
-    for domain in (replace(OFFER.domain, chain_id=1), replace(OFFER.domain, verifying_contract=OFFER.pay_to)):
+    front = BoundedSigner(signer, Bounds(METERED, 1, METERED.amount_atomic, NOW_S + 600))
+    agreed = fresh_authorization(METERED, signer.address, bytes(32), NOW_S + 600)
+    for facilitator in (None, OFFER.pay_to):
+        with pytest.raises(TermsNotAllowed, match="facilitator"):
+            front.sign_authorizations([msgspec.structs.replace(agreed, facilitator=facilitator)], METERED)
+    assert signer.asked == 0
+    assert len(front.sign_authorizations([agreed], METERED)) == 1
+
+
+def test_the_signer_is_not_asked_for_another_token_chain_or_way_of_paying() -> None:
+    signer = Watched(SECRET)
+    others = (
+        replace(OFFER, network=Network(1)),
+        replace(OFFER, asset=replace(OFFER.asset, address=OFFER.pay_to)),
+        OVER_PERMIT2,
+    )
+    for offer in others:
         with pytest.raises(TermsNotAllowed):
-            bounded(signer).sign_authorizations(authorizations(1, signer.address), domain)
+            bounded(signer).sign_authorizations(authorizations(1, signer.address), offer)
     assert signer.asked == 0
 
 
 def test_the_signer_is_not_asked_for_more_than_the_agreed_count_over_several_calls() -> None:
     signer = Watched(SECRET)
     front = bounded(signer, count=3)
-    front.sign_authorizations(authorizations(2, signer.address), OFFER.domain)
+    front.sign_authorizations(authorizations(2, signer.address), OFFER)
     with pytest.raises(BudgetExceeded):
-        front.sign_authorizations(authorizations(2, signer.address), OFFER.domain)
+        front.sign_authorizations(authorizations(2, signer.address), OFFER)
     assert signer.asked == 1
 
 
