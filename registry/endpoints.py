@@ -15,7 +15,7 @@ import httpx
 
 from contracts.errors import ChainUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
-from registry.limits import ENDPOINT_REST_S, ENDPOINT_REST_S_MAX, WINDOW_BLOCKS, WINDOW_BLOCKS_MAX
+from registry.limits import ENDPOINT_REST_S, ENDPOINT_REST_S_MAX, GROW_AFTER_ANSWERS, WINDOW_BLOCKS, WINDOW_BLOCKS_MAX
 
 __all__ = ["Endpoint", "Pool", "Refusal", "endpoint_name", "refusal_of"]
 
@@ -97,15 +97,19 @@ class Endpoint:
     lies: int = 0
     failures: int = field(default=0)
     rests_until_s: float = 0.0
+    answers: int = GROW_AFTER_ANSWERS
 
     def grow(self) -> None:
-        """After an answer: ask for twice as many blocks next time."""
+        """After an answer: ask for twice as many blocks next time; after a refusal, not at once."""
         self.failures = 0
-        self.window_blocks = min(2 * self.window_blocks, self.window_max or WINDOW_BLOCKS_MAX)
+        self.answers += 1
+        if self.answers > GROW_AFTER_ANSWERS:
+            self.window_blocks = min(2 * self.window_blocks, self.window_max or WINDOW_BLOCKS_MAX)
 
     def shrink(self, asked_blocks: int, refusal: Refusal, hint: int | None = None) -> None:
         """After a refusal: ask for half, or for what the endpoint allows. What range it refuses is remembered."""
         self.failures += 1
+        self.answers = 0
         smaller = max(1, asked_blocks // 2)
         if refusal is Refusal.RANGE:
             self.window_max = smaller if hint is None or hint >= asked_blocks else hint

@@ -79,11 +79,13 @@ BAZAAR_TIMEOUT_S = 30.0
 # Blocks one request for logs spans at first; halved on every refusal, doubled on success, learned per endpoint.
 WINDOW_BLOCKS = 10_000
 WINDOW_BLOCKS_MAX = 1_000_000
+# Answers after a refusal before more is asked for again.
+GROW_AFTER_ANSWERS = 4
 # Halvings and fail-overs in a row without one answer, before a sync gives up (what it has is kept).
-SYNC_FAILURES_MAX = 40
+SYNC_FAILURES_MAX = 30
 # Rests of an endpoint that failed: doubled with every failure, up to the maximum.
 ENDPOINT_REST_S = 0.5
-ENDPOINT_REST_S_MAX = 30.0
+ENDPOINT_REST_S_MAX = 5.0
 # Hashes kept below each head: a re-org within them is followed to its common ancestor, a deeper one costs more reading.
 CHECKPOINT_BLOCKS = 64
 CHECKPOINTS_MAX = 1024
