@@ -1,8 +1,9 @@
 """Goal: what the documentation tells a reader to type, works. Method: type it.
 
 A page is a story: its blocks run in order, in one folder, in one shell. `sh` blocks must succeed; `sh service=PORT`
-blocks stay running, and the story goes on once the port answers; `yaml file=…` and `python file=…` blocks become files;
-`text` blocks are for what cannot run here, and say so. A page that `continues:` another begins where that one ended.
+blocks stay running, and the story goes on once the port answers; `yaml file=…`, `python file=…` and `js file=…` blocks
+become files; `text` blocks are for what cannot run here, and say so. A page that `continues:` another begins where that
+one ended. The npm packages that a page says to install are those of config/interop.
 The ports of the text are replaced by free ones, so that stories may be told side by side.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-PORTS = ("8545", "9000", "8402", "8403", "9402", "9403")
+PORTS = ("8545", "9000", "8402", "8403", "8405", "9402", "9403", "4021")
 SERVICE_START_TIMEOUT_S = 60.0
 BLOCK_TIMEOUT_S = 90.0
 
@@ -134,6 +135,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
+    (tmp_path / "node_modules").symlink_to(REPO / "config" / "interop" / "node_modules")
     stage = Stage(tmp_path)
     yield stage
     stage.close()

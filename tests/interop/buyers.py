@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -102,9 +103,11 @@ class _OurPurse:
             client.stream("POST", self._url + CHAT, json=body) as answer,
         ):
             text, flowed = _read(answer.iter_bytes(), release)
-            receipt = answer.extensions["farebox"].receipt
-        accepted = (receipt.success, receipt.payer)
-        return Bought(answer.status_code, text, answer.headers["PAYMENT-RESPONSE"], accepted, flowed)
+            outcome = answer.extensions["farebox"]
+        read = _decoded(answer.status_code, text, answer.headers, flowed)
+        if outcome.receipt is None:
+            return read
+        return replace(read, accepted=(outcome.receipt.success, outcome.receipt.payer))
 
 
 class _GatewayPurse:

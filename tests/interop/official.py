@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -34,11 +34,17 @@ def forwarding_app(upstream: str, *, charges_usage: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def connected(app: FastAPI) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(base_url=upstream, trust_env=False, timeout=60) as client:
+        async with (
+            httpx.AsyncClient(base_url=upstream, trust_env=False, timeout=60) as client,
+            AsyncExitStack() as stack,
+        ):
             app.state.client = client
+            for close in app.state.at_the_end:
+                stack.push_async_callback(close)
             yield
 
     app = FastAPI(lifespan=connected)
+    app.state.at_the_end = []
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -61,6 +67,7 @@ def forwarding_app(upstream: str, *, charges_usage: bool = False) -> FastAPI:
 def sell_with_the_sdk(app: FastAPI, facilitator_url: str, option: dict[str, Any]) -> None:
     """Put the SDK's middleware in front of the app's chat completions. The facilitator must be serving already."""
     client = HTTPFacilitatorClient(FacilitatorConfig(url=facilitator_url))
+    app.state.at_the_end.append(client.aclose)
     server = register_exact_evm_server(x402ResourceServer(client), networks=option["network"])
     upto: Any = UptoEvmServerScheme
     server.register(option["network"], upto())

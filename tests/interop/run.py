@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from contracts.evm.devnet import Devnet
 from tests.interop.buyers import Buyers
-from tests.interop.cells import Cell, Stall, impossible
-from tests.interop.meeting import check_unpaid, meet
+from tests.interop.cells import Cell, Server, Stall, impossible
+from tests.interop.meeting import check_unpaid, meet, streams_live
 from tests.interop.sellers import open_stall
 from tests.interop.street import Street
 
-__all__ = ["Result", "run"]
+__all__ = ["Matrix", "Result", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +26,64 @@ class Result:
     reason: str | None = None
 
 
-def run(folder: Path, chain: Devnet, wanted: Sequence[Cell]) -> Iterator[Result]:
-    """Yield a result for each of `wanted`, seller by seller. Leaves no process and no port behind."""
+@dataclass(slots=True)
+class Matrix:
+    """What came of all that was wanted, and whether each server that was met passes a paid stream on as it is made."""
+
+    wanted: Sequence[Cell]
+    results: dict[Cell, Result] = field(default_factory=dict)
+    live: dict[Server, bool] = field(default_factory=dict)
+
+    @property
+    def red(self) -> list[str]:
+        """What was not right, or never came to a result, one line each."""
+        wrong = [f"{result.cell.name}: {result.problem}" for result in self.results.values() if result.problem]
+        return wrong + [f"{cell.name}: no result" for cell in self.wanted if cell not in self.results]
+
+
+def run(folder: Path, chain: Devnet, wanted: Sequence[Cell], tell: Callable[[Result], None]) -> Matrix:
+    """Run `wanted`, seller by seller, and `tell` each result as it comes. Leaves no process and no port behind."""
+    matrix = Matrix(wanted)
+
+    def note(result: Result) -> None:
+        matrix.results[result.cell] = result
+        tell(result)
+
     with Street(folder, chain) as street, Buyers(street) as buyers:
         for stall, group in itertools.groupby(wanted, key=lambda cell: cell.stall):
             reason = impossible(stall)
-            if reason is not None:
-                yield from (Result(cell, reason=reason) for cell in group)
+            if reason is None:
+                _run_at(street, buyers, stall, list(group), matrix.live, note)
             else:
-                yield from _at(street, buyers, stall, list(group))
+                for cell in group:
+                    note(Result(cell, reason=reason))
+    return matrix
 
 
-def _at(street: Street, buyers: Buyers, stall: Stall, wanted: list[Cell]) -> Iterator[Result]:
-    done = 0
+def _run_at(
+    street: Street,
+    buyers: Buyers,
+    stall: Stall,
+    wanted: list[Cell],
+    live: dict[Server, bool],
+    note: Callable[[Result], None],
+) -> None:
+    left = list(wanted)
     try:
         with open_stall(street, stall) as opened:
             check_unpaid(street, opened)
-            for cell in wanted:
+            if stall.server not in live:
+                live[stall.server] = streams_live(street, buyers, opened)
+            while left:
                 problem = None
                 try:
-                    meet(street, buyers, cell.client, opened)
+                    meet(street, buyers, left[0].client, opened)
                 except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result of this cell
                     problem = _told(error)
-                done += 1
-                yield Result(cell, problem)
+                note(Result(left.pop(0), problem))
     except Exception as error:  # noqa: BLE001 - as above, for every client of this seller
-        yield from (Result(cell, _told(error)) for cell in wanted[done:])
+        for cell in left:
+            note(Result(cell, _told(error)))
 
 
 def _told(error: Exception) -> str:

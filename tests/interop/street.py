@@ -33,13 +33,15 @@ _ENGINES, _OFFICIAL, _OURS = 1, 2, {Rail.EIP3009: 3, Rail.PERMIT2: 4, Rail.UPTO:
 _PURSE_TOKENS = 100
 _PURSE_WEI = 10**18
 _STOP_TIMEOUT_S = 30.0
+_LOG_TAIL_CHARS = 600
 
 
 class Street:
     """Everything the sellers and buyers of the matrix share. `folder` keeps keys, books and logs."""
 
-    def __init__(self, folder: Path, chain: Devnet) -> None:
+    def __init__(self, folder: Path, chain: Devnet, *, official_facilitator: str | None = None) -> None:
         self.folder, self.chain = folder, chain
+        self._given_facilitator = official_facilitator
         self._stack = ExitStack()
         self._names = itertools.count(1)
         self._our_facilitators: dict[str, str] = {}
@@ -64,7 +66,9 @@ class Street:
 
     @cached_property
     def official_facilitator(self) -> str:
-        """The official facilitator code behind the specification's three routes."""
+        """The official facilitator code behind the specification's three routes, or what was given in its place."""
+        if self._given_facilitator is not None:
+            return self._given_facilitator
         return self._stack.enter_context(serving(facilitator_app(self.chain, self.chain.accounts[_OFFICIAL])))
 
     def our_facilitator(self, rail: Rail) -> str:
@@ -157,7 +161,9 @@ def farebox_process(folder: Path, *words: str) -> Iterator[dict[str, Any]]:
             if line == "}\n":
                 break
         else:
-            raise PeerFailed(f"farebox {' '.join(words)}: ended before it was ready: {log_file.read_text()[-2000:]}")
+            raise PeerFailed(
+                f"farebox {' '.join(words)}: ended before it was ready: {log_file.read_text()[-_LOG_TAIL_CHARS:]}"
+            )
         yield json.loads(text)
     finally:
         process.terminate()
