@@ -44,6 +44,9 @@ FETCH_BATCH = 200
 # Documents of one run of `discover sync`; the next run goes on.
 FETCH_RUN_MAX = 50_000
 
+# Endpoints of a chain that are asked who an agent is before it is paid.
+WITNESSES = 2
+
 # Probes
 
 PROBE_TIMEOUT_S = 10.0
@@ -52,6 +55,13 @@ PROBE_HALF_LIFE_S = 7 * 86_400
 PROBES_KEPT = 20
 # Endpoints of one agent that are asked.
 PROBE_ENDPOINTS_MAX = 6
+# The list of models of an endpoint, and how many of it are kept.
+MODELS_BYTES_MAX = 256 * 1024
+MODELS_MAX = 32
+# An agent is looked at again after this long; so many in one run, stored so many at a time.
+SURVEY_TTL_S = 6 * 3_600
+SURVEY_RUN_MAX = 20_000
+SURVEY_BATCH = 100
 
 # Search
 
@@ -96,3 +106,6 @@ SAMPLE_AGENTS = 64
 # Longest piece of metadata on chain, and tag or key, that is kept.
 METADATA_BYTES_MAX = 4096
 TAG_CHARS_MAX = 128
+# One row of an exported index: the longest URI as hex, and some.
+EXPORT_LINE_BYTES_MAX = 8 * 1024 * 1024
+EXPORT_ROWS_AT_ONCE = 1000

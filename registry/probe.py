@@ -6,7 +6,7 @@ Sources: x402 specification (402 with `PAYMENT-REQUIRED`, or version 1 in the bo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from urllib.parse import urlsplit
 
@@ -17,10 +17,12 @@ from contracts.errors import FareboxError, NotForSale
 from contracts.limits import BODY_402_BYTES_MAX
 from contracts.offers import Offer, offer_from_wire
 from registry.card import Card
+from registry.documents import read_json
 from registry.fetch import Answer, Fetcher, Unfetched
-from registry.limits import PROBE_ENDPOINTS_MAX, PROBE_TIMEOUT_S
+from registry.limits import MODELS_BYTES_MAX, MODELS_MAX, PROBE_ENDPOINTS_MAX, PROBE_TIMEOUT_S, WORD_CHARS_MAX
+from registry.text import clean
 
-__all__ = ["INFERENCE_PATHS", "Probe", "cheapest", "endpoints_of", "probe", "read_probe"]
+__all__ = ["INFERENCE_PATHS", "Probe", "cheapest", "endpoints_of", "probe", "read_models", "read_probe"]
 
 # OpenAI- and Anthropic-shaped routes, in the order in which a base URL is asked.
 INFERENCE_PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/responses", "/v1/messages")
@@ -38,6 +40,7 @@ class Probe:
 
     `state`: `payable` (a 402 with at least one offer that can be read), `unreadable` (a 402 without one), `free`,
     `refused` (any other answer), `dead` (no answer). `url` is the route that answered, `offers` what it asks there.
+    `models` are what an inference endpoint lists, which is somebody else's text.
     """
 
     endpoint: str
@@ -47,6 +50,7 @@ class Probe:
     status: int | None = None
     latency_ms: int | None = None
     error: str | None = None
+    models: tuple[str, ...] = ()
 
 
 def endpoints_of(card: Card) -> tuple[str, ...]:
@@ -63,23 +67,34 @@ def endpoints_of(card: Card) -> tuple[str, ...]:
 
 async def probe(endpoint: str, fetcher: Fetcher, model: str | None = None) -> Probe:
     """Ask `endpoint` without paying, or where it is a base URL the inference routes below it until one is there."""
-    found = Probe(endpoint, endpoint, "dead", error="url_malformed")
-    for method, url in _requests(endpoint):
-        try:
-            answer = await fetcher.ask(
-                method,
-                url,
-                headers=[("content-type", "application/json")] if method == "POST" else [("accept", "*/*")],
-                body=_body(model) if method == "POST" else b"",
-                body_max=BODY_402_BYTES_MAX,
-                timeout_s=PROBE_TIMEOUT_S,
-            )
-        except Unfetched as problem:
-            return Probe(endpoint, url, "dead", error=problem.code)
-        found = read_probe(endpoint, answer)
-        if answer.status not in _NO_SUCH_ROUTE:
-            break
-    return found
+    base = _base_of(endpoint)
+    models: tuple[str, ...] = ()
+    try:
+        if base is None:
+            return read_probe(endpoint, await _unpaid(endpoint, fetcher, model))
+        listing = await fetcher.get(base + "/v1/models", body_max=MODELS_BYTES_MAX, redirects_max=0)
+        models = read_models(listing)
+        wanted = model or (models[0] if models else None)
+        for path in INFERENCE_PATHS:
+            answer = await _unpaid(base + path, fetcher, wanted)
+            if answer.status not in _NO_SUCH_ROUTE:
+                break
+        else:
+            answer = await _unpaid(endpoint, fetcher, wanted)
+        return replace(read_probe(endpoint, answer), models=models)
+    except Unfetched as problem:
+        return Probe(endpoint, endpoint, "dead", error=problem.code, models=models)
+
+
+def read_models(listing: Answer) -> tuple[str, ...]:
+    """Return the model ids of an answer to `GET /v1/models`; none for anything else. Pure; never raises."""
+    document, _ = read_json(listing.body, MODELS_BYTES_MAX) if listing.status == 200 else (None, ())
+    listed = document.get("data") if isinstance(document, dict) else None
+    ids = (entry.get("id") for entry in listed if isinstance(entry, dict)) if isinstance(listed, list) else ()
+    # An id that cleaning would change could not be asked for as it stands.
+    return tuple(name for name in ids if isinstance(name, str) and name and clean(name, WORD_CHARS_MAX) == name)[
+        :MODELS_MAX
+    ]
 
 
 def read_probe(endpoint: str, answer: Answer) -> Probe:
@@ -114,18 +129,28 @@ def cheapest(offers: Iterable[Offer]) -> Offer | None:
     )
 
 
-def _requests(endpoint: str) -> list[tuple[str, str]]:
-    """Return the (method, URL) pairs to try in order: any path by GET, inference routes by POST."""
+def _base_of(endpoint: str) -> str | None:
+    """Return the base URL below which inference routes are looked for, or None where the endpoint is a route itself."""
     try:
         path = urlsplit(endpoint).path.rstrip("/")
     except ValueError:
-        return []
-    if path.endswith(INFERENCE_PATHS):
-        return [("POST", endpoint)]
+        return None
     if path and not path.endswith("/v1"):
-        return [("GET", endpoint)]
-    base = endpoint.partition("?")[0].rstrip("/").removesuffix("/v1")
-    return [*(("POST", base + route) for route in INFERENCE_PATHS), ("GET", endpoint)]
+        return None
+    return endpoint.partition("?")[0].rstrip("/").removesuffix("/v1")
+
+
+async def _unpaid(url: str, fetcher: Fetcher, model: str | None) -> Answer:
+    """Ask for one thing without paying: an inference route by POST, anything else by GET. Raises `Unfetched`."""
+    is_inference = url.partition("?")[0].rstrip("/").endswith(INFERENCE_PATHS)
+    return await fetcher.ask(
+        "POST" if is_inference else "GET",
+        url,
+        headers=[("content-type", "application/json")] if is_inference else [("accept", "*/*")],
+        body=_body(model) if is_inference else b"",
+        body_max=BODY_402_BYTES_MAX,
+        timeout_s=PROBE_TIMEOUT_S,
+    )
 
 
 def _body(model: str | None) -> bytes:
