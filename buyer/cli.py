@@ -12,6 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from buyer.options import (
+    AllowHttp,
+    AllowV1,
+    Assets,
+    Json,
+    MaxPrice,
+    MaybeName,
+    Model,
+    Name,
+    Networks,
+    RpcOption,
+    Schemes,
+    SignerOption,
+    Yes,
+)
 from buyer.wiring import (
     absolute_spec,
     all_purchases,
@@ -35,50 +50,12 @@ __all__ = ["commands"]
 commands = typer.Typer()
 
 
-def _names(incomplete: str) -> list[str]:
-    """Complete the name of a purchase."""
-    with the_pool() as pool:
-        return [purchase.name for purchase in pool.purchases() if purchase.name.startswith(incomplete)]
-
-
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=_names)]
-_Model = Annotated[str | None, typer.Option("--model", help="The seller's model id.")]
-_AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Pay over plain http beyond this machine.")]
-_AllowV1 = Annotated[
-    bool, typer.Option("--allow-v1", help="Also pay a seller that asks in x402 version 1 (in its body alone).")
-]
-_Networks = Annotated[
-    list[str] | None, typer.Option("--network", help="Pay only on this network (eip155:8453, base); repeatable.")
-]
-_Assets = Annotated[
-    list[str] | None,
-    typer.Option("--asset", metavar="ADDRESS", help="Pay only in this token; also allows an unknown one. Repeatable."),
-]
-_SignerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--signer",
-        envvar="FAREBOX_SIGNER",
-        metavar="KIND:PLACE",
-        help="keyfile:PATH, keystore:PATH or remote:URL.",
-        show_envvar=False,
-    ),
-]
-_RpcOption = Annotated[
-    list[str] | None,
-    typer.Option("--rpc", metavar="URL", help="An endpoint of the chain; repeatable. Also FAREBOX_RPC."),
-]
-_MaxPrice = Annotated[str | None, typer.Option("--max-price", metavar="AMOUNT", help='Most for one call, as "0.01".')]
-
-
 @commands.command()
 def probe(
     url: Annotated[str, typer.Argument(metavar="URL", help="A base URL, or any URL that asks for payment.")],
-    model: _Model = None,
-    allow_http: _AllowHttp = False,
-    as_json: _Json = False,
+    model: Model = None,
+    allow_http: AllowHttp = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a seller what it wants, without paying. A free or dead endpoint is exit code 5."""
     with exit_on_error(as_json=as_json):
@@ -102,15 +79,15 @@ def buy(
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="AMOUNT", help="Sign for as many calls as this buys.")
     ] = None,
-    max_price: _MaxPrice = None,
+    max_price: MaxPrice = None,
     accept_quote: Annotated[
         bool, typer.Option("--accept-quote", help="Take the seller's price as the cap, whatever it is.")
     ] = False,
     ttl: Annotated[
         str | None, typer.Option("--ttl", metavar="TIME", help="How long the signatures live, as 12h or 7d. [7d]")
     ] = None,
-    signer: _SignerOption = None,
-    rpc: _RpcOption = None,
+    signer: SignerOption = None,
+    rpc: RpcOption = None,
     auto_refill: Annotated[
         bool | None, typer.Option("--auto-refill/--no-auto-refill", help="Let `process` sign more.", show_default=False)
     ] = None,
@@ -124,10 +101,11 @@ def buy(
     max_per_day: Annotated[
         str | None, typer.Option("--max-per-day", metavar="AMOUNT", help="Most that is signed in one UTC day.")
     ] = None,
-    network: _Networks = None,
-    asset: _Assets = None,
-    allow_http: _AllowHttp = False,
-    allow_v1: _AllowV1 = False,
+    network: Networks = None,
+    asset: Assets = None,
+    scheme: Schemes = None,
+    allow_http: AllowHttp = False,
+    allow_v1: AllowV1 = False,
     encrypt_with: Annotated[
         str | None,
         typer.Option(
@@ -137,8 +115,8 @@ def buy(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, sign nothing.")] = False,
-    yes: _Yes = False,
-    as_json: _Json = False,
+    yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """Sign a pool of payments for one model of one seller.
 
@@ -169,6 +147,7 @@ def buy(
             ),
             networks=network or [],
             assets=asset or [],
+            schemes=scheme or [],
             rpc_urls=rpc_urls_for(rpc, pool, name),
             allow_http=allow_http,
             allow_v1=allow_v1,
@@ -191,18 +170,18 @@ def buy(
 
 
 def _process(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=_names)] = None,
+    name: MaybeName = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Every purchase, and whatever is still unsettled.")] = False,
-    signer: _SignerOption = None,
-    rpc: _RpcOption = None,
+    signer: SignerOption = None,
+    rpc: RpcOption = None,
     trust_unused: Annotated[
         bool,
         typer.Option(
             "--trust-unused", help="After a restored backup: spend what the chain shows unused, though it may be sent."
         ),
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Refill by policy, and ask the chain about open outcomes. Made for cron: safe to run twice at once."""
     failed = 0
@@ -244,7 +223,7 @@ commands.command("maintain", hidden=True)(_process)
 
 
 @commands.command("list")
-def list_purchases(as_json: _Json = False) -> None:
+def list_purchases(as_json: Json = False) -> None:
     """List all purchases."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_purchases, purchase_document
@@ -255,7 +234,7 @@ def list_purchases(as_json: _Json = False) -> None:
 
 
 @commands.command()
-def status(name: _Name, as_json: _Json = False) -> None:
+def status(name: Name, as_json: Json = False) -> None:
     """Show one purchase: what is left, spent, open, and the worst-case loss."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.documents import print_purchase, purchase_document
@@ -265,7 +244,7 @@ def status(name: _Name, as_json: _Json = False) -> None:
 
 
 @commands.command()
-def balance(signer: _SignerOption = None, rpc: _RpcOption = None, as_json: _Json = False) -> None:
+def balance(signer: SignerOption = None, rpc: RpcOption = None, as_json: Json = False) -> None:
     """Show what the wallets hold, what of it is promised by live authorizations, and what is free."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
         from buyer.balances import print_balances, read_balances
@@ -281,9 +260,9 @@ def balance(signer: _SignerOption = None, rpc: _RpcOption = None, as_json: _Json
 
 @commands.command()
 def receipts(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=_names)] = None,
+    name: MaybeName = None,
     limit: Annotated[int, typer.Option("--limit", help="How many, the newest first.")] = 50,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """List what was paid for, the newest first."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
@@ -297,11 +276,11 @@ def receipts(
 
 @commands.command()
 def refill(
-    name: _Name,
+    name: Name,
     count: Annotated[int, typer.Option("--count", min=1, help="How many more calls to sign for.")],
-    signer: _SignerOption = None,
-    rpc: _RpcOption = None,
-    as_json: _Json = False,
+    signer: SignerOption = None,
+    rpc: RpcOption = None,
+    as_json: Json = False,
 ) -> None:
     """Sign more for a purchase now, at the seller's price of today if that is within the cap."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
@@ -325,17 +304,17 @@ def refill(
 
 @commands.command()
 def remove(
-    name: _Name,
+    name: Name,
     *,
     drain: Annotated[bool, typer.Option("--drain", help="Spend what is left, sign no more. The default.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Stop spending at once.")] = False,
     cancel_onchain: Annotated[
         bool, typer.Option("--cancel-onchain", help="Also revoke what is left on chain; costs gas.")
     ] = False,
-    signer: _SignerOption = None,
-    rpc: _RpcOption = None,
-    yes: _Yes = False,
-    as_json: _Json = False,
+    signer: SignerOption = None,
+    rpc: RpcOption = None,
+    yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     """End a purchase."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
@@ -375,13 +354,14 @@ def pay(
     ] = None,
     method: Annotated[str | None, typer.Option("--method", "-X", help="GET, or POST with --data.")] = None,
     content_type: Annotated[str, typer.Option("--content-type", help="Of the body.")] = "application/json",
-    signer: _SignerOption = None,
-    rpc: _RpcOption = None,
-    network: _Networks = None,
-    asset: _Assets = None,
-    allow_http: _AllowHttp = False,
-    allow_v1: _AllowV1 = False,
-    as_json: _Json = False,
+    signer: SignerOption = None,
+    rpc: RpcOption = None,
+    network: Networks = None,
+    asset: Assets = None,
+    scheme: Schemes = None,
+    allow_http: AllowHttp = False,
+    allow_v1: AllowV1 = False,
+    as_json: Json = False,
 ) -> None:
     """Pay for one request and print its answer. Repeating it after a lost answer presents the same payment."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
@@ -397,6 +377,7 @@ def pay(
             max_price=max_price,
             networks=network or [],
             assets=asset or [],
+            schemes=scheme or [],
             rpc_urls=rpc_urls_for(rpc, pool, None),
             allow_v1=allow_v1,
         )

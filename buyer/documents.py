@@ -95,7 +95,9 @@ def probe_document(probe: Probe, rejected: Sequence[Rejection]) -> dict[str, Any
 
 def rejections(probe: Probe) -> list[Rejection]:
     """Return why options cannot be paid by anybody's policy: scheme, token or validity, not price."""
-    policy = SpendPolicy(accept_quote=True, max_validity_s=SELLER_TIMEOUT_S_MAX, allow_v1=True)
+    policy = SpendPolicy(
+        accept_quote=True, max_validity_s=SELLER_TIMEOUT_S_MAX, allow_v1=True, schemes=("exact", "upto")
+    )
     return acceptable(probe.asked, policy, probe.url)[1]
 
 
@@ -220,8 +222,11 @@ def receipt_document(receipt: Receipt, asset: Asset | None) -> dict[str, Any]:
     """Return one receipt."""
     document: dict[str, Any] = dataclasses.asdict(receipt)
     document["price_atomic"] = str(receipt.price_atomic)
+    document["charged_atomic"] = None if receipt.charged_atomic is None else str(receipt.charged_atomic)
     if asset is not None:
         document["price"] = format_amount(receipt.price_atomic, asset)
+        if receipt.charged_atomic is not None:
+            document["charged"] = format_amount(receipt.charged_atomic, asset)
     return document
 
 
@@ -238,13 +243,21 @@ def print_receipts(documents: Sequence[dict[str, Any]]) -> None:
             _time(document["at_s"] or 0),
             document["receipt_id"],
             escape(document["purchase"]),
-            document.get("price") or document["price_atomic"],
+            _price_words(document),
             document["state"],
             str(document["status"] or "-"),
             escape(document["route"] or "-"),
             document["transaction"] or "-",
         )
     out.print(table)
+
+
+def _price_words(document: dict[str, Any]) -> str:
+    """Return what a call cost; of a ceiling what was charged, with a mark while only the seller says so."""
+    charged = document.get("charged") or document["charged_atomic"]
+    if charged is None:
+        return document.get("price") or str(document["price_atomic"])
+    return charged if document["charge_proven"] else f"{charged} (unproven)"
 
 
 def processed_document(processed: Processed) -> dict[str, Any]:

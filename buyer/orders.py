@@ -72,6 +72,7 @@ class BuyOrder:
     rpc_urls: Sequence[str]
     allow_http: bool = False
     allow_v1: bool = False
+    schemes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ class PayOrder:
     assets: Sequence[str]
     rpc_urls: Sequence[str]
     allow_v1: bool = False
+    schemes: Sequence[str] = ()
 
 
 def parse_ttl(text: str) -> int:
@@ -170,6 +172,7 @@ async def _sign_once(
         allowed_assets=order.assets or None,
         max_validity_s=SELLER_TIMEOUT_S_MAX,
         allow_v1=order.allow_v1,
+        schemes=order.schemes or ("exact",),
     )
     probe = probe_request(order.request)
     signer = open_wallet()
@@ -221,6 +224,7 @@ async def _new_draft(order: BuyOrder, signer: Signer) -> tuple[Draft, Choice]:
         allowed_assets=order.assets or None,
         max_validity_s=SELLER_TIMEOUT_S_MAX,
         allow_v1=order.allow_v1,
+        schemes=order.schemes or ("exact",),
     )
     endpoint = normalise_endpoint(order.endpoint, allow_http=order.allow_http)
     probe = probe_base(endpoint, order.model)

@@ -133,6 +133,7 @@ async def terms_now(purchase: Purchase, rpc_urls: Sequence[str]) -> tuple[Terms,
         allowed_assets=[offer.asset.address_text],
         max_validity_s=SELLER_TIMEOUT_S_MAX,
         allow_v1=purchase.x402_version == 1,
+        schemes=[offer.scheme],
     )
     choice, urls = await choose_option(_same_payee(purchase, probe), policy, probe.url, purchase.payer, rpc_urls)
     return choice.terms, urls

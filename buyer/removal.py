@@ -9,7 +9,8 @@ from buyer.cancel import cancel, plan_cancellation
 from buyer.documents import money
 from buyer.pool import Pool
 from buyer.purchase import Purchase
-from buyer.signers import Signer
+from buyer.signing import Signer
+from buyer.transact import coin
 from contracts.console import out
 
 __all__ = ["print_removal", "removal_document", "revoke"]
@@ -23,7 +24,7 @@ async def revoke(
     if plan.nonces:
         agree(
             f"Revoke {len(plan.nonces)} authorizations in {len(plan.transactions)} transactions, "
-            f"for at most {_coin(plan.cost_max_wei)} of the chain's own coin?"
+            f"for at most {coin(plan.cost_max_wei)} of the chain's own coin?"
         )
     pool.remove(purchase)
     await cancel(pool, purchase, plan, signer, rpc_urls)
@@ -54,9 +55,3 @@ def print_removal(document: dict[str, Any]) -> None:
             "time or --cancel-onchain ends them",
             markup=False,
         )
-
-
-def _coin(wei: int) -> str:
-    """Return wei in whole coins, rounded up to six decimals."""
-    millionths = -(-wei // 10**12)
-    return f"{millionths // 10**6}.{millionths % 10**6:06d}"

@@ -336,8 +336,8 @@ def test_plain_http_beyond_this_machine_is_refused(town: Town) -> None:
 
 
 def test_names_complete(town: Town) -> None:
-    from buyer.cli import _names
+    from buyer.options import complete_name
 
     town.buy(name="chat", count=1)
-    assert _names("ch") == ["chat"]
-    assert _names("x") == []
+    assert complete_name("ch") == ["chat"]
+    assert complete_name("x") == []

@@ -12,7 +12,10 @@ SCRIPT = """
 import sys
 import {modules}
 loaded = set(sys.modules)
-signing = {{"buyer.signers", "buyer.bounded", "buyer.funds", "buyer.presign", "buyer.cancel", "eth_account"}}
+signing = {{
+    "buyer.signers", "buyer.key_signer", "buyer.remote_signer", "buyer.transact", "buyer.bounded", "buyer.funds",
+    "buyer.presign", "buyer.cancel", "eth_account"
+}}
 heavy = {{"web3", "litellm", "lightgbm"}}
 print(sorted((signing | heavy) & loaded))
 """

@@ -1,0 +1,69 @@
+"""The options that several of the buyer's commands take, each written once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from buyer.wiring import the_pool
+
+__all__ = [
+    "AllowHttp",
+    "AllowV1",
+    "Assets",
+    "Json",
+    "MaxPrice",
+    "MaybeName",
+    "Model",
+    "Name",
+    "Networks",
+    "RpcOption",
+    "Schemes",
+    "SignerOption",
+    "Yes",
+    "complete_name",
+]
+
+
+def complete_name(incomplete: str) -> list[str]:
+    """Complete the name of a purchase."""
+    with the_pool() as pool:
+        return [purchase.name for purchase in pool.purchases() if purchase.name.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=complete_name)]
+MaybeName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=complete_name)]
+Model = Annotated[str | None, typer.Option("--model", help="The seller's model id.")]
+AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Pay over plain http beyond this machine.")]
+AllowV1 = Annotated[
+    bool, typer.Option("--allow-v1", help="Also pay a seller that asks in x402 version 1 (in its body alone).")
+]
+Networks = Annotated[
+    list[str] | None, typer.Option("--network", help="Pay only on this network (eip155:8453, base); repeatable.")
+]
+Assets = Annotated[
+    list[str] | None,
+    typer.Option("--asset", metavar="ADDRESS", help="Pay only in this token; also allows an unknown one. Repeatable."),
+]
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option("--scheme", help="exact, or upto: charged by usage, up to the price. Repeatable. [exact]"),
+]
+SignerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--signer",
+        envvar="FAREBOX_SIGNER",
+        metavar="KIND:PLACE",
+        help="keyfile:PATH, keystore:PATH or remote:URL.",
+        show_envvar=False,
+    ),
+]
+RpcOption = Annotated[
+    list[str] | None,
+    typer.Option("--rpc", metavar="URL", help="An endpoint of the chain; repeatable. Also FAREBOX_RPC."),
+]
+MaxPrice = Annotated[str | None, typer.Option("--max-price", metavar="AMOUNT", help='Most for one call, as "0.01".')]
