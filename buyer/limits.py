@@ -24,8 +24,8 @@ TTL_S_DEFAULT = 7 * 86_400
 
 # Longest a seller may claim to need for one answer before a buyer calls it a trick to stretch validity.
 SELLER_TIMEOUT_S_MAX = 3600
-# The payment window an SDK client signs for when its policy names none.
-VALIDITY_S_DEFAULT = 600
+# The payment window a client signs for when its policy names none; sellers that charge a stream by usage ask for this.
+VALIDITY_S_DEFAULT = 900
 
 # How long a probe waits for a connection, and for the whole answer.
 PROBE_CONNECT_TIMEOUT_S = 5.0
