@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import Receive, Send
 
@@ -14,11 +15,12 @@ __all__ = ["Client", "problem_answer"]
 class Client:
     """Writes one HTTP answer. Once the client is gone, writing goes on silently: the rest is for the books."""
 
-    __slots__ = ("_receive", "_send", "_watch", "delivered", "gone", "started")
+    __slots__ = ("_on_gone", "_receive", "_send", "_watch", "delivered", "gone", "started")
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._watch: asyncio.Task[None] | None = None
+        self._on_gone: Callable[[], None] = lambda: None
         self.gone = False
         self.started = False
         self.delivered = False
@@ -37,6 +39,13 @@ class Client:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True
+        self._on_gone()
+
+    def when_gone(self, act: Callable[[], None]) -> None:
+        """Do `act` when the client has left; at once, if it has."""
+        self._on_gone = act
+        if self.gone:
+            act()
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status line and headers."""

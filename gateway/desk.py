@@ -32,6 +32,7 @@ from contracts.errors import (
     RequestInProgress,
     SellerUnreachable,
 )
+from contracts.stream_receipts import STREAM_RECEIPT
 from gateway.attempts import Attempt, Attempts, Broken, Record
 from gateway.client import Client
 from gateway.config import GatewayConfig
@@ -41,7 +42,7 @@ from gateway.forward import drive
 from gateway.gate import caller_key
 from gateway.limits import CALL_TIMEOUT_S
 from gateway.metrics import Metrics
-from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay
+from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay, sold_by_usage
 from gateway.requests import Call
 from gateway.shelf import Shelf
 from gateway.upstream import Answer, Upstream
@@ -229,17 +230,32 @@ class Desk:
         attempt.record.claim = outcome.claim
         try:
             self._note_success(purchase, outcome)
-            return await relay.answer(outcome, answer)
+            whole = await relay.answer(outcome, answer)
+            await self._note_charge(relay, attempt)
+            return whole
         finally:
             answer.close()
+
+    async def _note_charge(self, relay: Relay, attempt: Attempt) -> None:
+        """Note what a stream by usage was charged, and that one whose client left is over: there is no more of it."""
+        claim, charged_atomic = attempt.record.claim, relay.charged_atomic
+        if claim is None:
+            return
+        if charged_atomic is not None:
+            with contextlib.suppress(FareboxError):
+                await self.in_store(lambda: self._spender.charged(claim, charged_atomic))
+        if relay.was_left:
+            attempt.record.claim = None
+            await self._end(claim, delivered=True)
 
     async def _pay(self, call: Call, order: _Order) -> tuple[Purchase, Outcome, Answer | None]:
         """Pay the first candidate that can be paid. Only while nothing has left the machine is the next one asked."""
         failure: FareboxError | None = None
         for purchase in order.candidates:
-            request = Outgoing(
-                "POST", purchase.endpoint + call.route, call.seller_headers(), call.body_for(purchase.model)
-            )
+            headers = call.seller_headers()
+            if sold_by_usage(purchase):
+                headers.append((STREAM_RECEIPT, "1"))
+            request = Outgoing("POST", purchase.endpoint + call.route, headers, call.body_for(purchase.model))
             flow = pay_with_pool(
                 request,
                 self._spender,

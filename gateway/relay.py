@@ -6,12 +6,14 @@ error and not as a broken success.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 import msgspec
 
 from buyer.flow import Lost, Outcome
 from buyer.pool import Claim
+from buyer.purchase import Purchase
 from contracts.crash import checkpoint
 from contracts.errors import FareboxError, OutcomeUnknown, RequestAlreadyPaid
 from contracts.headers import PAYMENT_RESPONSE, X_PAYMENT_RESPONSE, encode_header
@@ -20,9 +22,10 @@ from gateway.attempts import Record
 from gateway.client import Client, problem_answer
 from gateway.envelope import Headers, Problem, error_body, error_event
 from gateway.requests import Call
+from gateway.stream_charge import StreamCharge
 from gateway.upstream import Answer, passed_on
 
-__all__ = ["CHARGED_NO", "CHARGED_UNKNOWN", "Relay"]
+__all__ = ["CHARGED_NO", "CHARGED_UNKNOWN", "Relay", "sold_by_usage"]
 
 # Besides letters, digits and "-._~": what may stand in a header of ours as it is.
 _HEADER_SAFE = "/:@,;+=!*()[]"
@@ -35,11 +38,20 @@ _NO_STORE = (b"cache-control", b"no-store")
 _NO_RETRY = (b"x-should-retry", b"false")
 
 
+def sold_by_usage(purchase: Purchase) -> bool:
+    """Tell whether a seller charges what a call used, of the amount that was signed."""
+    return purchase.offer.scheme == "upto"
+
+
 class Relay:
     """Carries the answer of one call."""
 
     def __init__(self, call: Call, client: Client, record: Record) -> None:
         self._call, self._client, self._record = call, client, record
+        # What the seller says it charged by usage, once it has said so.
+        self.charged_atomic: int | None = None
+        # Whether a stream by usage was stopped because its client has left.
+        self.was_left = False
 
     async def answer(self, outcome: Outcome, answer: Answer) -> bool:
         """Pass a paid answer on chunk by chunk, a stream with its receipt at the end. Tell whether it is whole."""
@@ -51,8 +63,9 @@ class Relay:
             headers.append((b"content-length", length.encode("latin-1")))
         last = b""
         self._record.start(answer.status, headers)
+        metered = self._meter(outcome, answer)
         try:
-            async for chunk in answer.chunks():
+            async for chunk in answer.chunks() if metered is None else self._unmarked(metered, answer):
                 self._record.add(chunk)
                 if not self._client.started:
                     await self._client.start(answer.status, headers)
@@ -60,11 +73,13 @@ class Relay:
                 await self._client.body(chunk)
                 last = chunk
         except Lost as error:
+            self.was_left = metered is not None and self._client.gone
             await self._broke_off(outcome, answer, error)
             return False
         if not self._client.started:
             await self._client.start(answer.status, headers)
-        closing = _receipt_comment(outcome, last) if answer.is_event_stream else b""
+        self.charged_atomic = None if metered is None else metered.charged_atomic
+        closing = _receipt_comment(outcome, last, self.charged_atomic) if answer.is_event_stream else b""
         checkpoint("gateway.whole")
         if closing:
             self._record.add(closing)
@@ -72,6 +87,24 @@ class Relay:
         await self._client.end(closing)
         checkpoint("gateway.answered")
         return True
+
+    def _meter(self, outcome: Outcome, answer: Answer) -> StreamCharge | None:
+        """Return how to read the charge of a stream by usage, which costs for as long as it goes on: it is stopped as
+        soon as its client leaves.
+        """
+        if outcome.claim is None or not sold_by_usage(outcome.claim.purchase) or not answer.is_event_stream:
+            return None
+        self._client.when_gone(answer.close)
+        return StreamCharge(outcome.claim.authorization.value_atomic)
+
+    @staticmethod
+    async def _unmarked(metered: StreamCharge, answer: Answer) -> AsyncIterator[bytes]:
+        """Yield a stream's chunks without the seller's own last word in them."""
+        async for chunk in answer.chunks():
+            if shown := metered.pass_on(chunk):
+                yield shown
+        if rest := metered.rest():
+            yield rest
 
     async def _broke_off(self, outcome: Outcome, answer: Answer, error: Lost) -> None:
         """Tell the client that it paid and did not get everything. A repetition asks for what its seller has kept."""
@@ -121,6 +154,7 @@ def _charged(outcome: Outcome) -> tuple[bytes, bytes]:
 
 
 def _purchase_headers(claim: Claim | None) -> Headers:
+    """By usage, the price is the most that the call can cost."""
     if claim is None:
         return []
     return [
@@ -137,12 +171,15 @@ def _receipt_headers(outcome: Outcome) -> Headers:
         # Written anew from what was read in it: a seller's own bytes do not get through.
         name = PAYMENT_RESPONSE if outcome.claim.purchase.x402_version == 2 else X_PAYMENT_RESPONSE
         headers.append((name.lower().encode(), encode_header(outcome.receipt).encode()))
+        if sold_by_usage(outcome.claim.purchase) and outcome.receipt.amount is not None:
+            # Checked against the signature where it was read.
+            headers.append((b"x-farebox-charged-atomic", b"%d" % int(outcome.receipt.amount)))
     if transaction := _transaction(outcome.receipt):
         headers.append((b"x-farebox-transaction", transaction.encode()))
     return headers
 
 
-def _receipt_comment(outcome: Outcome, last_chunk: bytes) -> bytes:
+def _receipt_comment(outcome: Outcome, last_chunk: bytes, charged_atomic: int | None) -> bytes:
     """Return the receipt as a comment of the event stream, which clients that do not look for it skip."""
     claim = outcome.claim
     if claim is None:
@@ -152,6 +189,8 @@ def _receipt_comment(outcome: Outcome, last_chunk: bytes) -> bytes:
         "purchase": claim.purchase.name,
         "price_atomic": str(claim.authorization.value_atomic),
     }
+    if charged_atomic is not None:
+        told["charged_atomic"] = str(charged_atomic)
     if transaction := _transaction(outcome.receipt):
         told["transaction"] = transaction
     separator = b"" if last_chunk.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
