@@ -21,7 +21,7 @@ from contracts.evm.devnet import DevAccount
 from gateway.cli import app as farebox
 from gateway.demo.processes import free_ports
 from tests.conformance.sdk_peers import paying_client
-from tests.interop.cells import Client
+from tests.interop.cells import Client, Rail
 from tests.interop.goods import CHAT, MODEL, Bought, offered_atomic
 from tests.interop.node import PeerFailed
 from tests.interop.sellers import OpenStall
@@ -95,11 +95,11 @@ class Buyers:
 class _OurPurse:
     def __init__(self, stall: OpenStall, signer: str) -> None:
         self._url, self._signer = stall.url, signer
+        self._policy = SpendPolicy(max_price_atomic=offered_atomic(stall.stall.rail), schemes=("exact", "upto"))
 
     def buy(self, body: dict[str, Any], release: str | None) -> Bought:
-        signer = open_signer(self._signer)
         with (
-            OurClient(signer=signer, policy=SpendPolicy(max_price=_MAX_PRICE), timeout=_TIMEOUT_S) as client,
+            OurClient(signer=open_signer(self._signer), policy=self._policy, timeout=_TIMEOUT_S) as client,
             client.stream("POST", self._url + CHAT, json=body) as answer,
         ):
             text, flowed = _read(answer.iter_bytes(), release)
@@ -176,6 +176,8 @@ class _Gateway:
     def sign_a_pool(self, stall: OpenStall, key_file: str, rpc_url: str) -> None:
         where = ["--endpoint", stall.url, "--model", MODEL, "--rpc", rpc_url, "--signer", f"keyfile:{key_file}"]
         limits = ["--count", str(_POOL_COUNT), "--max-price", _MAX_PRICE, "--yes", "--json"]
+        if stall.stall.rail is Rail.UPTO:
+            limits += ["--scheme", "upto"]
         words = ["buy", stall.stall.slug, *where, *limits]
         done = CliRunner().invoke(farebox, words, env={"FAREBOX_HOME": str(self._home)})
         if done.exit_code != 0:

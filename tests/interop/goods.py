@@ -10,9 +10,10 @@ from gateway.demo.dialects import answer_text
 from tests.interop.cells import Rail
 
 __all__ = [
-    "CEILING_ATOMIC",
     "CHAT",
     "INPUT_ATOMIC",
+    "MAX_INPUT_TOKENS",
+    "MAX_OUTPUT_TOKENS",
     "MODEL",
     "OUTPUT_ATOMIC",
     "PROMPT",
@@ -28,8 +29,9 @@ CHAT = "/v1/chat/completions"
 MODEL = "demo-model"
 PROMPT = "What does one cell cost?"
 
-# Atomic units of a token with 6 decimals, a token of usage, and the most that one call may cost.
-INPUT_ATOMIC, OUTPUT_ATOMIC, CEILING_ATOMIC = 10, 20, 50_000
+# What one token of usage costs in atomic units, and the most that one call may use.
+INPUT_ATOMIC, OUTPUT_ATOMIC = 10, 20
+MAX_INPUT_TOKENS, MAX_OUTPUT_TOKENS = 1000, 2000
 _EXACT_ATOMIC = {Rail.EIP3009: 1_000, Rail.PERMIT2: 10**15}
 _PIECES = 11
 
@@ -72,7 +74,7 @@ def is_right(body: str, *, stream: bool) -> bool:
 
 def offered_atomic(rail: Rail) -> int:
     """Return the amount that a rail's offer states: the price, or on upto the ceiling."""
-    return CEILING_ATOMIC if rail is Rail.UPTO else _EXACT_ATOMIC[rail]
+    return used_atomic(MAX_INPUT_TOKENS, MAX_OUTPUT_TOKENS) if rail is Rail.UPTO else _EXACT_ATOMIC[rail]
 
 
 def price_atomic(rail: Rail) -> int:

@@ -28,17 +28,23 @@ class Result:
 
 @dataclass(slots=True)
 class Matrix:
-    """What came of all that was wanted, and whether each server that was met passes a paid stream on as it is made."""
+    """What came of all that was wanted.
+
+    `live` tells of each server that was met whether it passes a paid stream on as it is made; `faults` are what went
+    wrong at a seller besides its cells.
+    """
 
     wanted: Sequence[Cell]
     results: dict[Cell, Result] = field(default_factory=dict)
     live: dict[Server, bool] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
     @property
     def red(self) -> list[str]:
         """What was not right, or never came to a result, one line each."""
         wrong = [f"{result.cell.name}: {result.problem}" for result in self.results.values() if result.problem]
-        return wrong + [f"{cell.name}: no result" for cell in self.wanted if cell not in self.results]
+        missing = [f"{cell.name}: no result" for cell in self.wanted if cell not in self.results]
+        return wrong + missing + self.faults
 
 
 def run(folder: Path, chain: Devnet, wanted: Sequence[Cell], tell: Callable[[Result], None]) -> Matrix:
@@ -53,7 +59,7 @@ def run(folder: Path, chain: Devnet, wanted: Sequence[Cell], tell: Callable[[Res
         for stall, group in itertools.groupby(wanted, key=lambda cell: cell.stall):
             reason = impossible(stall)
             if reason is None:
-                _run_at(street, buyers, stall, list(group), matrix.live, note)
+                _run_at(street, buyers, stall, list(group), matrix, note)
             else:
                 for cell in group:
                     note(Result(cell, reason=reason))
@@ -61,19 +67,12 @@ def run(folder: Path, chain: Devnet, wanted: Sequence[Cell], tell: Callable[[Res
 
 
 def _run_at(
-    street: Street,
-    buyers: Buyers,
-    stall: Stall,
-    wanted: list[Cell],
-    live: dict[Server, bool],
-    note: Callable[[Result], None],
+    street: Street, buyers: Buyers, stall: Stall, wanted: list[Cell], matrix: Matrix, note: Callable[[Result], None]
 ) -> None:
     left = list(wanted)
     try:
         with open_stall(street, stall) as opened:
             check_unpaid(street, opened)
-            if stall.server not in live:
-                live[stall.server] = streams_live(street, buyers, opened)
             while left:
                 problem = None
                 try:
@@ -81,7 +80,11 @@ def _run_at(
                 except Exception as error:  # noqa: BLE001 - whatever goes wrong is the result of this cell
                     problem = _told(error)
                 note(Result(left.pop(0), problem))
+            if stall.server not in matrix.live:
+                matrix.live[stall.server] = streams_live(street, buyers, opened)
     except Exception as error:  # noqa: BLE001 - as above, for every client of this seller
+        if not left:
+            matrix.faults.append(f"{stall.slug}: {_told(error)}")
         for cell in left:
             note(Result(cell, _told(error)))
 

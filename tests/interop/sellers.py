@@ -15,7 +15,7 @@ from seller import PaymentMiddleware, SellerConfig
 from seller.service import Seller
 from tests.conformance.sdk_peers import serving
 from tests.interop.cells import Rail, Server, Settlement, Stall
-from tests.interop.goods import CHAT, INPUT_ATOMIC, OUTPUT_ATOMIC, offered_atomic
+from tests.interop.goods import CHAT, INPUT_ATOMIC, MAX_INPUT_TOKENS, MAX_OUTPUT_TOKENS, OUTPUT_ATOMIC, offered_atomic
 from tests.interop.node import PeerFailed
 from tests.interop.official import forwarding_app, sell_with_the_sdk
 from tests.interop.street import Street, farebox_process
@@ -101,13 +101,23 @@ def _settings(street: Street, stall: Stall, pay_to: str) -> dict[str, Any]:
         "settler": {"kind": "chain", "key_file": street.key_file(street.engine_account)}
         if stall.settlement is Settlement.ENGINE
         else {"kind": "facilitator", "url": _facilitator(street, stall)},
-        "routes": [{"match": f"POST {CHAT}", **_price(stall.rail)}, {"match": "GET /v1/models", "free": True}],
+        "routes": [{"match": f"POST {CHAT}", "price": _price(stall.rail)}, {"match": "GET /v1/models", "free": True}],
     }
+    if stall.rail is Rail.UPTO and stall.settlement is not Settlement.ENGINE:
+        settings["upto"] = {"facilitator": _facilitator_account(street, stall)}
     return settings
 
 
-def _price(rail: Rail) -> dict[str, Any]:
-    return {"price": "0.001"}
+def _price(rail: Rail) -> str | dict[str, Any]:
+    """Return the price of a call as `seller.yaml` has it, in units of the token, which has 6 decimals on upto."""
+    if rail is not Rail.UPTO:
+        return "0.001"
+    return {
+        "per_million_input_tokens": str(INPUT_ATOMIC),
+        "per_million_output_tokens": str(OUTPUT_ATOMIC),
+        "max_input_tokens": MAX_INPUT_TOKENS,
+        "max_output_tokens": MAX_OUTPUT_TOKENS,
+    }
 
 
 def _option(street: Street, stall: Stall, pay_to: str) -> dict[str, Any]:
@@ -131,9 +141,26 @@ def _scheme(rail: Rail) -> str:
 
 def _facilitator(street: Street, stall: Stall) -> str:
     """Return the facilitator's URL, once it says that it serves the rail: else an official server ends its process."""
-    ours = stall.settlement is Settlement.OURS
-    url = street.our_facilitator(stall.rail) if ours else street.official_facilitator
-    kinds = httpx.get(f"{url}/supported", trust_env=False).json()["kinds"]
-    if not any(kind["scheme"] == _scheme(stall.rail) and kind["network"] == street.chain.network for kind in kinds):
-        raise PeerFailed(f"{stall.settlement} does not serve {_scheme(stall.rail)} on {street.chain.network}: {kinds}")
+    url = _facilitator_url(street, stall)
+    _kind(street, stall, url)
     return url
+
+
+def _facilitator_account(street: Street, stall: Stall) -> str:
+    """Return the account that a buyer's upto signature names, as the facilitator states it."""
+    account: str = _kind(street, stall, _facilitator_url(street, stall))["extra"]["facilitatorAddress"]
+    return account
+
+
+def _facilitator_url(street: Street, stall: Stall) -> str:
+    ours = stall.settlement is Settlement.OURS
+    return street.our_facilitator(stall.rail) if ours else street.official_facilitator
+
+
+def _kind(street: Street, stall: Stall, url: str) -> dict[str, Any]:
+    """Return what a facilitator's /supported says of the rail's scheme."""
+    kinds: list[dict[str, Any]] = httpx.get(f"{url}/supported", trust_env=False).json()["kinds"]
+    for kind in kinds:
+        if kind["scheme"] == _scheme(stall.rail) and kind["network"] == street.chain.network:
+            return kind
+    raise PeerFailed(f"{stall.settlement} does not serve {_scheme(stall.rail)} on {street.chain.network}: {kinds}")
