@@ -12,8 +12,9 @@ import pybase64
 
 from contracts.address import Address
 from contracts.offers import Offer, offer_from_wire, requirements
+from contracts.schemes import upto_permit2
 from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import encode_payload, transfer_digest
+from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.wire import PaymentRequired
 
@@ -33,7 +34,7 @@ def authorize(
     payee: Address | None = None,
 ) -> tuple[Authorization, bytes]:
     """Return an authorization that pays `offer`, unless told otherwise, and its 65-byte signature."""
-    signer = SigningKey(key)
+    signer, rail = SigningKey(key), rail_of(offer)
     authorization = Authorization(
         payer=signer.address,
         payee=offer.pay_to if payee is None else payee,
@@ -41,8 +42,9 @@ def authorize(
         valid_after_s=valid_after_s,
         valid_before_s=int(time.time()) + DEFAULT_LIFE_S if valid_before_s is None else valid_before_s,
         nonce=os.urandom(32) if nonce is None else nonce,
+        facilitator=upto_permit2.facilitator_of(offer) if rail.NAME == upto_permit2.NAME else None,
     )
-    return authorization, signer.sign(transfer_digest(authorization, offer.domain))
+    return authorization, signer.sign(rail.digest(authorization, offer))
 
 
 def payment_document(authorization: Authorization, signature: bytes, offer: Offer) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def payment_document(authorization: Authorization, signature: bytes, offer: Offe
     return {
         "x402Version": 2,
         "accepted": msgspec.to_builtins(requirements(offer)),
-        "payload": encode_payload(authorization, signature),
+        "payload": rail_of(offer).encode_payload(authorization, signature, offer),
     }
 
 
@@ -85,7 +87,7 @@ def sign_payment_v1(key: bytes, offer: Offer, *, nonce: bytes | None = None, val
             "x402Version": 1,
             "scheme": offer.scheme,
             "network": offer.network.legacy_name,
-            "payload": encode_payload(authorization, signature),
+            "payload": rail_of(offer).encode_payload(authorization, signature, offer),
         }
     )
 
