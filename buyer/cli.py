@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from buyer.chain_commands import approve, remove
 from buyer.options import (
     AllowHttp,
     AllowV1,
@@ -32,14 +33,12 @@ from buyer.wiring import (
     all_purchases,
     closing,
     confirm,
-    given_rpc_urls,
-    progress_bar,
     request_from,
     rpc_urls_for,
     signer_spec,
     the_pool,
 )
-from contracts.console import exit_on_error, print_document
+from contracts.console import exit_on_error, given_rpc_urls, print_document, progress_bar
 
 if TYPE_CHECKING:
     from buyer.purchase import Purchase
@@ -303,48 +302,6 @@ def refill(
 
 
 @commands.command()
-def remove(
-    name: Name,
-    *,
-    drain: Annotated[bool, typer.Option("--drain", help="Spend what is left, sign no more. The default.")] = False,
-    now: Annotated[bool, typer.Option("--now", help="Stop spending at once.")] = False,
-    cancel_onchain: Annotated[
-        bool, typer.Option("--cancel-onchain", help="Also revoke what is left on chain; costs gas.")
-    ] = False,
-    signer: SignerOption = None,
-    rpc: RpcOption = None,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """End a purchase."""
-    with exit_on_error(as_json=as_json), the_pool() as pool:
-        from buyer.removal import print_removal, removal_document, revoke
-        from buyer.signers import open_signer
-        from contracts.errors import UsageError
-
-        if drain + now + cancel_onchain > 1:
-            raise UsageError("--drain, --now and --cancel-onchain: give one of them")
-        purchase = pool.purchase(name)
-        if cancel_onchain:
-            with (
-                pool.exclusively(f"sign-{name}"),
-                closing(open_signer(signer_spec(signer, pool, name))) as wallet,
-            ):
-
-                def agree(question: str) -> None:
-                    confirm(question, yes=yes)
-
-                asyncio.run(revoke(pool, purchase, wallet, rpc_urls_for(rpc, pool, name), agree))
-        elif now:
-            pool.remove(purchase)
-        else:
-            pool.drain(purchase)
-            pool.finish_drained(purchase)
-        document = removal_document(pool, purchase)
-        print_document(document, as_json=as_json, human=lambda: print_removal(document))
-
-
-@commands.command()
 def pay(
     url: Annotated[str, typer.Argument(metavar="URL", help="What to pay for.")],
     *,
@@ -390,3 +347,7 @@ def pay(
             raise outcome.error or OutcomeUnknown("the payment ended without an answer")
         document = answer_document(outcome, outcome.claim, purchase)
         print_document(document, as_json=as_json, human=lambda: write_answer(outcome))
+
+
+commands.command()(approve)
+commands.command()(remove)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from contracts.console import progress
+from contracts.console import given_rpc_urls, progress
 
 if TYPE_CHECKING:
     from buyer.flow import Outgoing
     from buyer.pool import Pool
-    from buyer.presign import Progress
     from buyer.purchase import Purchase
     from buyer.signers import Signer
 
@@ -25,8 +23,6 @@ __all__ = [
     "all_purchases",
     "closing",
     "confirm",
-    "given_rpc_urls",
-    "progress_bar",
     "request_from",
     "rpc_urls_for",
     "signer_spec",
@@ -83,12 +79,6 @@ def absolute_spec(spec: str) -> str:
     return f"{kind}:{Path(place).expanduser().absolute()}" if kind in ("keyfile", "keystore") else spec
 
 
-def given_rpc_urls(given: list[str] | None) -> list[str]:
-    """Return the endpoints of `--rpc`, else of `FAREBOX_RPC` (separated by commas or spaces)."""
-    named = os.environ.get("FAREBOX_RPC", "")
-    return given or [url for url in named.replace(",", " ").split() if url]
-
-
 def rpc_urls_for(given: list[str] | None, pool: Pool, name: str | None) -> list[str]:
     """Return the endpoints given, else those of the purchase, else all that the home knows."""
     urls = given_rpc_urls(given)
@@ -110,18 +100,6 @@ def confirm(question: str, *, yes: bool) -> None:
     if not typer.confirm(question, err=True):
         progress("nothing was signed")
         raise typer.Exit(1)
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Progress]:
-    """Show a bar on stderr, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def request_from(url: str, method: str | None, data: str | None, content_type: str) -> Outgoing:
