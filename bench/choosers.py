@@ -10,14 +10,13 @@ import numpy as np
 from scipy.special import gammainc
 
 from bench.market import Choice, Ended, Live, World
-from gateway.bidder.choose import NO_EXPLORATION, Chosen, Exploration, choose
-from gateway.bidder.limits import EXPLORE_SHARE
+from gateway.bidder.choose import Chosen, Exploration, choose
+from gateway.bidder.learner import Learner
 from gateway.bidder.linucb import LinUCB
 from gateway.bidder.market import Market
 from gateway.bidder.model import Example, ForestPolicy, train
 from gateway.bidder.policy import Policy
 from gateway.bidder.rule import QueueRule
-from gateway.bidder.schedule import Training
 from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
 from gateway.bidder.task import TIERS, UNITS_PER_TOKEN, Offer, Task
 
@@ -27,25 +26,14 @@ _TIERS = len(TIERS)
 
 
 class Chooser:
-    """A policy at work in the simulated market: decides through `choose`, and learns from what has ended.
+    """A policy at work in the simulated market: decides through `choose`, and learns from what has ended."""
 
-    With `learns`, a forest trained on its own outcomes takes over from the policy; `shuffles` teaches it outcomes of
-    other decisions, which must be worth nothing.
-    """
-
-    def __init__(
-        self, policy: Policy, seed: int, *, explores: float = 0.0, learns: bool = False, shuffles: bool = False
-    ) -> None:
+    def __init__(self, policy: Policy, seed: int, *, explores: float = 0.0) -> None:
         self._policy = policy
         self._random = Random(seed)
-        self._shuffle = np.random.default_rng(seed)
-        self._exploration = Exploration(explores) if explores else NO_EXPLORATION
+        self._explores = explores
         self._market = Market()
         self._open: dict[int, tuple[Task, Chosen]] = {}
-        self._examples: list[Example] = []
-        self._training = Training() if learns else None
-        self._shuffles = shuffles
-        self._seed = seed
 
     def choose(self, index: int, task: Task, offers: list[Offer], _sellers: list[Live], now_s: float) -> int | None:
         """Decide one task."""
@@ -56,7 +44,7 @@ class Chooser:
             now_s,
             policy=self._policy,
             random=self._random,
-            exploration=self._exploration,
+            exploration=Exploration(self._explore_share()),
         )
         for offer in offers:
             self._market.see(task, offer)
@@ -66,25 +54,56 @@ class Chooser:
         self._open[index] = task, chosen
         return int(bought.seller) * _TIERS + bought.tier
 
+    def _explore_share(self) -> float:
+        return self._explores
+
+    def example(self, ended: Ended) -> Example:
+        """Return an outcome as something to learn from. Only before `observe`."""
+        row = self._open[ended.task][1].row
+        assert row is not None
+        return Example(row, ended.outcome.latency_s, ended.outcome.is_ok)
+
     def observe(self, ended: Ended) -> None:
         """Learn from one outcome."""
+        example = self.example(ended)
         task, chosen = self._open.pop(ended.task)
-        row = chosen.row
-        assert row is not None
         self._market.observe(task, ended.offer, ended.outcome, ended.at_s)
-        self._policy.observe(row, ended.offer.arm, ended.is_good)
-        if self._training is None:
-            return
-        self._examples.append(Example(row, ended.outcome.latency_s, ended.outcome.is_ok))
-        if self._training.is_due(len(self._examples), ended.at_s):
-            self._training.begun(len(self._examples), ended.at_s)
-            self._policy = ForestPolicy(train(self._taught(), self._seed))
+        self._policy.observe(example.row, ended.offer.arm, ended.is_good)
+        self._learn(chosen, example, ended)
 
-    def _taught(self) -> Sequence[Example]:
-        assert self._training is not None
-        examples = self._examples[-self._training.window :]
-        if not self._shuffles:
-            return examples
+    def _learn(self, chosen: Chosen, example: Example, ended: Ended) -> None:
+        """Learn more than the policy itself does."""
+
+
+class Learning(Chooser):
+    """The product's learner, from the rule through shadows to promotion. Training takes no time here.
+
+    With `shuffles` it is taught the outcomes of other decisions, and promotes whatever it made of them.
+    """
+
+    def __init__(self, seed: int, *, shuffles: bool = False) -> None:
+        self._learner = Learner(challenges=False)
+        super().__init__(self._learner, seed)
+        self._seed = seed
+        self._shuffle = np.random.default_rng(seed) if shuffles else None
+
+    def _explore_share(self) -> float:
+        return self._learner.explore_share
+
+    def _learn(self, chosen: Chosen, example: Example, ended: Ended) -> None:
+        assert chosen.index is not None
+        self._learner.learn(chosen.view, chosen.index, example, ended.is_good, ended.at_s)
+        examples = self._learner.wanted(ended.at_s)
+        if examples is None:
+            return
+        if self._shuffle is None:
+            self._learner.trained(train(examples, self._seed), f"after {ended.task}", ended.at_s)
+        else:
+            self._policy = ForestPolicy(train(self._shuffled(examples), self._seed))
+            self._learner.trained(None, "", ended.at_s)
+
+    def _shuffled(self, examples: Sequence[Example]) -> list[Example]:
+        assert self._shuffle is not None
         others = self._shuffle.permutation(len(examples))
         return [
             Example(example.row, examples[other].latency_s, examples[other].is_ok)
@@ -99,8 +118,8 @@ POLICIES: dict[str, Callable[[int], Chooser]] = {
     "ewma": lambda seed: Chooser(EwmaUtility(), seed, explores=0.03),
     "rule": lambda seed: Chooser(QueueRule(), seed),
     "linucb": lambda seed: Chooser(LinUCB(), seed),
-    "lightgbm": lambda seed: Chooser(QueueRule(), seed, explores=EXPLORE_SHARE, learns=True),
-    "lightgbm_shuffled": lambda seed: Chooser(QueueRule(), seed, explores=EXPLORE_SHARE, learns=True, shuffles=True),
+    "lightgbm": Learning,
+    "lightgbm_shuffled": lambda seed: Learning(seed, shuffles=True),
 }
 
 

@@ -1,8 +1,8 @@
 """How well a limit price is set where sellers keep their own to themselves: `python -m bench limit`.
 
 Each order states a limit; the cheapest of a few hidden reserves decides; all that comes back is won or lost. A lost
-order is bought at the posted price after a delay that costs. Utility is compared with a bidder that knows how reserves are
-distributed at every moment, but not the draws. "Warm" is everything after 1,500 orders.
+order is bought at the posted price after a delay that costs. Utility is compared with a bidder that knows how reserves
+are distributed at every moment, but not the draws. "Warm" is everything after 1,500 orders.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ class Exploration:
         return self.day_units is None or offer.price_units * 100 <= self.day_units * EXPLORE_OF_DAY_PERCENT
 
 
+# Of work and of seconds.
+_SIZE_MIN, _SIZE_MAX = 1e-6, 1e9
+
 NO_EXPLORATION = Exploration(share=0.0)
 
 
@@ -163,8 +166,8 @@ def _chosen(
 
 
 def _is_sound(task: Task) -> bool:
-    """Tell whether a task's numbers are numbers: a policy divides by them."""
-    return isfinite(task.work) and task.work > 0 and isfinite(task.slack_s) and task.slack_s > 0
+    """Tell whether a task has a size and a deadline that can be reckoned with: a policy divides by them."""
+    return _SIZE_MIN <= task.work <= _SIZE_MAX and _SIZE_MIN <= task.slack_s <= _SIZE_MAX
 
 
 def _chance(p: float) -> float:

@@ -41,7 +41,11 @@ FEATURES = (
 FEATURE_SCHEMA = 1
 
 _VALUE_MIN = 1e-12
+# A price that is a thousand times what it should be is as bad as any dearer one.
+_RATIO_MAX = 1e3
+_QUEUE_MAX = 1e3
 _BUSY_UNKNOWN = 0.5
+DIFFICULTY_UNKNOWN = 0.5
 
 
 def column(name: str) -> int:
@@ -72,20 +76,20 @@ def row_of(task: Task, offer: Offer, market: Market, now_s: float) -> Row:
     usual_price = memory.unit_price.get(offer.tier, unit_price)
     slowdown = memory.slowdown.get(offer.tier, SLOWDOWN_AT_FIRST)
     queue = offer.queue_per_slot
-    if queue is None or not isfinite(queue) or queue < 0:
+    if queue is None or not 0 <= queue <= _QUEUE_MAX:
         # What our own calls waited there, as a queue: one mean job more for each nominal time they took longer.
-        queue = max(slowdown - 1.0, 0.0) * task.work
+        queue = min(max(slowdown - 1.0, 0.0) * task.work, _QUEUE_MAX)
     busy = offer.busy_share
     reputation = offer.reputation
     return (
         price,
-        price / max(task.value, _VALUE_MIN),
+        min(price / max(task.value, _VALUE_MIN), _RATIO_MAX),
         unit_price,
-        unit_price / usual_price if usual_price > 0 else 1.0,
+        min(unit_price / usual_price, _RATIO_MAX) if usual_price > 0 else 1.0,
         log(task.work),
         task.slack_s,
         task.slack_s * speed / task.work,
-        task.difficulty,
+        min(max(task.difficulty, 0.0), 1.0) if isfinite(task.difficulty) else DIFFICULTY_UNKNOWN,
         float(min(max(offer.tier, 0), len(TIERS) - 1)),
         queue,
         busy if busy is not None and 0 <= busy <= 1 else _BUSY_UNKNOWN,

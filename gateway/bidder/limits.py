@@ -27,3 +27,20 @@ TRAIN_WINDOW = 8_000
 SEALED_FIRST = 150
 SEALED_EVERY = 200
 SEALED_WINDOW = 3_000
+
+# Model files.
+MODEL_BYTES_MAX = 5_000_000
+MODEL_TREES_MAX = 1_000
+MODELS_KEPT = 5
+
+# The life of a model: outcomes in the shadow before it decides, and outcomes by which a model is judged afterwards.
+SHADOW_OUTCOMES = 100
+WATCHED_OUTCOMES = 300
+MODEL_AGE_MAX_S = 86_400.0
+# A decision that takes longer than this is not worth its model.
+CHOOSE_MAX_S = 0.020
+
+# Drift: outcomes of a seller before it can be noticed, what is forgotten then, and how many decisions explore more.
+DRIFT_OUTCOMES_MIN = 60
+TRAIN_WINDOW_AFTER_DRIFT = 1_000
+EXPLORE_MORE_FOR = 300

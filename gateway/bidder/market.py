@@ -22,6 +22,9 @@ SLOWDOWN_AT_FIRST = 1.0
 SPEED_AT_FIRST = 1.0
 REPUTATION_UNKNOWN = 0.9
 LONG_AGO_S = 600.0
+# What a seller says of its speed outside of this is not believed.
+SPEED_MIN, SPEED_MAX = 1e-3, 1e6
+_LATENCY_MIN_S, _LATENCY_MAX_S = 1e-6, 1e6
 UNMET = -1
 
 
@@ -66,7 +69,7 @@ class Market:
     def speed_of(self, offer: Offer) -> float:
         """Return the work per second of an idle seller: what it publishes, else what was seen of it."""
         published = offer.speed
-        if published is not None and isfinite(published) and published > 0:
+        if published is not None and SPEED_MIN <= published <= SPEED_MAX:
             return published
         return self.of(offer.seller).speed
 
@@ -79,14 +82,19 @@ class Market:
     def observe(self, task: Task, offer: Offer, outcome: Outcome, now_s: float) -> None:
         """Note what became of a call that was bought at `offer` and ended at `now_s`."""
         memory = self._meet(offer.seller)
-        seen = max(outcome.latency_s, 1e-6)
-        slowdown = seen * self.speed_of(offer) / task.work
+        seen = min(max(outcome.latency_s, _LATENCY_MIN_S), _LATENCY_MAX_S) if isfinite(outcome.latency_s) else None
+        if seen is None:
+            return
+        speed_of_seller = self.speed_of(offer)
+        speed_is_ours = speed_of_seller != offer.speed
+        slowdown = seen * speed_of_seller / task.work
         known = memory.slowdown.get(offer.tier, SLOWDOWN_AT_FIRST)
         # A wait that was given up says only "at least so long".
         if not outcome.is_censored or slowdown > known:
             memory.slowdown[offer.tier] = known + _SLOWDOWN_STEP * (slowdown - known)
-        if offer.speed is None and not outcome.is_censored:
-            memory.speed += _SPEED_STEP * (task.work / seen - memory.speed)
+        if speed_is_ours and not outcome.is_censored:
+            speed = min(max(task.work / seen, SPEED_MIN), SPEED_MAX)
+            memory.speed += _SPEED_STEP * (speed - memory.speed)
             memory.slowdown[offer.tier] = SLOWDOWN_AT_FIRST
         memory.ok += _OK_STEP * (outcome.is_ok - memory.ok)
         if not outcome.is_ok:

@@ -128,7 +128,12 @@ def train(examples: Sequence[Example], seed: int) -> Forest:
     ended = np.flatnonzero(~censored)
     inputs, _, quality_logits = _inputs(rows[ended])
     quality = lgb.train(
-        {**_PARAMETERS, "num_leaves": _LEAVES_QUALITY, "min_data_in_leaf": _LEAF_QUALITY},
+        {
+            **_PARAMETERS,
+            "num_leaves": _LEAVES_QUALITY,
+            "min_data_in_leaf": _LEAF_QUALITY,
+            "monotone_constraints": _MONOTONE,
+        },
         lgb.Dataset(inputs, is_ok[ended], init_score=quality_logits, categorical_feature=[column("seller")]),
         _TREES_QUALITY,
     )

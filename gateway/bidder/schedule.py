@@ -8,7 +8,6 @@ from gateway.bidder.limits import (
     TRAIN_EVERY_EARLY,
     TRAIN_EVERY_S,
     TRAIN_FIRST,
-    TRAIN_WINDOW,
 )
 
 __all__ = ["Training"]
@@ -18,8 +17,8 @@ class Training:
     """Counts outcomes. Few are enough for a first model, since it starts from the rule and can hardly be worse."""
 
     def __init__(self) -> None:
-        self.window = TRAIN_WINDOW
-        self._next = TRAIN_FIRST
+        self.first = TRAIN_FIRST
+        self._next = self.first
         self._trained_s: float | None = None
         self._trained_at = 0
 
