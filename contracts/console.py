@@ -17,7 +17,16 @@ from rich.markup import escape
 
 from contracts.errors import FareboxError
 
-__all__ = ["error_document", "exit_on_error", "out", "print_document", "printable", "progress"]
+__all__ = [
+    "error_document",
+    "exit_on_error",
+    "given_rpc_urls",
+    "out",
+    "print_document",
+    "printable",
+    "progress",
+    "progress_bar",
+]
 
 out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -57,9 +66,25 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+def given_rpc_urls(given: list[str] | None) -> list[str]:
+    """Return the endpoints of `--rpc`, else of `FAREBOX_RPC` (separated by commas or spaces)."""
+    named = os.environ.get("FAREBOX_RPC", "")
+    return given or [url for url in named.replace(",", " ").split() if url]
+
+
 def progress(text: str) -> None:
     """Say on stderr what is happening now, so that stdout stays one document."""
     _err.print(f"[dim]{escape(printable(text))}[/]")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr, on a terminal only; what is given takes how much of how much is done."""
+    from rich.progress import Progress
+
+    with Progress(console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def printable(text: str) -> str:
