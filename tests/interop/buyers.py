@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -22,7 +21,7 @@ from gateway.cli import app as farebox
 from gateway.demo.processes import free_ports
 from tests.conformance.sdk_peers import paying_client
 from tests.interop.cells import Client, Rail
-from tests.interop.goods import CHAT, MODEL, Bought, offered_atomic
+from tests.interop.goods import CHAT, MODEL, Bought, Receipt, offered_atomic
 from tests.interop.node import PeerFailed
 from tests.interop.sellers import OpenStall
 from tests.interop.street import Street, farebox_process
@@ -104,10 +103,9 @@ class _OurPurse:
         ):
             text, flowed = _read(answer.iter_bytes(), release)
             outcome = answer.extensions["farebox"]
-        read = _decoded(answer.status_code, text, answer.headers, flowed)
-        if outcome.receipt is None:
-            return read
-        return replace(read, accepted=(outcome.receipt.success, outcome.receipt.payer))
+        told = outcome.receipt
+        receipt = None if told is None else Receipt(told.success, told.payer or "", told.transaction)
+        return Bought(answer.status_code, text, _told(answer.headers), receipt, flowed)
 
 
 class _GatewayPurse:
@@ -121,7 +119,7 @@ class _GatewayPurse:
             client.stream("POST", self._url + CHAT, json=asked) as answer,
         ):
             text, flowed = _read(answer.iter_bytes(), release)
-        return _decoded(answer.status_code, text, answer.headers, flowed)
+        return Bought(answer.status_code, text, _told(answer.headers), _receipt(answer.headers), flowed)
 
 
 class _PythonPurse:
@@ -139,7 +137,7 @@ class _PythonPurse:
             client.stream("POST", stall.url + CHAT, json=body) as answer,
         ):
             text, flowed = await _read_async(answer.aiter_bytes(), release)
-        return _decoded(answer.status_code, text, answer.headers, flowed)
+        return Bought(answer.status_code, text, _told(answer.headers), _receipt(answer.headers), flowed)
 
 
 class _FetchPurse:
@@ -156,9 +154,9 @@ class _FetchPurse:
             assets=[{"asset": self._stall.token, "cap": str(offered_atomic(self._stall.stall.rail))}],
             release=release,
         )
-        decoded = answer["decoded"] or {}
-        accepted = (decoded.get("success") is True, decoded.get("payer", ""))
-        return Bought(answer["status"], answer["body"], answer["told"], accepted, answer["flowed"])
+        told = answer["decoded"]
+        receipt = None if told is None else Receipt(told["success"], told["payer"], told["transaction"])
+        return Bought(answer["status"], answer["body"], answer["told"], receipt, answer["flowed"])
 
 
 class _Gateway:
@@ -206,9 +204,15 @@ async def _read_async(pieces: AsyncIterator[bytes], release: str | None) -> tupl
     return whole.decode(), flowed
 
 
-def _decoded(status: int, text: str, headers: httpx.Headers, flowed: bool | None) -> Bought:
-    receipt = headers.get("PAYMENT-RESPONSE")
-    if receipt is None:
-        return Bought(status, text, headers.get("PAYMENT-REQUIRED", ""), (False, ""), flowed)
-    read = decode_payment_response_header(receipt)
-    return Bought(status, text, receipt, (read.success, read.payer or ""), flowed)
+def _told(headers: httpx.Headers) -> str:
+    told: str = headers.get("PAYMENT-RESPONSE") or headers.get("PAYMENT-REQUIRED", "")
+    return told
+
+
+def _receipt(headers: httpx.Headers) -> Receipt | None:
+    """Return the receipt as the official Python SDK reads it."""
+    header = headers.get("PAYMENT-RESPONSE")
+    if header is None:
+        return None
+    told = decode_payment_response_header(header)
+    return Receipt(told.success, told.payer or "", told.transaction)

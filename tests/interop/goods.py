@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.demo.dialects import answer_text
 from tests.interop.cells import Rail
@@ -18,6 +18,7 @@ __all__ = [
     "OUTPUT_ATOMIC",
     "PROMPT",
     "Bought",
+    "Receipt",
     "chat",
     "is_right",
     "offered_atomic",
@@ -36,18 +37,26 @@ _EXACT_ATOMIC = {Rail.EIP3009: 1_000, Rail.PERMIT2: 10**15}
 _PIECES = 11
 
 
+class Receipt(NamedTuple):
+    """What a client itself read in a PAYMENT-RESPONSE; `transaction` is empty where settlement is still to come."""
+
+    success: bool
+    payer: str
+    transaction: str
+
+
 @dataclass(frozen=True, slots=True)
 class Bought:
     """What a client holds after a call: status, body, and `told`, the header that speaks of money, or "".
 
-    `accepted` is what the client itself made of the receipt: (success, payer). `flowed` tells whether the first piece
+    `receipt` is what the client made of it, None where it found none. `flowed` tells whether the first piece
     of a stream was there before the seller's model was let go on; None where nobody held it back.
     """
 
     status: int
     body: str
     told: str
-    accepted: tuple[bool, str]
+    receipt: Receipt | None
     flowed: bool | None = None
 
 
