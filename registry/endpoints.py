@@ -17,7 +17,11 @@ from contracts.errors import ChainUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
 from registry.limits import ENDPOINT_REST_S, ENDPOINT_REST_S_MAX, GROW_AFTER_ANSWERS, WINDOW_BLOCKS, WINDOW_BLOCKS_MAX
 
-__all__ = ["Endpoint", "Pool", "Refusal", "endpoint_name", "refusal_of"]
+__all__ = ["Endpoint", "NoWayOn", "Pool", "Refusal", "endpoint_name", "refusal_of"]
+
+
+class NoWayOn(ChainUnavailable):
+    """No endpoint is left that could get a sync further."""
 
 
 class Refusal(enum.Enum):
@@ -119,7 +123,12 @@ class Endpoint:
     def rest(self, now_s: float) -> None:
         """After a failure: leave it alone, twice as long each time."""
         self.failures += 1
-        self.rests_until_s = now_s + min(ENDPOINT_REST_S * 2.0 ** (self.failures - 1), ENDPOINT_REST_S_MAX)
+        self.rests_until_s = now_s + self.rest_s
+
+    @property
+    def rest_s(self) -> float:
+        """How long it rests after so many failures in a row."""
+        return min(ENDPOINT_REST_S * 2.0 ** (self.failures - 1), ENDPOINT_REST_S_MAX)
 
 
 class Pool:
@@ -132,7 +141,7 @@ class Pool:
     def pick(self) -> tuple[Endpoint, float]:
         """Return the first endpoint that does not rest, or the one that rests shortest, and how long it still does."""
         if not self.endpoints:
-            raise ChainUnavailable("every RPC endpoint contradicts the chain, or serves another one")
+            raise NoWayOn("every RPC endpoint contradicts the chain, or serves another one")
         now_s = self._clock()
         for endpoint in self.endpoints:
             if endpoint.rests_until_s <= now_s:

@@ -99,6 +99,8 @@ ENDPOINT_REST_S_MAX = 5.0
 # Hashes kept below each head: a re-org within them is followed to its common ancestor, a deeper one costs more reading.
 CHECKPOINT_BLOCKS = 64
 CHECKPOINTS_MAX = 1024
+# Times a small question is put to one endpoint before another, or another round, is tried.
+READ_TRIES_MAX = 4
 # Times a sync begins again because the chain moved, or an endpoint lied.
 SYNC_ROUNDS_MAX = 12
 # Agents whose state is read from the chain after a sync and compared with what the logs said.

@@ -15,14 +15,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from contracts.errors import ChainUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
 from registry.chains import RegistryChain
 from registry.completeness import holes
-from registry.endpoints import Endpoint, Pool, Refusal, endpoint_name, refusal_of
+from registry.endpoints import Endpoint, NoWayOn, Pool, Refusal, endpoint_name, refusal_of
 from registry.index import Head, Index, Interval
-from registry.limits import SAMPLE_AGENTS, SYNC_FAILURES_MAX, SYNC_ROUNDS_MAX
+from registry.limits import READ_TRIES_MAX, SAMPLE_AGENTS, SYNC_FAILURES_MAX, SYNC_ROUNDS_MAX
 from registry.reading import (
     Behind,
     Forked,
@@ -61,6 +63,7 @@ class SyncReport:
     warnings: list[str] = field(default_factory=list)
 
 
+T = TypeVar("T")
 OnProgress = Callable[[Progress], None]
 
 
@@ -136,7 +139,8 @@ class _Sync:
                 return self._reported()
             try:
                 await self._fill(head, recent)
-                if (await read_hashes(teller.rpc, [head.number])).get(head.number) != head.hash:
+                hashes = await self._patiently(teller, partial(read_hashes, teller.rpc, [head.number]))
+                if hashes.get(head.number) != head.hash:
                     continue
                 counted = await self._count(head)
                 if await self._find_liars(head, counted, teller):
@@ -145,6 +149,8 @@ class _Sync:
                 return self._reported()
             except _Moved:
                 continue
+            except NoWayOn:
+                raise
             except ChainUnavailable:
                 self._failed()
                 self._pool.rest(teller)
@@ -161,7 +167,9 @@ class _Sync:
         while best is None:
             for endpoint in list(self._pool.endpoints):
                 try:
-                    head, recent = await read_recent(endpoint.rpc)
+                    head, recent = await self._patiently(endpoint, partial(read_recent, endpoint.rpc))
+                except NoWayOn:
+                    raise
                 except (ChainUnavailable, RpcRefused, Behind, Forked):
                     self._failed()
                     self._pool.rest(endpoint)
@@ -261,6 +269,17 @@ class _Sync:
             endpoint.shrink(asked, refusal, hint)
             self._learned(endpoint)
 
+    async def _patiently(self, endpoint: Endpoint, read: Callable[[], Awaitable[T]]) -> T:
+        """Return what `read` returns, giving a busy endpoint some time. Raises what `read` does."""
+        for _ in range(READ_TRIES_MAX - 1):
+            try:
+                return await read()
+            except ChainUnavailable:
+                self._failed()
+                self._pool.rest(endpoint)
+                await self._pause(endpoint.rest_s)
+        return await read()
+
     def _failed(self) -> None:
         self._failures += 1
         if self._failures > SYNC_FAILURES_MAX:
@@ -278,7 +297,10 @@ class _Sync:
         counts = []
         for endpoint in self._pool.endpoints[:3]:
             try:
-                counts.append(await read_count(endpoint.rpc, self._chain, head.number))
+                read = partial(read_count, endpoint.rpc, self._chain, head.number)
+                counts.append(await self._patiently(endpoint, read))
+            except NoWayOn:
+                raise
             except (ChainUnavailable, RpcRefused):
                 continue
         if not counts:
@@ -309,7 +331,7 @@ class _Sync:
             self.report.warnings.append(f"{endpoint.name}: left out logs; everything it told was read again elsewhere")
             return
         if endpoint.window_blocks == 1 and endpoint.window_max == 1:
-            raise ChainUnavailable(
+            raise NoWayOn(
                 f"{endpoint.name} leaves out logs that the chain has", remedy="name another endpoint with --rpc"
             )
         endpoint.window_max = endpoint.window_blocks = max(1, min(endpoint.window_blocks, self._widest()) // 8)
@@ -331,7 +353,8 @@ class _Sync:
                 (self._chain.chain_id, SAMPLE_AGENTS),
             ).fetchall()
         )
-        facts = await read_agents(teller.rpc, self._chain, [row["agent_id"] for row in rows], head.number)
+        wanted = [row["agent_id"] for row in rows]
+        facts = await self._patiently(teller, partial(read_agents, teller.rpc, self._chain, wanted, head.number))
         return [
             (row["registered_block"], head.number)
             for row in rows
@@ -343,7 +366,8 @@ class _Sync:
 
     async def _finish(self, head: Head, recent: dict[int, bytes], teller: Endpoint, agent_count: int) -> None:
         chain_id = self._chain.chain_id
-        implementation = await read_implementation(teller.rpc, self._chain, head.number)
+        read = partial(read_implementation, teller.rpc, self._chain, head.number)
+        implementation = await self._patiently(teller, read)
         before = self._index.chain(chain_id)
         if before is not None and before["implementation"] not in (None, implementation):
             self.report.warnings.append("the identity registry was upgraded since the last sync; its rules may differ")
