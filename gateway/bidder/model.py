@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any
 
+from gateway.bidder.calibration import AS_IT_IS, Line, calibrate
 from gateway.bidder.features import FEATURES, Row, View, column
 from gateway.bidder.policy import Estimate
 from gateway.bidder.rule import on_time_logit, quality_logit
@@ -66,12 +67,17 @@ class Example:
     is_censored: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class Forest:
-    """A trained model. `on_time` and `quality` are LightGBM boosters over a row and the rule's log-odds."""
+    """A trained model. `on_time` and `quality` are LightGBM boosters over a row and the rule's log-odds.
 
-    def __init__(self, on_time: Any, quality: Any) -> None:
-        self.on_time = on_time
-        self.quality = quality
+    Each adds to the rule's word as its line has it.
+    """
+
+    on_time: Any
+    quality: Any
+    on_time_line: Line = AS_IT_IS
+    quality_line: Line = AS_IT_IS
 
     def p_good(self, rows: Sequence[Row]) -> list[float]:
         """Return the chance of a good answer in time for each row."""
@@ -82,8 +88,8 @@ class Forest:
         on_time = self.on_time.predict(inputs, num_threads=1, raw_score=True)
         quality = self.quality.predict(inputs, num_threads=1, raw_score=True)
         return [
-            _share(logit + up) * _share(quality_logit(row) + good)
-            for row, logit, up, good in zip(rows, logits, on_time.tolist(), quality.tolist(), strict=True)
+            _share(self.on_time_line.of(logit) + more) * _share(self.quality_line.of(quality_logit(row)) + better)
+            for row, logit, more, better in zip(rows, logits, on_time.tolist(), quality.tolist(), strict=True)
         ]
 
 
@@ -114,6 +120,7 @@ def train(examples: Sequence[Example], seed: int) -> Forest:
     is_ok = np.asarray([example.is_ok for example in examples], dtype=float)
     taught, in_time = _with_deadlines(rows, latency_s, censored, np.random.default_rng(seed))
     inputs, on_time_logits, _ = _inputs(taught)
+    on_time_line = calibrate(on_time_logits, in_time)
     on_time = lgb.train(
         {
             **_PARAMETERS,
@@ -121,12 +128,18 @@ def train(examples: Sequence[Example], seed: int) -> Forest:
             "min_data_in_leaf": _LEAF_ON_TIME,
             "monotone_constraints": _MONOTONE,
         },
-        lgb.Dataset(inputs, in_time, init_score=on_time_logits, categorical_feature=[column("seller")]),
+        lgb.Dataset(
+            inputs,
+            in_time,
+            init_score=on_time_line.offset + on_time_line.slope * on_time_logits,
+            categorical_feature=[column("seller")],
+        ),
         _TREES_ON_TIME,
     )
     # Whether an answer that never came would have been good, nobody knows.
     ended = np.flatnonzero(~censored)
     inputs, _, quality_logits = _inputs(rows[ended])
+    quality_line = calibrate(quality_logits, is_ok[ended])
     quality = lgb.train(
         {
             **_PARAMETERS,
@@ -134,10 +147,15 @@ def train(examples: Sequence[Example], seed: int) -> Forest:
             "min_data_in_leaf": _LEAF_QUALITY,
             "monotone_constraints": _MONOTONE,
         },
-        lgb.Dataset(inputs, is_ok[ended], init_score=quality_logits, categorical_feature=[column("seller")]),
+        lgb.Dataset(
+            inputs,
+            is_ok[ended],
+            init_score=quality_line.offset + quality_line.slope * quality_logits,
+            categorical_feature=[column("seller")],
+        ),
         _TREES_QUALITY,
     )
-    return Forest(on_time, quality)
+    return Forest(on_time, quality, on_time_line, quality_line)
 
 
 def _with_deadlines(rows: Matrix, latency_s: Matrix, censored: Any, random: Any) -> tuple[Matrix, Matrix]:

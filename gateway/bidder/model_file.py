@@ -16,10 +16,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from contracts.errors import ConfigInvalid
+from gateway.bidder.calibration import Line
 from gateway.bidder.features import FEATURE_SCHEMA, FEATURES
 from gateway.bidder.limits import MODEL_BYTES_MAX, MODEL_TREES_MAX, MODELS_KEPT
 from gateway.bidder.model import Forest
@@ -81,6 +83,10 @@ def save(forest: Forest, manifest: Manifest, folder: Path, key: bytes) -> str:
         "created_s": manifest.created_s,
         "metrics": dict(manifest.metrics),
         "library": manifest.library,
+        "lines": {
+            "on_time": [forest.on_time_line.offset, forest.on_time_line.slope],
+            "quality": [forest.quality_line.offset, forest.quality_line.slope],
+        },
         "sha256": {part: hashlib.sha256(texts[part].encode()).hexdigest() for part in _PARTS},
     }
     name = hashlib.sha256(_canonical(stated)).hexdigest()[:16]
@@ -113,7 +119,17 @@ def load(path: Path, key: bytes) -> tuple[Forest, Manifest]:
 
     boosters = [lgb.Booster(model_str=texts[part]) for part in _PARTS]
     manifest = Manifest(stated["rows"], stated["created_s"], stated["metrics"], stated["library"], stated["schema"])
-    return Forest(*boosters), manifest
+    return Forest(*boosters, *(_line(stated, part, path) for part in _PARTS)), manifest
+
+
+def _line(stated: Mapping[str, Any], part: str, path: Path) -> Line:
+    try:
+        offset, slope = (float(number) for number in stated["lines"][part])
+    except (KeyError, TypeError, ValueError):
+        raise ModelRefused(f"{path}: lines.{part}: expected an offset and a slope") from None
+    if not (isfinite(offset) and 0 < slope < inf):
+        raise ModelRefused(f"{path}: lines.{part}: expected a finite offset and a slope above 0")
+    return Line(offset, slope)
 
 
 def check_text(text: str, where: str) -> None:
