@@ -26,7 +26,7 @@ _SLOPE_MIN, _SLOPE_MAX, _OFFSET_MAX = 0.05, 3.0, 5.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`offset` + `slope` × log-odds."""
+    """`offset` + `slope` * log-odds."""
 
     offset: float
     slope: float

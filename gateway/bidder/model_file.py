@@ -117,9 +117,10 @@ def load(path: Path, key: bytes) -> tuple[Forest, Manifest]:
         check_text(text, f"{path}/{part}.txt")
     import lightgbm as lgb
 
-    boosters = [lgb.Booster(model_str=texts[part]) for part in _PARTS]
+    on_time, quality = (lgb.Booster(model_str=texts[part]) for part in _PARTS)
+    on_time_line, quality_line = (_line(stated, part, path) for part in _PARTS)
     manifest = Manifest(stated["rows"], stated["created_s"], stated["metrics"], stated["library"], stated["schema"])
-    return Forest(*boosters, *(_line(stated, part, path) for part in _PARTS)), manifest
+    return Forest(on_time, quality, on_time_line, quality_line), manifest
 
 
 def _line(stated: Mapping[str, Any], part: str, path: Path) -> Line:
