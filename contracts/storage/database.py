@@ -209,7 +209,7 @@ class Database(ABC):
         """Run every member under its own savepoint, commit once, and only then report."""
         with self._write_lock:
             try:
-                connection = self._begin(any(pending.durable for pending in group))
+                connection = self._begin_for(group)
                 if len(group) == 1:
                     outcomes: list[tuple[Any, BaseException | None]] = [(group[0].work(connection), None)]
                 else:
@@ -221,6 +221,25 @@ class Database(ABC):
         for pending, (result, failure) in zip(group, outcomes, strict=True):
             pending.result, pending.failure = result, failure
         _report(group)
+
+    def _begin_for(self, group: list[_Pending]) -> Connection:
+        """Begin for a group. Where its turn does not come, whoever came meanwhile is told so with it.
+
+        Otherwise the next group would wait as long again, and its members twice.
+        """
+        try:
+            return self._begin(any(pending.durable for pending in group))
+        except StoreUnavailable:
+            group += self._take_waiting()
+            raise
+
+    def _take_waiting(self) -> list[_Pending]:
+        taken: list[_Pending] = []
+        with contextlib.suppress(queue.Empty):
+            while (pending := self._pending.get_nowait()) is not None:
+                taken.append(pending)
+            self._pending.put(None)  # the store is being closed, which `_serve_writes` must hear
+        return taken
 
     def _attempt(self, connection: Connection, work: Work[Any]) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT member")
