@@ -62,7 +62,9 @@ def bound_request(body: bytes, dialect: Dialect, price: UsagePrice) -> BoundedRe
             "units that are authorized for one call",
             remedy="send a shorter prompt",
         )
-    changed: dict[str, Any] = _bounded_output(fields, raw, dialect, price, fits) if dialect.output_fields else {}
+    changed: dict[str, Any] = {}
+    if dialect.output_fields and price.per_million_output_atomic:
+        changed = _bounded_output(fields, raw, dialect, price, fits)
     adds_usage = False
     if dialect.usage_on_request and _boolean(fields, "stream"):
         options = _stream_options(fields)

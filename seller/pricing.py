@@ -52,12 +52,12 @@ class UsagePrice:
 
     def output_that_fits(self, input_tokens: int) -> int | None:
         """Return how many output tokens the ceiling has room for beside so many input tokens; None where not even
-        those fit. Where output costs nothing, that is `max_output_tokens`.
+        those fit. Where output costs nothing, it is not counted: 0.
         """
         room_atomic = self.ceiling_atomic - self.per_call_atomic
         millionths = room_atomic * _MILLION - input_tokens * self.per_million_input_atomic
         if millionths < 0:
             return None
         if self.per_million_output_atomic == 0:
-            return self.max_output_tokens
+            return 0
         return millionths // self.per_million_output_atomic

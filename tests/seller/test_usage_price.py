@@ -131,6 +131,12 @@ def test_a_stream_is_asked_for_its_usage() -> None:
     assert "stream_options" not in _written(_bounded(path="/v1/messages", stream=True))
 
 
+def test_output_that_costs_nothing_is_not_bounded() -> None:
+    reading = UsagePrice(0, 1_000_000, 0, 0, 1_000, 0)
+    assert "max_tokens" not in _written(_bounded(reading))
+    assert _written(_bounded(reading, max_tokens=10**6))["max_tokens"] == 10**6
+
+
 def test_an_endpoint_that_generates_nothing_gets_no_bound() -> None:
     assert "max_tokens" not in _written(_bounded(path="/v1/embeddings", input="x"))
 
