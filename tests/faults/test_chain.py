@@ -72,37 +72,54 @@ async def test_a_fee_that_jumps_is_followed_and_the_payment_settles_once(
     check_books(shop, 1)
 
 
+def stop(chain: Devnet, what: str, *, stopped: bool) -> None:
+    """Let the token's owner stop one payer, or everybody."""
+    if what == "payer":
+        chain.set_blocked(chain.accounts[BUYER].address, stopped)
+    else:
+        chain.set_paused(stopped)
+
+
+@pytest.mark.parametrize("what", ["payer", "token"])
 @pytest.mark.parametrize("settle", ["before", "after", "auto"])
-async def test_a_payer_who_is_blocked_between_the_check_and_the_settlement_gets_nothing_and_pays_nothing(
-    chain: Devnet, tmp_path: Path, settle: str
+async def test_a_token_that_stops_between_the_check_and_the_settlement_costs_nobody_money_or_goods(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle: str, what: str
 ) -> None:
     async with open_shop(chain, tmp_path, settle=settle) as shop:
 
         async def block_and_answer(scope: object, receive: object, send: object) -> None:
-            chain.set_blocked(chain.accounts[BUYER].address, True)
+            stop(chain, what, stopped=True)
             await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
             await send({"type": "http.response.body", "body": b"secret goods"})  # type: ignore[operator]
 
         shop.app.behave = block_and_answer
         if settle == "before":
-            chain.set_blocked(chain.accounts[BUYER].address, True)
-        answer = await shop.buy()
+            # There is no work before the settlement: it stops when the claim is in the queue.
+            monkeypatch.setattr(shop.seller.counter, "announce", lambda: stop(chain, what, stopped=True))
+        header = shop.payment()
+        answer = await shop.buy(header)
         assert answer.status_code in (402, 503), answer.text
         assert b"secret goods" not in answer.content
         assert shop.earned == 0
         assert shop.seller.ledger.sums().outstanding_atomic == 0
+        # Nothing was burnt: when the token moves again, the same payment buys the same goods.
+        monkeypatch.undo()
+        stop(chain, what, stopped=False)
+        shop.app.behave = None
+        assert (await shop.buy(header)).status_code == 200
+        await shop.settled()
+        check_books(shop, 1)
 
 
-async def test_goods_on_credit_of_a_payer_who_is_blocked_for_a_while_are_paid_afterwards(
-    chain: Devnet, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("what", ["payer", "token"])
+async def test_goods_on_credit_are_paid_when_the_token_moves_again(chain: Devnet, tmp_path: Path, what: str) -> None:
     async with open_shop(chain, tmp_path, settle="async") as shop:
-        chain.set_blocked(chain.accounts[BUYER].address, True)
+        stop(chain, what, stopped=True)
         answers = [await shop.buy() for _ in range(3)]
         assert {answer.status_code for answer in answers} == {200}
         await asyncio.sleep(1.5)
         assert shop.earned == 0
-        chain.set_blocked(chain.accounts[BUYER].address, False)
+        stop(chain, what, stopped=False)
         await shop.settled()
         check_books(shop, 3)
 

@@ -52,11 +52,10 @@ async def repeat_until_served(shop: Shop, header: str) -> list[httpx.Response]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settle", ["auto", "async"])
 async def test_a_database_that_is_locked_for_ten_seconds_costs_time_and_nothing_else(
-    chain: Devnet, tmp_path: Path, settle: str
+    chain: Devnet, tmp_path: Path
 ) -> None:
-    async with open_shop(chain, tmp_path, settle=settle) as shop:
+    async with open_shop(chain, tmp_path) as shop:
         headers = [shop.payment() for _ in range(3)]
         free, longest_s, last_s = 0, 0.0, time.monotonic()
         with held_by_another_process(tmp_path / "seller.db"):
