@@ -17,10 +17,11 @@ from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
 from contracts.address import Address, address_text
 from contracts.audit import Finding
 from contracts.errors import FareboxError
-from contracts.evm.evidence import Fate, Shown, read_fates
+from contracts.evm.evidence import Fate, Shown, read_fates, read_permit2_fates
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Head, read_head
 from contracts.money import Asset, format_amount
+from contracts.networks import PERMIT2
 from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection
 
@@ -40,9 +41,18 @@ class _Entry:
     state: str
     chain_id: int
     token: Address
+    registry: Address
     authorization: Authorization
     from_block: int
     transaction: str | None
+    charged_atomic: int | None = None
+    charge_proven: bool = False
+
+    @property
+    def cost_atomic(self) -> int:
+        """What the books count as its cost, once it is spent."""
+        proven = self.charged_atomic if self.charge_proven else None
+        return self.authorization.value_atomic if proven is None else proven
 
 
 def audit_pool(pool: Pool) -> list[Finding]:
@@ -156,10 +166,11 @@ async def _compare(pool: Pool, purchase: Purchase, urls: Sequence[str], finding:
             return
         head = await read_head(rpc)
         shown: dict[int, Shown] = {}
-        for token in {entry.token for entry in entries}:
-            of_token = [entry for entry in entries if entry.token == token]
-            fates = await read_fates(rpc, token, [(entry.authorization, entry.from_block) for entry in of_token])
-            shown.update((entry.id, fate) for entry, fate in zip(of_token, fates, strict=True))
+        for token, registry in {(entry.token, entry.registry) for entry in entries}:
+            alike = [entry for entry in entries if (entry.token, entry.registry) == (token, registry)]
+            read = read_permit2_fates if registry == PERMIT2 else read_fates
+            fates = await read(rpc, token, [(entry.authorization, entry.from_block) for entry in alike])
+            shown.update((entry.id, fate) for entry, fate in zip(alike, fates, strict=True))
     # A row may have moved on since it was read, and before the chain was.
     later = {
         entry.id: entry.state for entry in pool.database.read(lambda connection: _entries(connection, purchase.id))
@@ -169,8 +180,8 @@ async def _compare(pool: Pool, purchase: Purchase, urls: Sequence[str], finding:
 
 
 def _judge(asset: Asset, entries: list[_Entry], shown: dict[int, Shown], head: Head, finding: Finding) -> None:
-    paid_atomic = sum(one.authorization.value_atomic for one in entries if shown[one.id].fate is Fate.PAID)
-    spent_atomic = sum(one.authorization.value_atomic for one in entries if one.state == "spent")
+    paid_atomic = sum(_moved_atomic(one, shown[one.id]) for one in entries)
+    spent_atomic = sum(one.cost_atomic for one in entries if one.state == "spent")
     finding.found = (
         f"{len(entries)} authorizations: {format_amount(spent_atomic, asset)} spent by the books, "
         f"{format_amount(paid_atomic, asset)} transferred on chain"
@@ -182,10 +193,16 @@ def _judge(asset: Asset, entries: list[_Entry], shown: dict[int, Shown], head: H
             unnoticed += entry.state == "unknown"
             _judge_used(entry, what, finding)
         elif entry.state == "spent" and entry.authorization.valid_before_s < head.timestamp_s:
-            late_atomic += entry.authorization.value_atomic
+            late_atomic += entry.cost_atomic
         elif entry.state == "spent":
-            pending_atomic += entry.authorization.value_atomic
+            pending_atomic += entry.cost_atomic
     _note(finding, asset, pending_atomic=pending_atomic, late_atomic=late_atomic, unnoticed=unnoticed)
+
+
+def _moved_atomic(entry: _Entry, what: Shown) -> int:
+    if what.fate is not Fate.PAID:
+        return 0
+    return entry.authorization.value_atomic if what.amount_atomic is None else what.amount_atomic
 
 
 def _judge_used(entry: _Entry, what: Shown, finding: Finding) -> None:
@@ -194,12 +211,25 @@ def _judge_used(entry: _Entry, what: Shown, finding: Finding) -> None:
     if state in ("ready", "claimed"):
         finding.differ(f"{name} is {state}: this pool never sent it, and the chain shows it {what.fate.value}{where}")
     elif state in _COSTS_NOTHING and what.fate is Fate.PAID:
-        moved = f"{entry.authorization.value_atomic} atomic units to {address_text(entry.authorization.payee)}"
+        moved = f"{_moved_atomic(entry, what)} atomic units to {address_text(entry.authorization.payee)}"
         finding.differ(f"{name} is booked as {_COSTS_NOTHING[state]}; the chain shows {moved}{where}")
+    elif state == "spent" and what.fate is Fate.PAID and entry.charged_atomic is not None:
+        _judge_charge(entry, what, finding)
     elif state == "spent" and what.fate in (Fate.CANCELLED, Fate.BURNT):
         finding.notes.append(f"{name} was served and cost nothing: the chain shows it {what.fate.value}{where}")
     elif state == "spent" and what.transaction and entry.transaction not in (None, what.transaction):
         finding.notes.append(f"{name}: the seller named transaction {entry.transaction}; it is {what.transaction}")
+
+
+def _judge_charge(entry: _Entry, what: Shown, finding: Finding) -> None:
+    """Compare what is noted as charged of a ceiling with what moved: a seller may have lied, our books may not."""
+    moved_atomic, name = _moved_atomic(entry, what), receipt_id(entry.authorization.nonce)
+    if entry.charged_atomic == moved_atomic:
+        return
+    if entry.charge_proven:
+        finding.differ(f"{name} is booked at {entry.charged_atomic} atomic units; the chain shows {moved_atomic}")
+    else:
+        finding.notes.append(f"{name}: the seller said {entry.charged_atomic} atomic units and took {moved_atomic}")
 
 
 def _note(finding: Finding, asset: Asset, *, pending_atomic: int, late_atomic: int, unnoticed: int) -> None:
@@ -219,9 +249,12 @@ def _entries(connection: Connection, purchase_id: int) -> list[_Entry]:
             row["state"],
             row["chain_id"],
             Address(row["token"]),
+            Address(row["registry"]),
             authorization_from_row(row),
             row["from_block"],
             row["transaction_hash"],
+            None if row["charged_atomic"] is None else int(row["charged_atomic"]),
+            bool(row["charge_proven"]),
         )
         for row in rows
     ]

@@ -22,7 +22,7 @@ from buyer.lease import recover
 from buyer.limits import LEASE_SIZE
 from buyer.purchase import Purchase
 from buyer.receipts import Receipt, find_receipt, read_receipts
-from buyer.rows import PURCHASE_QUERY, find_purchase, purchase_from_row
+from buyer.rows import OPEN_SQL, PURCHASE_QUERY, find_purchase, purchase_from_row
 from buyer.seal import Seal, begin_sealing, find_seal, make_seal_key, read_seal_id
 from buyer.spender import Spender
 from contracts.address import Address
@@ -213,10 +213,16 @@ class Pool:
 
         return await reconcile(self.database, purchase, rpc_urls, ready_too=ready_too)
 
+    def open_outcomes(self, purchase: Purchase) -> int:
+        """Return of how many only the chain can say what they cost: UNKNOWN ones, and ceilings without proof."""
+        query = f"SELECT count(*) FROM authorizations WHERE purchase_id = ? AND ({OPEN_SQL})"  # noqa: S608 - a constant
+        count: int = self.database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone()[0])
+        return count
+
     def unsettled(self) -> list[Purchase]:
         """Return every purchase, removed and one-shot ones included, of which something may still cost money."""
         query = f"""{PURCHASE_QUERY} WHERE EXISTS (SELECT 1 FROM authorizations WHERE purchase_id = purchases.id
-                        AND authorizations.state IN ('ready', 'claimed', 'sent', 'unknown'))
+                        AND (authorizations.state IN ('ready', 'claimed', 'sent') OR {OPEN_SQL}))
                     OR EXISTS (SELECT 1 FROM intents WHERE purchase_id = purchases.id) ORDER BY name, purchases.id"""  # noqa: S608 - constants
         return self.database.read(lambda connection: [purchase_from_row(row) for row in connection.execute(query)])
 

@@ -1,12 +1,14 @@
 """Reconcile: the chain says what became of authorizations whose outcome is open.
 
-A used nonce is either a transfer or a revocation; the token's events tell which. An unused one is EXPIRED only when the
-chain's own clock, read from the same endpoint in the same batch, is safely past validBefore. Everything else stays.
+A used nonce is either a payment or a revocation; the traces on chain tell which, and how much of an `upto` ceiling was
+charged. An unused one is EXPIRED only when the chain's own clock, read from the same endpoint in the same batch, is
+safely past validBefore. Everything else stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from buyer.budgets import recount
@@ -14,28 +16,44 @@ from buyer.journal import expire_overdue, forget_expired
 from buyer.limits import EXPIRY_CHAIN_MARGIN_S, RECONCILE_BATCH
 from buyer.moves import move_sql, moved
 from buyer.purchase import Purchase
+from buyer.rows import OPEN_SQL, authorization_from_row
 from contracts.address import Address
 from contracts.crash import checkpoint
 from contracts.errors import ChainUnavailable, TermsNotAllowed
+from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token, call_object
 from contracts.keccak import keccak
 from contracts.lifecycle import AuthorizationEvent
+from contracts.networks import PERMIT2
+from contracts.schemes import upto_permit2
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC
+from contracts.schemes.permit2 import word_and_bit
 from contracts.storage import Connection, Database, Row
-from contracts.typed_data import word_of_address
+from contracts.typed_data import word_of_address, word_of_uint
 
 __all__ = ["reconcile", "settle_restored"]
 
 _AUTHORIZATION_STATE = keccak(b"authorizationState(address,bytes32)")[:4]
+_NONCE_BITMAP = keccak(b"nonceBitmap(address,uint256)")[:4]
+
+# A contract and the calldata it is asked with.
+_Question = tuple[Address, bytes]
 
 _USED = move_sql(
-    AuthorizationEvent.CHAIN_USED, "lease = NULL, transaction_hash = coalesce(:transaction, transaction_hash)"
+    AuthorizationEvent.CHAIN_USED,
+    "lease = NULL, transaction_hash = coalesce(:transaction, transaction_hash), charged_atomic = :charged,"
+    " charge_proven = CASE WHEN CAST(:charged AS TEXT) IS NULL THEN 0 ELSE 1 END",
 )
 _CANCELLED = move_sql(AuthorizationEvent.CHAIN_CANCELLED, "lease = NULL, reason = 'revoked on chain'")
 _EXPIRED = move_sql(
     AuthorizationEvent.CHAIN_UNUSED_PAST_TIME, "lease = NULL, reason = 'unused when its time was over, by the chain'"
 )
+_PROVEN = """
+    UPDATE authorizations SET charged_atomic = :charged, charge_proven = 1,
+        transaction_hash = coalesce(:transaction, transaction_hash)
+    WHERE id = :id AND state = 'spent' AND charge_proven = 0
+"""
 
 _RESTORED = move_sql(
     AuthorizationEvent.RESTORED,
@@ -44,26 +62,40 @@ _RESTORED = move_sql(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What the chain says of one authorization: what becomes of its row, by which statement with which values."""
+
+    becomes: str
+    sql: str | None = None
+    values: dict[str, str | None] = field(default_factory=dict)
+
+
+_NOTHING_NEW = _Word("unknown")
+
+
 async def reconcile(
     database: Database, purchase: Purchase, rpc_urls: Sequence[str], *, ready_too: bool = False
 ) -> dict[str, int]:
     """Return how many authorizations were found `spent`, `expired`, `cancelled`, and how many stay `unknown`.
 
-    Raises `ChainUnavailable`, and `TermsNotAllowed` when the endpoints are of another chain.
+    Of `upto` payments that were answered, what was charged is proven too, and the budgets get the rest back. Raises
+    `ChainUnavailable`, and `TermsNotAllowed` when the endpoints are of another chain.
     """
     found = {"spent": 0, "expired": 0, "cancelled": 0, "unknown": 0}
-    states = "('ready', 'unknown')" if ready_too else "('unknown')"
-    query = f"""SELECT id, state, chain_id, token, payer, nonce, valid_before_s, from_block, cancel_asked
-                FROM authorizations WHERE purchase_id = ? AND state IN {states} ORDER BY id"""  # noqa: S608 - constants
+    asked = f"{OPEN_SQL} OR state = 'ready'" if ready_too else OPEN_SQL
+    query = f"SELECT * FROM authorizations WHERE purchase_id = ? AND ({asked}) ORDER BY id"  # noqa: S608 - constants
     rows = database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchall())
+    proven = 0
     async with Rpc(rpc_urls) as rpc:
         await _check_chain(rpc, purchase)
         head_s = 0
-        for start in range(0, len(rows), RECONCILE_BATCH):
-            head_s = await _reconcile_batch(database, rpc, rows[start : start + RECONCILE_BATCH], found)
+        for batch in _batches(rows):
+            head_s, charges = await _reconcile_batch(database, rpc, batch, found)
+            proven += charges
     if head_s:
         database.transact(lambda connection: _sweep(connection, purchase, head_s - EXPIRY_CHAIN_MARGIN_S))
-    if found["expired"] or found["cancelled"] or ready_too:
+    if found["expired"] or found["cancelled"] or proven or ready_too:
         database.transact(recount)
     return found
 
@@ -80,49 +112,111 @@ def settle_restored(connection: Connection, purchase: Purchase, *, trust_unused:
     recount(connection)
 
 
-async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[Row], found: dict[str, int]) -> int:
-    """Judge some rows by one batch of one endpoint, and return the head's timestamp."""
+def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Cut the rows so that each part needs no more questions than one round trip takes."""
+    batch: list[Row] = []
+    questions: set[_Question] = set()
+    for row in rows:
+        question, _ = _question(row)
+        if question not in questions and len(questions) == RECONCILE_BATCH:
+            yield batch
+            batch, questions = [], set()
+        batch.append(row)
+        questions.add(question)
+    if batch:
+        yield batch
+
+
+def _question(row: Row) -> tuple[_Question, int]:
+    """Return the call whose answer holds the state of a nonce, and the mask of its bits there.
+
+    One answer of Permit2 holds 256 nonces.
+    """
+    payer = word_of_address(row["payer"])
+    if row["registry"] == PERMIT2:
+        word, bit = word_and_bit(row["nonce"])
+        return (PERMIT2, _NONCE_BITMAP + payer + word_of_uint(word)), 1 << bit
+    return (Address(row["token"]), _AUTHORIZATION_STATE + payer + bytes(row["nonce"])), -1
+
+
+async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[Row], found: dict[str, int]) -> tuple[int, int]:
+    """Judge some rows by one batch of one endpoint; return the head's timestamp and how many charges were proven."""
+    questions = list(dict.fromkeys(_question(row)[0] for row in rows))
     answers = await rpc.batch(
         [("eth_getBlockByNumber", ["latest", False])]
-        + [("eth_call", [call_object(Address(row["token"]), _state_call(row)), "latest"]) for row in rows]
+        + [("eth_call", [call_object(to, data), "latest"]) for to, data in questions]
     )
-    head_s = _timestamp(answers[0])
-    for row, answer in zip(rows, answers[1:], strict=True):
-        if _is_used(answer):
-            event, sql, values = await _what_used_it(rpc, row)
-        elif row["state"] == "unknown" and row["valid_before_s"] + EXPIRY_CHAIN_MARGIN_S < head_s:
-            event, sql, values = "expired", _EXPIRED, {}
-        else:
-            event, sql, values = "unknown", None, {}
-        if sql is not None:
-            bound = {"id": row["id"], **values}
+    head_s, states = _timestamp(answers[0]), dict(zip(questions, map(_number, answers[1:]), strict=True))
+    proven = 0
+    for row in rows:
+        question, mask = _question(row)
+        is_over = row["valid_before_s"] + EXPIRY_CHAIN_MARGIN_S < head_s
+        word = await _judge(rpc, row, is_used=bool(states[question] & mask), is_over=is_over)
+        if (sql := word.sql) is not None:
+            bound = {"id": row["id"], **word.values}
             changed = database.transact(lambda connection: moved(connection, sql, bound))  # noqa: B023 - runs at once
             checkpoint("buyer.reconciled")
-            found[event] += changed
+            if sql is _PROVEN:
+                proven += changed
+            else:
+                found[word.becomes] += changed
         elif row["state"] == "unknown":
             found["unknown"] += 1
-    return head_s
+    return head_s, proven
 
 
-async def _what_used_it(rpc: Rpc, row: Row) -> tuple[str, str | None, dict[str, str | None]]:
-    """Tell a transfer from a revocation by the token's events.
+async def _judge(rpc: Rpc, row: Row, *, is_used: bool, is_over: bool) -> _Word:
+    if is_used:
+        word = await _what_used_it(rpc, row)
+    elif row["state"] == "unknown" and is_over:
+        return _Word("expired", _EXPIRED)
+    elif row["state"] == "spent" and is_over:
+        return _Word("spent", _PROVEN, {"charged": "0", "transaction": None})
+    else:
+        return _NOTHING_NEW
+    if row["state"] != "spent":
+        return word
+    # It was answered; revoked since, or settled: either way the charge is known now.
+    charged = "0" if word.becomes == "cancelled" else word.values.get("charged")
+    if charged is None:
+        return _NOTHING_NEW
+    return _Word("spent", _PROVEN, {"charged": charged, "transaction": word.values.get("transaction")})
 
-    Where the endpoint does not search logs, a nonce that we never asked to revoke was used for its transfer: nobody
-    else can sign a revocation. One that we did ask to revoke stays as it is.
+
+async def _what_used_it(rpc: Rpc, row: Row) -> _Word:
+    """Tell a payment from a revocation by the traces that each leaves on chain.
+
+    Where the endpoint shows none, a nonce that we never asked to revoke is booked as spent, which is the most it can
+    have cost: nobody else can revoke it. One that we did ask to revoke stays as it is.
     """
-    token = Token(rpc, Address(row["token"]))
     try:
-        logs = await token.nonce_events(Address(row["payer"]), row["nonce"], row["from_block"])
+        word = await (_permit2_word(rpc, row) if row["registry"] == PERMIT2 else _token_word(rpc, row))
     except RpcRefused:
-        logs = []
-    for log in logs:
+        word = None
+    if word is not None:
+        return word
+    return _NOTHING_NEW if row["cancel_asked"] else _Word("spent", _USED, {"transaction": None, "charged": None})
+
+
+async def _token_word(rpc: Rpc, row: Row) -> _Word | None:
+    token = Token(rpc, Address(row["token"]))
+    for log in await token.nonce_events(Address(row["payer"]), row["nonce"], row["from_block"]):
         topics = log.get("topics") or [""]
         if str(topics[0]).lower() == AUTHORIZATION_CANCELED_TOPIC:
-            return "cancelled", _CANCELLED, {}
-        return "spent", _USED, {"transaction": _hash(log)}
-    if row["cancel_asked"]:
-        return "unknown", None, {}
-    return "spent", _USED, {"transaction": None}
+            return _Word("cancelled", _CANCELLED)
+        return _Word("spent", _USED, {"transaction": _hash(log), "charged": None})
+    return None
+
+
+async def _permit2_word(rpc: Rpc, row: Row) -> _Word | None:
+    """A bit alone proves nothing: only a settlement of this very permit that moved the money is a payment."""
+    ending = await Permit2(rpc).ending(Address(row["token"]), authorization_from_row(row), row["from_block"])
+    if ending is None:
+        return None
+    if ending.amount_atomic is None:
+        return _Word("cancelled", _CANCELLED)
+    charged = str(ending.amount_atomic) if row["rail"] == upto_permit2.NAME else None
+    return _Word("spent", _USED, {"transaction": ending.transaction, "charged": charged})
 
 
 async def _check_chain(rpc: Rpc, purchase: Purchase) -> None:
@@ -139,17 +233,13 @@ def _sweep(connection: Connection, purchase: Purchase, over_s: int) -> None:
     forget_expired(connection, purchase, over_s)
 
 
-def _state_call(row: Row) -> bytes:
-    return _AUTHORIZATION_STATE + word_of_address(row["payer"]) + bytes(row["nonce"])
-
-
-def _is_used(answer: Any) -> bool:
+def _number(answer: Any) -> int:
     if isinstance(answer, RpcRefused):
-        raise ChainUnavailable(f"authorizationState: {answer.message}")
+        raise ChainUnavailable(f"the state of a nonce: {answer.message}")
     try:
-        return int(answer, 16) != 0
+        return int(answer, 16)
     except (TypeError, ValueError):
-        raise ChainUnavailable("authorizationState: the answer is not a number") from None
+        raise ChainUnavailable("the state of a nonce: the answer is not a number") from None
 
 
 def _timestamp(block: Any) -> int:

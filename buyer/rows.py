@@ -17,6 +17,7 @@ from contracts.wire import Requirements, ResourceInfo
 
 __all__ = [
     "COST_SQL",
+    "OPEN_SQL",
     "PURCHASE_QUERY",
     "authorization_from_row",
     "find_purchase",
@@ -30,6 +31,9 @@ __all__ = [
 
 # What a spent authorization has cost: of an `upto` ceiling only what the chain has proven, and all of it before.
 COST_SQL = "CASE WHEN charge_proven = 1 THEN charged_atomic ELSE value_atomic END"
+# Of which only the chain can say what it cost; a spent one is an `upto` payment whose charge nothing has proven yet.
+OPEN_SQL = """authorizations.state = 'unknown'
+    OR (authorizations.state = 'spent' AND rail = 'upto' AND charge_proven = 0)"""
 PURCHASE_QUERY = """
     SELECT purchases.*, terms.x402_version, terms.accepted, terms.decimals, terms.resource, terms.extensions
     FROM purchases JOIN terms ON terms.id = purchases.terms_id

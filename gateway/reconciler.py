@@ -1,4 +1,4 @@
-"""Asks the chain about payments of unknown fate, often while there is news and seldom while there is none."""
+"""Asks the chain about payments of unknown fate or cost, often while there is news and seldom while there is none."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ log = logging.getLogger("farebox.gateway")
 
 @dataclass(slots=True)
 class _Round:
-    """When a purchase is next asked about, and how many unknown payments were left by the last answer."""
+    """When a purchase is next asked about, and how many payments of unknown fate or cost the last answer left."""
 
-    unknown: int
+    unsettled: int
     wait_s: float
     next_s: float
 
@@ -47,15 +47,16 @@ class Reconciler:
 
     async def _ask(self, purchase: Purchase, now_s: float) -> None:
         rpc_urls = list(purchase.rpc_urls) or self._rpc_urls
-        unknown = (await self._in_store(lambda: self._pool.counts(purchase.name))).unknown
+        unsettled = await self._in_store(lambda: self._pool.open_outcomes(purchase))
         last = self._rounds.get(purchase.name)
-        if not rpc_urls or not unknown or (last and unknown == last.unknown and now_s < last.next_s):
+        if not rpc_urls or not unsettled or (last and unsettled == last.unsettled and now_s < last.next_s):
             return
         # Written down before the question, so that an endpoint which never answers is not asked at every turn.
-        wait_s = min(2 * last.wait_s, RECONCILE_EVERY_S_MAX) if last and last.unknown == unknown else RECONCILE_EVERY_S
-        self._rounds[purchase.name] = _Round(unknown, wait_s, now_s + wait_s)
-        found = await self._reconcile(purchase.name, rpc_urls)
-        self._rounds[purchase.name].unknown = found["unknown"]
+        is_old = last is not None and last.unsettled == unsettled
+        wait_s = min(2 * last.wait_s, RECONCILE_EVERY_S_MAX) if last and is_old else RECONCILE_EVERY_S
+        self._rounds[purchase.name] = _Round(unsettled, wait_s, now_s + wait_s)
+        await self._reconcile(purchase.name, rpc_urls)
+        self._rounds[purchase.name].unsettled = await self._in_store(lambda: self._pool.open_outcomes(purchase))
 
     async def _reconcile(self, name: str, rpc_urls: list[str]) -> dict[str, int]:
         if self._pool.database.is_local:

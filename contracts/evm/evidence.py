@@ -13,6 +13,7 @@ from typing import Any
 
 from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable
+from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token
 from contracts.schemes.authorization import Authorization
@@ -25,7 +26,7 @@ from contracts.schemes.exact_eip3009 import (
 )
 from contracts.typed_data import word_of_address
 
-__all__ = ["Fate", "Shown", "read_fates"]
+__all__ = ["Fate", "Shown", "read_fates", "read_permit2_fates"]
 
 
 class Fate(Enum):
@@ -41,11 +42,15 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One authorization on chain. `transaction` and `block` are known where an event was found."""
+    """One authorization on chain. `transaction` and `block` are known where a trace was found.
+
+    `amount_atomic` is what moved of a ceiling, None where that is the whole value.
+    """
 
     fate: Fate
     transaction: str = ""
     block: int | None = None
+    amount_atomic: int | None = None
 
 
 async def read_fates(rpc: Rpc, token: Address, asked: Sequence[tuple[Authorization, int]]) -> list[Shown]:
@@ -77,6 +82,31 @@ async def read_fates(rpc: Rpc, token: Address, asked: Sequence[tuple[Authorizati
         ]
     except (KeyError, TypeError, IndexError, ValueError):
         raise ChainUnavailable("the chain's node gave an incomplete answer") from None
+
+
+async def read_permit2_fates(rpc: Rpc, token: Address, asked: Sequence[tuple[Authorization, int]]) -> list[Shown]:
+    """`read_fates` for authorizations of one token over Permit2. One read tells of 256; each used one is looked up."""
+    reader, used = Permit2(rpc), set[tuple[Address, bytes]]()
+    for payer in {authorization.payer for authorization, _ in asked}:
+        nonces = [authorization.nonce for authorization, _ in asked if authorization.payer == payer]
+        states = await reader.used_nonces(payer, nonces)
+        used.update((payer, nonce) for nonce, is_used in zip(nonces, states, strict=True) if is_used)
+    fates = []
+    for authorization, from_block in asked:
+        if (authorization.payer, authorization.nonce) not in used:
+            fates.append(Shown(Fate.UNUSED))
+            continue
+        try:
+            ending = await reader.ending(token, authorization, from_block)
+        except RpcRefused:
+            ending = None
+        if ending is None:
+            fates.append(Shown(Fate.UNEXPLAINED))
+        elif ending.amount_atomic is None:
+            fates.append(Shown(Fate.CANCELLED, ending.transaction, ending.block))
+        else:
+            fates.append(Shown(Fate.PAID, ending.transaction, ending.block, ending.amount_atomic))
+    return fates
 
 
 def _shown(

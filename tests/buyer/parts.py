@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import socket
 import threading
 import time
@@ -16,20 +15,23 @@ import msgspec
 import uvicorn
 
 from buyer.flow import Incoming
+from buyer.fresh import fresh_authorization
 from buyer.home import Home
 from buyer.journal import intend, store_signed
+from buyer.nonces import draw_nonces
 from buyer.pool import Pool
 from buyer.purchase import Purchase, RefillPolicy, Terms, terms_from_wire
 from buyer.rows import find_purchase, insert_purchase
-from contracts.address import Address, parse_address
+from contracts.address import Address, address_text, parse_address
 from contracts.errors import FareboxError
 from contracts.evm.devnet import Devnet
 from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, decode_payment, encode_header
 from contracts.money import Asset
 from contracts.networks import Network
 from contracts.offers import Offer, match_offer, requirements
-from contracts.schemes import exact_eip3009, rails
+from contracts.schemes import rails
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload, PaymentRequired, Requirements, SettlementResponse
 
@@ -96,24 +98,14 @@ def add_signed(
     pool: Pool, purchase: Purchase, count: int, *, valid_before_s: int = NOW_S + 86_400, key: SigningKey | None = None
 ) -> list[Authorization]:
     """Put `count` authorizations into the pool; signed with `key`, or with bytes that only look like a signature."""
-    fresh = [
-        Authorization(
-            purchase.payer,
-            purchase.offer.pay_to,
-            purchase.offer.amount_atomic,
-            0,
-            valid_before_s,
-            secrets.token_bytes(32),
-        )
-        for _ in range(count)
-    ]
+    offer = purchase.offer
+    fresh: list[Authorization] = []
 
     def insert(connection: Any) -> None:
+        nonces = draw_nonces(connection, purchase, count)
+        fresh.extend(fresh_authorization(offer, purchase.payer, nonce, valid_before_s) for nonce in nonces)
         intents = intend(connection, purchase, fresh, balance_atomic=10**30, from_block=0, now_s=NOW_S)
-        signatures = [
-            b"\x01" * 65 if key is None else key.sign(exact_eip3009.transfer_digest(it, purchase.offer.domain))
-            for it in fresh
-        ]
+        signatures = [b"\x01" * 65 if key is None else key.sign(rail_of(offer).digest(it, offer)) for it in fresh]
         store_signed(connection, list(zip(intents, signatures, strict=True)), NOW_S)
 
     pool.database.transact(insert)
@@ -144,8 +136,11 @@ def asks(*offers: Offer, error: str | None = None) -> Incoming:
     return answer(402, {PAYMENT_REQUIRED: encode_header(required)})
 
 
-def receipt(transaction: str = "0x" + "ab" * 32, *, success: bool = True) -> str:
-    return encode_header(SettlementResponse(success=success, transaction=transaction, network="eip155:31337"))
+def receipt(transaction: str = "0x" + "ab" * 32, *, success: bool = True, amount_atomic: int | None = None) -> str:
+    amount = None if amount_atomic is None else str(amount_atomic)
+    return encode_header(
+        SettlementResponse(success=success, transaction=transaction, network="eip155:31337", amount=amount)
+    )
 
 
 @dataclass
@@ -159,6 +154,8 @@ class Shop:
     accepts: list[Requirements] | None = None
     raw_402: tuple[dict[str, str], bytes] | None = None
     status: int = 200
+    # What is charged of a ceiling; None: all of it.
+    charge_atomic: int | None = None
     free: bool = False
     routes: tuple[str, ...] = ("/v1/chat/completions", "/report")
     chain: Devnet | None = None
@@ -181,7 +178,7 @@ class Shop:
             self.unpaid += 1
             return await self._ask(send, None)
         try:
-            authorization, signature = self._verified(payment)
+            offer, authorization, signature = self._verified(payment)
         except FareboxError as error:
             return await self._ask(send, error.code)
         self.paid.append(authorization)
@@ -190,18 +187,21 @@ class Shop:
         if authorization.nonce in self.served:
             return await self._ask(send, "payment_replayed")
         self.served.add(authorization.nonce)
-        settled = (
-            receipt() if self.chain is None else receipt(settle(self.chain, authorization, signature, self.offers[0]))
-        )
-        return await _respond(send, 200, {PAYMENT_RESPONSE: settled}, b"answer to " + body)
+        amount_atomic = self.charge_atomic
+        said = receipt(amount_atomic=amount_atomic)
+        if self.chain is not None:
+            zero = amount_atomic == 0
+            settled = "" if zero else settle(self.chain, authorization, signature, offer, amount_atomic)
+            said = receipt(settled, amount_atomic=amount_atomic)
+        return await _respond(send, 200, {PAYMENT_RESPONSE: said}, b"answer to " + body)
 
-    def _verified(self, header: str) -> tuple[Authorization, bytes]:
+    def _verified(self, header: str) -> tuple[Offer, Authorization, bytes]:
         payment = decode_payment(PAYMENT_SIGNATURE, header)
         assert isinstance(payment, PaymentPayload)
         offer = match_offer(payment.accepted, self.offers)
-        authorization, signature = exact_eip3009.decode_payload(payment.payload)
+        authorization, signature = rail_of(offer).decode_payload(payment.payload, offer)
         rails.check(authorization, signature, offer, int(time.time()), 6)
-        return authorization, signature
+        return offer, authorization, signature
 
     async def _ask(self, send: Send, error: str | None) -> None:
         if self.raw_402 is not None:
@@ -211,9 +211,13 @@ class Shop:
         return await _respond(send, 402, {PAYMENT_REQUIRED: encode_header(required)}, b"{}")
 
 
-def settle(chain: Devnet, authorization: Authorization, signature: bytes, offer: Offer) -> str:
-    """Put one payment on the local chain and return its transaction hash."""
-    return call_token(chain, offer.asset.address_text, exact_eip3009.transfer_call(authorization, signature))
+def settle(
+    chain: Devnet, authorization: Authorization, signature: bytes, offer: Offer, amount_atomic: int | None = None
+) -> str:
+    """Put one payment on the local chain and return its transaction hash; of a ceiling, `amount_atomic` is charged."""
+    charged_atomic = authorization.value_atomic if amount_atomic is None else amount_atomic
+    call = rail_of(offer).settle_call(authorization, signature, offer.asset.address, charged_atomic)
+    return call_token(chain, address_text(call.to), call.data)
 
 
 def call_token(chain: Devnet, token: str, data: bytes) -> str:
