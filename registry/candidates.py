@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from contracts.address import Address, address_text
 from contracts.errors import NameUnknown
+from contracts.money import Asset, format_amount
 from contracts.networks import Network
 from contracts.storage import Connection, Row
 from registry.agent_id import AgentId, parse_agent_id
 from registry.card import Card
 from registry.verification import OnChain
 
-__all__ = ["CANDIDATE", "Candidate", "candidate_from", "find_candidate"]
+__all__ = ["CANDIDATE", "Candidate", "candidate_from", "find_candidate", "read_standing"]
 
 CANDIDATE = """
     SELECT agents.*, chains.identity, documents.card, documents.content_hash, documents.error, approvals.content_hash
@@ -73,3 +75,25 @@ def candidate_from(row: Row) -> Candidate:
         approved_hash=row["approved_hash"],
         error=row["error"],
     )
+
+
+def read_standing(connection: Connection, candidate: Candidate) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the last survey of an agent as a document, None without one, and the warnings about its file."""
+    agent = candidate.agent
+    row = connection.execute(
+        "SELECT * FROM standings WHERE chain_id = ? AND agent_id = ?", (agent.chain_id, agent.number)
+    ).fetchone()
+    noted = connection.execute("SELECT warnings FROM documents WHERE uri_key = ?", (candidate.uri_key,)).fetchone()
+    warnings = [] if noted is None else msgspec.json.decode(noted[0], type=list[str])
+    if row is None:
+        return None, warnings
+    shown = ("endpoint", "state", "verdict", "reason", "network", "price_atomic", "latency_ms", "answered", "probed")
+    document = {name: row[name] for name in (*shown, "surveyed_at_s")}
+    pay_to = None if row["pay_to"] is None else address_text(row["pay_to"])
+    return {**document, "pay_to": pay_to, "price": _price_words(row)}, warnings
+
+
+def _price_words(row: Row) -> str | None:
+    if row["price_atomic"] is None:
+        return None
+    return format_amount(int(row["price_atomic"]), Asset(Address(row["asset"]), "", "", row["decimals"], row["symbol"]))

@@ -27,7 +27,7 @@ from registry.limits import (
 )
 from registry.retrieve import Gateways, Retrieved, retrieve
 
-__all__ = ["Gathered", "gather", "text_rows_written"]
+__all__ = ["Gathered", "gather", "write_texts"]
 
 Progress = Callable[[int, int], None]
 
@@ -95,11 +95,11 @@ async def gather(
         database.transact(partial(_store, batch=batch, now_s=now_s), durable=False)
         if progress is not None:
             progress(gathered.done, len(due))
-    text_rows_written(database)
+    write_texts(database)
     return gathered
 
 
-def text_rows_written(database: Database) -> int:
+def write_texts(database: Database) -> int:
     """Give every agent that has a card and no text its text, and return how many these were."""
 
     def write(connection: Connection) -> int:

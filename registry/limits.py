@@ -77,6 +77,9 @@ RATING_HALF_LIFE_S = 90 * 86_400
 # Ratings of one reviewer that count for one agent and tag.
 RATINGS_PER_REVIEWER = 3
 
+# Feedback files looked at for one agent in one run.
+PROOFS_RUN_MAX = 200
+
 # Bazaar
 
 BAZAAR_PAGE_ITEMS = 100
@@ -111,3 +114,8 @@ TAG_CHARS_MAX = 128
 # One row of an exported index: the longest URI as hex, and some.
 EXPORT_LINE_BYTES_MAX = 8 * 1024 * 1024
 EXPORT_ROWS_AT_ONCE = 1000
+
+# Registering
+
+# The registry takes a wallet's proof for five minutes of the chain's time; a minute of it is left to be mined in.
+WALLET_PROOF_S = 240

@@ -158,7 +158,7 @@ def _mean(tag: str, ratings: Sequence[Rating], now_s: int) -> float | None:
 
 
 def _percent(rating: Rating) -> float:
-    value = rating.value / 10**rating.decimals
+    value: float = rating.value / 10**rating.decimals
     if rating.tag in _FLAG_TAGS:
         value *= 100
     return min(100.0, max(0.0, value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,14 +17,14 @@ from registry.agent_id import AgentId
 from registry.card import Card
 from registry.limits import SEARCH_CANDIDATES_MAX, SEARCH_LIMIT_MAX, SEARCH_WORDS_MAX
 from registry.rank import Facts, Offered, Terms, median_price, price_of, terms_of
+from registry.ratings import scores
+from registry.reputation import PaidCall
 from registry.verification import OnChain
 
-__all__ = ["Query", "Ratings", "Result", "search"]
-
-# Score 0 to 1 of each agent that has one; the others are unrated.
-Ratings = Callable[[Connection, Sequence[AgentId]], dict[AgentId, float]]
+__all__ = ["Query", "Result", "dollars", "search"]
 
 _WORD = re.compile(r"\w+")
+_DOLLARS = re.compile(r"\$?([0-9]{1,12}(?:\.[0-9]{1,18})?)", re.ASCII)
 # bm25 weights of name, description, skills, tags, endpoints.
 _FOUND = """
     SELECT agents.chain_id, agents.agent_id, chains.identity, agents.owner, agents.wallet, agents.uri, documents.card,
@@ -88,11 +88,19 @@ class Result:
     rating: float | None
 
 
-def search(connection: Connection, query: Query, now_s: int, ratings: Ratings | None = None) -> list[Result]:
-    """Return the best results first. Reads the local file alone."""
+def dollars(text: str, field: str) -> Fraction:
+    """Return the dollars that `0.01` or `$0.01` means. Raises `UsageError` naming `field`."""
+    found = _DOLLARS.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f'{field}: expected dollars with a decimal point, as "0.01", got {text[:40]!r}')
+    return Fraction(found[1])
+
+
+def search(connection: Connection, query: Query, now_s: int, calls: Sequence[PaidCall] = ()) -> list[Result]:
+    """Return the best results first; `calls` are one's own paid ones. Reads the local file alone."""
     rows = _rows(connection, query)
     agents = [AgentId(row["chain_id"], Address(row["identity"]), row["agent_id"]) for row in rows]
-    rated = ratings(connection, agents) if ratings is not None else {}
+    rated = scores(connection, agents, calls=calls, now_s=now_s)
     offers = [_offered(row) for row in rows]
     prices = [price_of(offer) for offer in offers]
     best = min((row["relevance"] for row in rows), default=-1.0)

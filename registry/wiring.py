@@ -1,0 +1,40 @@
+"""What the registry's commands share: the index of the home, the chain meant, and how strangers are reached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from registry.index import Index
+
+__all__ = ["index_path", "the_index"]
+
+
+def index_path(given: Path | None = None) -> Path:
+    """Return the index file: given, else `$FAREBOX_INDEX`, else `registry.db` in `$FAREBOX_HOME` (`~/.farebox`)."""
+    named = os.environ.get("FAREBOX_INDEX")
+    if given is not None or named:
+        return (given or Path(named or "")).expanduser().absolute()
+    home = Path(os.environ.get("FAREBOX_HOME") or "~/.farebox").expanduser().absolute()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home / "registry.db"
+
+
+@contextmanager
+def the_index(given: Path | None = None, *, must_exist: bool = False) -> Iterator[Index]:
+    """Open the index for one command. Raises `UsageError` when it must be there and is not."""
+    from contracts.errors import UsageError
+    from registry.index import open_index
+
+    path = index_path(given)
+    if must_exist and not path.exists():
+        raise UsageError(
+            f"{path}: there is no index yet",
+            remedy="run `farebox discover sync --chain base-sepolia --rpc URL`, or `farebox discover import FILE`",
+        )
+    with open_index(path) as index:
+        yield index
