@@ -3,6 +3,8 @@
 #   make test   the whole test suite                   (ARGS="tests/seller" for a part of it)
 #   make test-attacks   the attack suite in its long form, and its scoreboard
 #   make test-interop   every client at every seller, official SDKs on either side (ARGS=--write keeps the table)
+#   make test-contracts   forge's unit, fuzz and invariant tests of the Solidity
+#   make test-mutants   break the Solidity on purpose, and see that those tests notice
 #   make test-kill   kill -9 at random moments, KILLS=1000 times, and audit the books after each
 
 PYTHON ?= python3
@@ -13,6 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LITELLM := .venv-litellm
 DEVNET := config/devnet
+FOUNDRY := config/foundry
 INTEROP := config/interop
 LOCKS := config/locks
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
@@ -20,7 +23,7 @@ UV_VERSION := 0.13.8
 ROOMS := contracts registry buyer seller gateway
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-litellm setup-weights setup-interop demo test test-attacks test-interop test-kill check bench contracts lock clean
+.PHONY: help setup setup-litellm setup-weights setup-interop demo test test-attacks test-interop test-contracts test-mutants test-kill check bench contracts lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +31,8 @@ help:
 	@echo "make test       the whole test suite"
 	@echo "make test-attacks  the attack suite in its long form, and its scoreboard"
 	@echo "make test-interop  every client at every seller, official SDKs on either side"
+	@echo "make test-contracts  forge's unit, fuzz and invariant tests of the Solidity"
+	@echo "make test-mutants  break the Solidity on purpose, and see that those tests notice"
 	@echo "make test-kill  kill -9 at random moments, KILLS=1000 times"
 	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
 	@echo "make check      ruff, mypy --strict, import-linter"
@@ -59,6 +64,12 @@ $(DEVNET)/node_modules/.installed: $(DEVNET)/package.json $(DEVNET)/package-lock
 	@command -v npm >/dev/null || { echo "Farebox's local chain needs Node with npm on the PATH"; exit 1; }
 	@echo "setup: installing the local chain (anvil, solc, OpenZeppelin)"
 	@cd $(DEVNET) && npm ci --loglevel=error --no-fund --no-audit --ignore-scripts >/dev/null
+	@touch $@
+
+# Eighty megabytes that only those need who change the Solidity.
+$(FOUNDRY)/node_modules/.installed: $(FOUNDRY)/package.json $(FOUNDRY)/package-lock.json
+	@echo "setup: installing forge"
+	@cd $(FOUNDRY) && npm ci --loglevel=error --no-fund --no-audit --ignore-scripts >/dev/null
 	@touch $@
 
 # The LiteLLM proxy pins versions that ours outgrew, so it lives beside us.
@@ -98,6 +109,12 @@ test-attacks: setup
 
 test-interop: setup setup-interop
 	@$(BIN)/python -m tests.interop $(ARGS)
+
+test-contracts: setup $(FOUNDRY)/node_modules/.installed
+	@$(BIN)/python -m contracts.foundry.project $(ARGS)
+
+test-mutants: setup $(FOUNDRY)/node_modules/.installed
+	@$(BIN)/python -m contracts.foundry.mutants $(ARGS)
 
 test-kill: setup
 	@$(BIN)/python -m tests.faults.kills --kills $(KILLS)

@@ -26,6 +26,8 @@ RPC_TIMEOUT_S = 10.0
 RPC_CONNECT_TIMEOUT_S = 3.0
 # Largest RPC answer that is read; a batch of receipts stays far below.
 RPC_ANSWER_BYTES_MAX = 16 * 1024 * 1024
+# Transactions looked at for the one that settled a Permit2 payment: its payer's to its payee since it was presented.
+ENDINGS_LOOKED_AT_MAX = 200
 # Requests put into one JSON-RPC batch; public endpoints refuse more.
 RPC_BATCH_MAX = 100
 
@@ -65,6 +67,8 @@ DEVNET_POLL_S = 0.02
 DEVNET_LOG_TAIL_CHARS = 2000
 # The compiler needs some seconds; a loaded machine gets its grace.
 COMPILE_TIMEOUT_S = 120.0
+# The whole suite of Solidity tests takes about two minutes.
+FORGE_TIMEOUT_S = 1800.0
 
 # An admin token that can be guessed guards nothing.
 ADMIN_TOKEN_CHARS_MIN = 16

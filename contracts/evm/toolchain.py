@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from contracts.errors import LocalError
 
-__all__ = ["ToolMissing", "anvil_binary", "npm_modules", "npm_package"]
+__all__ = ["ToolMissing", "anvil_binary", "forge_binary", "npm_modules", "npm_package"]
 
 _REPOSITORY_HOME = Path(__file__).resolve().parents[2] / "config" / "devnet"
+_FORGE_MODULES = Path(__file__).resolve().parents[2] / "config" / "foundry" / "node_modules"
 _SYSTEMS = {"linux": "linux", "darwin": "darwin", "win32": "win32"}
 _MACHINES = {"x86_64": "amd64", "amd64": "amd64", "arm64": "arm64", "aarch64": "arm64"}
 
@@ -44,24 +46,31 @@ def npm_package(name: str) -> Path:
 
 
 def anvil_binary() -> Path:
-    """Return anvil's native binary; `FAREBOX_ANVIL` names another one. Raises `ToolMissing`.
+    """Return anvil's native binary; `FAREBOX_ANVIL` names another one. Raises `ToolMissing`."""
+    return _binary("anvil", npm_modules, ToolMissing.remedy)
 
-    npm's `bin` link is filled by an install script that we do not run, so the platform package is entered directly.
-    """
-    override = os.environ.get("FAREBOX_ANVIL")
+
+def forge_binary() -> Path:
+    """Return forge's native binary; `FAREBOX_FORGE` names another one. Raises `ToolMissing`."""
+    return _binary("forge", lambda: _FORGE_MODULES, "run `make test-contracts` in the repository")
+
+
+def _binary(tool: str, modules: Callable[[], Path], remedy: str) -> Path:
+    """Enter the platform's package: npm's `bin` link is filled by an install script that we do not run."""
+    variable = f"FAREBOX_{tool.upper()}"
+    override = os.environ.get(variable)
     if override:
         binary = Path(override)
-        remedy = "correct FAREBOX_ANVIL, or unset it and run `make setup`"
+        remedy = f"correct {variable}, or unset it and run `make setup`"
     else:
         system, machine = _SYSTEMS.get(sys.platform), _MACHINES.get(platform.machine().lower())
         if system is None or machine is None:
             raise ToolMissing(
-                f"no anvil package is known for {sys.platform} on {platform.machine()}",
-                remedy="install anvil yourself and name it in FAREBOX_ANVIL",
+                f"no {tool} package is known for {sys.platform} on {platform.machine()}",
+                remedy=f"install {tool} yourself and name it in {variable}",
             )
         suffix = ".exe" if system == "win32" else ""
-        binary = npm_package(f"@foundry-rs/anvil-{system}-{machine}") / "bin" / f"anvil{suffix}"
-        remedy = ToolMissing.remedy
+        binary = modules() / f"@foundry-rs/{tool}-{system}-{machine}" / "bin" / f"{tool}{suffix}"
     if not (binary.is_file() and os.access(binary, os.X_OK)):
-        raise ToolMissing(f"anvil is not an executable file at {binary}", remedy=remedy)
+        raise ToolMissing(f"{tool} is not an executable file at {binary}", remedy=remedy)
     return binary

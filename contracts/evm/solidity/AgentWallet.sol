@@ -222,7 +222,8 @@ contract AgentWallet is ERC2771Context, Ownable2Step, EIP712, ERC165, IERC1271 {
     /// @notice ERC-1271: whether the agent may make this payment. Never reverts, and never agrees to 65 bytes, which
     /// senders would take for the signature of an account.
     function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4) {
-        if (hash == _cancelling && hash != 0) return IERC1271.isValidSignature.selector;
+        if (hash == 0) return REFUSED;
+        if (hash == _cancelling) return IERC1271.isValidSignature.selector;
         bool allowed;
         if (signature.length == SLOT_SIGNATURE_LENGTH) {
             Messages.Payment memory payment = abi.decode(signature[66:], (Messages.Payment));
@@ -264,7 +265,7 @@ contract AgentWallet is ERC2771Context, Ownable2Step, EIP712, ERC165, IERC1271 {
         revert OwnableInvalidOwner(address(0));
     }
 
-    /// @dev The digest of `payment`, or zero, which no digest is, when the policy forbids it.
+    /// @dev The digest of `payment`, or zero, which the wallet never agrees to, when the policy forbids it.
     function _digestOfSlot(uint8 kind, Messages.Payment memory payment) private view returns (bytes32) {
         address token = address(uint160(payment.token));
         Policy memory policy_ = _policies[token];
