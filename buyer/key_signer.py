@@ -38,6 +38,10 @@ class KeySigner:
         """Return one signature over `CancelAuthorization` for each nonce, in order."""
         return [self._key.sign(cancel_digest(self.address, nonce, domain)) for nonce in nonces]
 
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Return the 65-byte signature over an EIP-712 digest that our own command made."""
+        return self._key.sign(digest)
+
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""
         with recursion_limit_kept():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,9 @@ from contracts.schemes.rails import rail_of
 from contracts.wire import PaymentPayload, PaymentPayloadV1
 
 __all__ = ["SignedPayment", "payment_headers"]
+
+# The extension by which a seller knows a payment that is sent again: 16 to 128 of A-Z, a-z, 0-9, "_" and "-".
+_IDENTIFIER = "payment-identifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class SignedPayment:
 def payment_headers(terms: Terms, authorization: Authorization, signature: bytes) -> dict[str, str]:
     """Return the header that carries the payment, in the version the seller speaks.
 
-    The echo of extensions is optional in the protocol, and left out where it would make the header too long.
+    The echo of extensions is optional in the protocol, and left out where it would make the header too long, unless the
+    seller wants its payments identified.
     """
     offer = terms.offer
     payload = msgspec.Raw(msgspec.json.encode(rail_of(offer).encode_payload(authorization, signature, offer)))
@@ -47,11 +52,26 @@ def payment_headers(terms: Terms, authorization: Authorization, signature: bytes
     if terms.x402_version == 1:
         message = PaymentPayloadV1(x402_version=1, scheme=accepted.scheme, network=accepted.network, payload=payload)
         return {X_PAYMENT: encode_header(message)}
+    extensions, must_identify = _identified(terms.extensions, authorization)
     payment = PaymentPayload(
-        x402_version=2, accepted=accepted, payload=payload, resource=terms.resource, extensions=terms.extensions
+        x402_version=2, accepted=accepted, payload=payload, resource=terms.resource, extensions=extensions
     )
     header = encode_header(payment)
-    if len(header) > HEADER_BYTES_MAX // 2 and terms.extensions is not None:
+    if len(header) > HEADER_BYTES_MAX // 2 and extensions is not None and not must_identify:
         payment.extensions = None
         header = encode_header(payment)
     return {PAYMENT_SIGNATURE: header}
+
+
+def _identified(extensions: dict[str, Any] | None, authorization: Authorization) -> tuple[dict[str, Any] | None, bool]:
+    """Return the echo with our payment's own id where the seller offers to know payments by one, and if it must.
+
+    One logical request has one authorization for ever, so the id is drawn from its nonce: whoever presents the payment
+    again gives the same id.
+    """
+    offered = (extensions or {}).get(_IDENTIFIER)
+    if extensions is None or not isinstance(offered, dict) or not isinstance(offered.get("info"), dict):
+        return extensions, False
+    info: dict[str, Any] = offered["info"]
+    identified = {**info, "id": f"pay_{authorization.nonce.hex()}"}
+    return {**extensions, _IDENTIFIER: {**offered, "info": identified}}, info.get("required") is True
