@@ -21,6 +21,7 @@ from contracts.console import exit_on_error, out, print_document
 from contracts.redaction import log_to_stderr
 from gateway.devnet import devnet
 from gateway.key_commands import budget_commands, key_commands
+from gateway.register_commands import register_commands
 from gateway.selfcheck import selfcheck
 
 __all__ = ["app", "main"]
@@ -171,6 +172,7 @@ app.add_typer(key_commands, name="key", rich_help_panel=_SERVE)
 app.add_typer(budget_commands, name="budget", rich_help_panel=_SERVE)
 app.add_typer(gateway.litellm.cli.commands, name="litellm", rich_help_panel=_SERVE)
 _add(seller.cli.commands, _SELL)
+app.add_typer(register_commands, name="register", rich_help_panel=_SELL)
 app.command(rich_help_panel=_LOOK)(doctor)
 app.command(rich_help_panel=_LOOK)(selfcheck)
 app.add_typer(config_commands, name="config", rich_help_panel=_LOOK)
