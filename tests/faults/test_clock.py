@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from contracts.evm.devnet import Devnet
 from tests.faults.asking import body_of, repeat_until_final
 from tests.faults.place import check_books
-from tests.faults.town import PRICE_ATOMIC, town
+from tests.faults.town import MODEL, PRICE, PRICE_ATOMIC, town
 from tests.faults.warm import Warm
 from tests.seller.shop import GAS, Shop, error_of, open_shop
 
@@ -144,3 +145,32 @@ def test_bought_ahead_calls_are_served_and_the_books_agree_while_the_chain_is_tw
         assert repeat_until_final(here, "second", body_of("second")).status == 200
         check_books(here, signed=4)
         assert here.earned_atomic() == 2 * PRICE_ATOMIC
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset_s", [HOURS_2, -HOURS_2], ids=["ahead", "behind"])
+@pytest.mark.parametrize("side", ["seller", "buyer"])
+def test_whole_processes_whose_clock_is_wrong_lose_no_payment(
+    tmp_path: Path, chain: Devnet, warm: Warm, side: str, offset_s: int
+) -> None:
+    parts = ("sell", "settle") if side == "seller" else ("serve", "farebox")
+    with town(tmp_path, chain, warm) as here:
+        here.clocks = dict.fromkeys(parts, float(offset_s))
+        chain.mine()
+        here.start_all(4)
+        # The second one is on credit, and the third finds out after everybody has started anew.
+        for name in ("first", "second"):
+            assert repeat_until_final(here, name, body_of(name)).status == 200
+        here.kill("sell", "serve")
+        here.start("sell")
+        here.start("serve")
+        assert repeat_until_final(here, "third", body_of("third")).status == 200
+        assert here.runs_by_prompt() == {"first": 1, "second": 1, "third": 1}
+        check_books(here, signed=4)
+        assert here.earned_atomic() == 3 * PRICE_ATOMIC
+        if side == "seller":
+            # Bought on the spot, a payment lives for minutes.
+            url, data = f"{here.seller_url}/v1/chat/completions", json.dumps({**body_of("fourth"), "model": MODEL})
+            wallet = ["--signer", "keyfile:buyer.key", "--rpc", chain.rpc_url, "--network", chain.network]
+            here.farebox("pay", url, "--max-price", PRICE, "--data", data, *wallet)
+            here.wait_for(lambda: here.earned_atomic() == 4 * PRICE_ATOMIC, here.running["settle"], "not settled")

@@ -59,6 +59,8 @@ class Town:
     seller_settles: bool = False
     # Variables of every process, besides its home.
     environment: dict[str, str] = field(default_factory=dict)
+    # How wrong the clock of a part is, in seconds; "farebox" stands for the commands that run to their end.
+    clocks: dict[str, float] = field(default_factory=dict)
     running: dict[str, Started] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,9 @@ class Town:
         """Start one part and wait until it answers; also after a kill, on what it left behind."""
         words, url, program = self._parts()[name]
         environment = {"FAREBOX_HOME": str(self.home), **self.environment, **environment}
-        started = self.warm.start(name, words, self.folder, program=program, environment=environment)
+        started = self.warm.start(
+            name, words, self.folder, program=program, environment=environment, clock_offset_s=self.clocks.get(name, 0)
+        )
         self.running[name] = started
         self.wait_for(lambda: _answers(url), started, f"{url} did not answer")
 
@@ -117,7 +121,10 @@ class Town:
     ) -> tuple[int, str]:
         """Run one farebox command to its end; return its exit code and what it wrote."""
         variables = {"FAREBOX_HOME": str(self.home), **self.environment, **(environment or {})}
-        code, output = self.warm.run(f"farebox {words[0]}", words, self.folder, environment=variables)
+        clock_offset_s = self.clocks.get("farebox", 0)
+        code, output = self.warm.run(
+            f"farebox {words[0]}", words, self.folder, environment=variables, clock_offset_s=clock_offset_s
+        )
         assert expect is None or code == expect, f"farebox {' '.join(words)}: exit code {code}\n{output}"
         return code, output
 

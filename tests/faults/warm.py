@@ -105,8 +105,12 @@ class Warm:
         *,
         program: str = "farebox",
         environment: Mapping[str, str] | None = None,
+        clock_offset_s: float = 0,
     ) -> Started:
-        """Start `program WORDS` in `folder`; its output is appended to `folder/logs/NAME.log`."""
+        """Start `program WORDS` in `folder`; its output is appended to `folder/logs/NAME.log`.
+
+        With `clock_offset_s` its clock is wrong by as much (`tests.faults.skewed`), and it starts cold.
+        """
         log = folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         answer = self._say(
@@ -117,6 +121,7 @@ class Warm:
                 "folder": str(folder),
                 "log": str(log),
                 "environment": dict(environment or {}),
+                "clock_offset_s": clock_offset_s,
             }
         )
         return Started(name, answer["pid"], log)
@@ -201,7 +206,15 @@ class _Parent:
         return {"ended": self._codes[pid] is not None}
 
 
-def _become(ready: int, program: str, words: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
+def _become(
+    ready: int,
+    program: str,
+    words: list[str],
+    folder: str,
+    log: str,
+    environment: dict[str, str],
+    clock_offset_s: float,
+) -> None:
     """Turn the fork into a command. Never returns."""
     code = 1
     try:
@@ -211,6 +224,8 @@ def _become(ready: int, program: str, words: list[str], folder: str, log: str, e
         _redirect(log)
         os.chdir(folder)
         os.environ.update(environment)
+        if clock_offset_s:
+            _exec_skewed(clock_offset_s, _PROGRAMS[program], words)
         from contracts import crash
 
         crash.arm(os.environ.get(crash.VARIABLE))
@@ -227,6 +242,13 @@ def _become(ready: int, program: str, words: list[str], folder: str, log: str, e
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _exec_skewed(offset_s: float, module: str, words: list[str]) -> None:
+    """What was imported with the right clock may have kept it: start over."""
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "tests.faults.skewed", str(offset_s), module, *words]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": root})
 
 
 def _die_with_parent() -> None:
