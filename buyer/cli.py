@@ -39,6 +39,7 @@ from buyer.wiring import (
     the_pool,
 )
 from contracts.console import exit_on_error, given_rpc_urls, print_document, progress_bar
+from registry.options import AllowPrivate
 
 if TYPE_CHECKING:
     from buyer.purchase import Purchase
@@ -72,8 +73,14 @@ def probe(
 def buy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it; an existing name is topped up.")],
     *,
-    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="The seller's base URL.")],
-    model: Annotated[str, typer.Option("--model", help="The seller's model id.")],
+    endpoint: Annotated[str | None, typer.Option("--endpoint", metavar="URL", help="The seller's base URL.")] = None,
+    agent: Annotated[
+        str | None, typer.Option("--agent", metavar="ID", help="A seller of the registry: eip155:84532:0x…/42.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option("--from", metavar="QUERY", help='The best seller of the index for "code model".')
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The seller's model id.")] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="How many calls to sign for.")] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="AMOUNT", help="Sign for as many calls as this buys.")
@@ -113,6 +120,7 @@ def buy(
             help="Encrypt this home's signatures. The key is made when missing; it opens them and cannot sign.",
         ),
     ] = None,
+    allow_private: AllowPrivate = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, sign nothing.")] = False,
     yes: Yes = False,
     as_json: Json = False,
@@ -120,18 +128,32 @@ def buy(
     """Sign a pool of payments for one model of one seller.
 
     Probes the seller, chooses one of its options, checks the chain, prints the worst-case loss, then signs and stores.
+    With --agent or --from the seller comes from the registry, and is verified before: chain, file, domain and payee.
     """
     with exit_on_error(as_json=as_json), the_pool() as pool:
+        from buyer.discovery import Wanted, choose_seller, remember_seller, seller_document
         from buyer.documents import plan_document, print_plan, print_purchase, purchase_document
         from buyer.orders import BuyOrder, RefillOrder, parse_ttl, plan_buy
         from buyer.presign import carry_out
         from buyer.purchase import check_name
         from buyer.signers import open_signer, remember_signer
 
+        urls = rpc_urls_for(rpc, pool, name)
+        wanted = Wanted(
+            endpoint=endpoint,
+            query=query,
+            agent=agent,
+            model=model,
+            max_price=max_price,
+            networks=network or [],
+            rpc_urls=urls,
+            allow_private=allow_private,
+        )
+        seller = choose_seller(pool, wanted, quiet=as_json)
         order = BuyOrder(
             name=check_name(name),
-            endpoint=endpoint,
-            model=model,
+            endpoint=endpoint or (seller.endpoint if seller is not None else ""),
+            model=model or (seller.model if seller is not None else ""),
             count=count,
             budget=budget,
             max_price=max_price,
@@ -144,10 +166,10 @@ def buy(
                 max_total=max_total,
                 max_per_day=max_per_day,
             ),
-            networks=network or [],
+            networks=[seller.agent.network.caip2] if seller is not None else network or [],
             assets=asset or [],
             schemes=scheme or [],
-            rpc_urls=rpc_urls_for(rpc, pool, name),
+            rpc_urls=urls,
             allow_http=allow_http,
             allow_v1=allow_v1,
         )
@@ -155,6 +177,9 @@ def buy(
         with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as wallet:
             plan, choice = asyncio.run(plan_buy(pool, order, wallet, int(time.time())))
             document: dict[str, Any] = {"ok": True, "dry_run": dry_run, "plan": plan_document(plan, choice)}
+            if seller is not None:
+                seller.check(plan.draft.terms.offer)
+                document["seller"] = seller_document(seller)
             if not as_json:
                 print_plan(plan, choice)
             if not dry_run:
@@ -164,6 +189,8 @@ def buy(
                 with progress_bar("signing") as advance:
                     purchase = carry_out(pool, plan, wallet, progress=advance)
                 remember_signer(pool.home, name, absolute_spec(spec))
+                if seller is not None:
+                    remember_seller(pool.home, name, seller, purchase.offer)
                 document |= purchase_document(pool, purchase, int(time.time()))
         print_document(document, as_json=as_json, human=lambda: None if dry_run else print_purchase(document))
 

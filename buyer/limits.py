@@ -56,3 +56,5 @@ MODEL_LENGTH_MAX = 256
 URL_LENGTH_MAX = 2048
 RECEIPTS_MAX = 10_000
 REASON_LENGTH_MAX = 300
+# Agents that `buy --from` verifies before it gives up on a query.
+SELLERS_TRIED_MAX = 5

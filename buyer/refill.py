@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from buyer.agent_notes import recheck
 from buyer.asked import PaymentAsked
 from buyer.journal import intents_of, room_atomic
 from buyer.limits import SELLER_TIMEOUT_S_MAX, SIGN_COUNT_MAX
@@ -98,6 +99,7 @@ async def top_up(
     """
     check_wallet(purchase, signer)
     terms, urls = await terms_now(purchase, rpc_urls)
+    await recheck(pool.home, purchase, urls)
     draft = Draft(
         name=purchase.name,
         kind=purchase.kind,

@@ -16,13 +16,16 @@ import typer
 import buyer.cli
 import gateway.demo.cli
 import gateway.litellm.cli
+import registry.cli_check
 import seller.cli
 from contracts.console import exit_on_error, out, print_document
 from contracts.redaction import log_to_stderr
 from gateway.devnet import devnet
+from gateway.feedback_command import feedback
 from gateway.key_commands import budget_commands, key_commands
 from gateway.register_commands import register_commands
 from gateway.selfcheck import selfcheck
+from registry.experience import PaidCalls, tell_own_calls
 
 __all__ = ["app", "main"]
 
@@ -157,6 +160,13 @@ def config_show(config: ConfigFile = None, as_json: AsJson = False) -> None:
         print_document(document, as_json=as_json, human=human)
 
 
+def _own_calls() -> PaidCalls:
+    """Let the registry weigh sellers by what this home's calls came to."""
+    from buyer.discovery import own_calls
+
+    return own_calls()
+
+
 def _add(command: typer.Typer, panel: str) -> None:
     """Put the commands of another room beside ours, under a heading."""
     for registered in command.registered_commands:
@@ -167,6 +177,9 @@ def _add(command: typer.Typer, panel: str) -> None:
 app.command(rich_help_panel=_START)(gateway.demo.cli.demo)
 app.command(rich_help_panel=_START)(devnet)
 _add(buyer.cli.commands, _BUY)
+app.add_typer(registry.cli_check.commands, name="discover", rich_help_panel=_BUY)
+tell_own_calls(_own_calls)
+app.command(rich_help_panel=_BUY)(feedback)
 app.command(rich_help_panel=_SERVE)(serve)
 app.add_typer(key_commands, name="key", rich_help_panel=_SERVE)
 app.add_typer(budget_commands, name="budget", rich_help_panel=_SERVE)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from registry.reputation import PaidCall
 
-__all__ = ["own_calls", "tell_own_calls"]
+__all__ = ["PaidCalls", "own_calls", "tell_own_calls"]
 
-Source = Callable[[], "Sequence[PaidCall]"]
+PaidCalls: TypeAlias = "Sequence[PaidCall]"
+Source = Callable[[], PaidCalls]
 
 _sources: list[Source] = []
 
