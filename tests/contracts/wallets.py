@@ -149,7 +149,7 @@ class Wallet:
         """Say whether the payment moves its money."""
         before = self.received()
         signed = self.sign(authorization) if signature is None else signature
-        done = self.settle(authorization, signed)["status"] == "0x1"
+        done = bool(self.settle(authorization, signed)["status"] == "0x1")
         assert self.received() - before == (authorization.value_atomic if done else 0)
         return done
 
