@@ -23,6 +23,7 @@ from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, decode_payment
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC, decode_payload
 from contracts.typed_data import word_of_address
+from tests.attacks.runs import Key, Run, RunWatch
 from tests.attacks.score import SCORE, Score
 from tests.seller.shop import PRICE_ATOMIC, SELLER, Shop, open_shop
 
@@ -30,9 +31,6 @@ __all__ = ["GOODS", "Key", "Till", "attacked", "key_of", "payments_on_chain"]
 
 GOODS = b'{"goods":"a1b2c3d4"}'
 """What the attacked application answers; nothing else Farebox says holds it."""
-
-Key = tuple[bytes, bytes]
-"""Payer and nonce of an authorization."""
 
 
 def key_of(header: str, name: str = PAYMENT_SIGNATURE) -> Key | None:
@@ -67,8 +65,9 @@ class _Delivery:
 class Till:
     """Stands between attackers and one seller, and counts at the end.
 
-    `runs` tells how often the seller's application ran; `price_of` the price of a request. What a test expects to be
-    lost, because the design says so, it must `forgive` by number.
+    `runs` tells how often the seller's application ran; `price_of` the price of a request. `watch_runs`, where the
+    application is at hand, has looked at every start of it. What the design lets a payer or a model server take, a test
+    must `expect` by number.
     """
 
     def __init__(
@@ -83,13 +82,18 @@ class Till:
         self._before = set(payments_on_chain(chain, payee))
         self._runs_before = runs()
         self._deliveries: list[_Delivery] = []
-        self._forgiven = Score()
+        self._expected = {"withdrawn_runs": 0, "failed_runs": 0, "unpaid_credit": 0}
         self._gifts: set[Key] = set()
+        self.run_watch: RunWatch | None = None
         self.statuses: Counter[int] = Counter()
 
     def watch(self, client: httpx.AsyncClient) -> None:
         """Look at every answer this client gets."""
         client.event_hooks = {"request": [], "response": [self._see]}
+
+    def watch_runs(self, shop: Shop) -> None:
+        """Look at every start of the shop's application."""
+        self.run_watch = RunWatch(shop, lambda key: key in payments_on_chain(self._chain, self._payee))
 
     async def _see(self, answer: httpx.Response) -> None:
         self.see(answer.request, answer.status_code, dict(answer.headers), await answer.aread())
@@ -107,49 +111,57 @@ class Till:
         self._deliveries.append(_Delivery(key, self._price_of(request), replayed))
 
     def count(self) -> Score:
-        """Return what the attack came to so far, by the answers seen and by the chain."""
+        """Return what the attack came to so far, by the answers and starts seen, and by the chain."""
         paid = payments_on_chain(self._chain, self._payee)
         for key in self._before | self._gifts:
             paid.pop(key, None)
         given = Counter(delivery.key for delivery in self._deliveries if not delivery.replayed)
-        unpaid = sum(
-            delivery.key is None or paid.get(delivery.key, 0) < delivery.price_atomic for delivery in self._deliveries
-        )
-        reached = {delivery.key for delivery in self._deliveries}
-        runs = self._runs() - self._runs_before
-        return Score(
-            goods_without_payment=unpaid + sum(number - 1 for number in given.values()),
-            money_without_goods=len(paid.keys() - reached),
-            runs_without_payment=max(0, runs - len(paid)),
+        credit = {run.key for run in self._watched() if run.on_credit}
+        unpaid = [each for each in self._deliveries if each.key is None or paid.get(each.key, 0) < each.price_atomic]
+        score = Score(
+            goods_without_payment=sum(each.key not in credit for each in unpaid) + sum(n - 1 for n in given.values()),
+            money_without_goods=len(paid.keys() - {delivery.key for delivery in self._deliveries}),
             server_errors=sum(number for status, number in self.statuses.items() if status >= 500),
             attacks=1,
             answers=self.statuses.total(),
             goods=len(self._deliveries),
             paid=len(paid),
-            runs=runs,
+            runs=self._runs() - self._runs_before,
         )
+        self._count_runs(score, paid)
+        return score
 
-    def forgive_runs(self, number: int) -> None:
-        """Expect so many runs for payments that were good when the work began and were then taken away on chain."""
-        self._forgiven.granted_runs += number
+    def _watched(self) -> list[Run]:
+        return [] if self.run_watch is None else self.run_watch.runs
 
-    def forgive_credit(self, number: int) -> None:
-        """Expect so many goods to be lost to a payer on credit, inside its cap."""
-        self._forgiven.granted_goods += number
-        self._forgiven.granted_runs += number
+    def _count_runs(self, score: Score, paid: dict[Key, int]) -> None:
+        if self.run_watch is None:
+            score.runs_without_payment = max(0, score.runs - score.paid)
+            return
+        runs = self._watched()
+        unseen = max(0, score.runs - len(runs) - self.run_watch.free)
+        score.runs_without_payment = unseen + sum(not run.paid_for for run in runs)
+        good = [run for run in runs if run.paid_for]
+        score.failed_runs = sum(run.failed for run in good)
+        score.unpaid_credit = sum(run.on_credit and run.key not in paid for run in good if not run.failed)
+        score.withdrawn_runs = sum(not run.on_credit and run.key not in paid for run in good if not run.failed)
 
-    def forgive_gift(self, authorization: Authorization) -> None:
+    def expect(self, **numbers: int) -> None:
+        """Expect more of what the design allows: `withdrawn_runs`, `failed_runs` or `unpaid_credit`, by number."""
+        for name, number in numbers.items():
+            self._expected[name] += number
+
+    def expect_gift(self, authorization: Authorization) -> None:
         """Expect a transfer that was no payment for any request here."""
         self._gifts.add((bytes(authorization.payer), authorization.nonce))
 
     def close(self) -> Score:
         """Count, put it on the scoreboard, and fail where a promise was broken, or kept where a loss was expected."""
         score = self.count()
-        score.goods_without_payment -= self._forgiven.granted_goods
-        score.runs_without_payment -= self._forgiven.granted_runs
-        score.add(self._forgiven)
         SCORE.add(score)
         assert score.is_clean, f"{score}, answers {dict(self.statuses)}"
+        allowed = {name: getattr(score, name) for name in self._expected}
+        assert allowed == self._expected, f"{score}, answers {dict(self.statuses)}"
         return score
 
 
@@ -160,6 +172,7 @@ async def attacked(chain: Devnet, folder: Path, **changed: Any) -> AsyncIterator
         shop.app.body = GOODS
         till = Till(chain, chain.accounts[SELLER].address, lambda: shop.app.runs, lambda request: _price(shop, request))
         till.watch(shop.client)
+        till.watch_runs(shop)
         yield shop, till
         await shop.settled()
         till.close()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 __all__ = ["SCORE", "Score", "lines"]
 
-_WORDS = {
+_FAULTS = {
     "goods_without_payment": "goods without payment",
     "money_without_goods": "money taken without goods",
     "runs_without_payment": "handler runs without payment",
@@ -20,14 +20,19 @@ _WORDS = {
     "extra_authorizations": "authorizations beyond one per purchase",
     "overcharges": "payments above what was agreed, or to others",
 }
+_ALLOWED = {
+    "withdrawn_runs": "runs whose payer withdrew the money meanwhile (no goods left)",
+    "failed_runs": "runs whose model failed (not charged)",
+    "unpaid_credit": "runs on credit that were never paid (inside the payer's cap)",
+}
 
 
 @dataclass
 class Score:
-    """Sums over attacks: the first six are faults, the rest says how much was looked at.
+    """Sums over attacks: the first six are faults, the next three what the design allows, the rest how much was seen.
 
-    `granted_runs` and `granted_goods` are losses the design allows and a test expected by number: work for money that
-    was taken away on chain while it was done, or by a model server that then failed, and goods on credit in the cap.
+    A run without payment is one that started with no payment that was verified, durably reserved and, at that moment,
+    settleable, settled, or on credit inside its payer's cap. Nothing is taken off that number.
     """
 
     goods_without_payment: int = 0
@@ -36,8 +41,9 @@ class Score:
     server_errors: int = 0
     extra_authorizations: int = 0
     overcharges: int = 0
-    granted_runs: int = 0
-    granted_goods: int = 0
+    withdrawn_runs: int = 0
+    failed_runs: int = 0
+    unpaid_credit: int = 0
     attacks: int = 0
     answers: int = 0
     goods: int = 0
@@ -54,7 +60,7 @@ class Score:
     @property
     def faults(self) -> dict[str, int]:
         """The rows that must be nought, in words."""
-        return {words: getattr(self, name) for name, words in _WORDS.items()}
+        return {words: getattr(self, name) for name, words in _FAULTS.items()}
 
     @property
     def is_clean(self) -> bool:
@@ -68,11 +74,12 @@ SCORE = Score()
 
 def lines(score: Score) -> Iterator[str]:
     """Yield the scoreboard, line by line."""
-    width = max(map(len, _WORDS.values()))
+    width = max(map(len, [*_FAULTS.values(), *_ALLOWED.values()]))
     for words, number in score.faults.items():
         yield f"{words:<{width}}  {number}"
-    granted = f"{score.granted_runs} runs, {score.granted_goods} goods on credit"
-    yield f"allowed by the design, and not counted above: {granted}"
+    yield "allowed by the design, and bounded:"
+    for name, words in _ALLOWED.items():
+        yield f"{words:<{width}}  {getattr(score, name)}"
     yield (
         f"over {score.attacks} attacks: {score.answers} answers of sellers, {score.runs} handler runs, "
         f"{score.goods} goods, {score.paid} payments on chain; {score.purchases} purchases at hostile sellers, "

@@ -107,7 +107,7 @@ async def test_money_taken_away_while_the_model_computes_yields_no_goods(
         assert answer.status_code in (402, 503)
         assert shop.app.body not in answer.content
         # This work is the price of not taking money for a model that fails: bounded by the payer's own gas or block.
-        till.forgive_runs(1)
+        till.expect(withdrawn_runs=1)
 
 
 async def test_on_credit_a_payer_can_take_no_more_than_its_cap(chain: Devnet, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_on_credit_a_payer_can_take_no_more_than_its_cap(chain: Devnet, tm
         lost = shop.seller.ledger.sums().lost_atomic
         assert 0 < lost <= 3 * PRICE_ATOMIC
         assert answers.count(200) == lost // PRICE_ATOMIC
-        till.forgive_credit(lost // PRICE_ATOMIC)
+        till.expect(unpaid_credit=lost // PRICE_ATOMIC)
 
 
 @pytest.mark.parametrize("settle", ["auto", "before", "after", "async"])
@@ -161,7 +161,7 @@ async def test_a_payment_settled_before_it_was_presented_is_no_payment_for_this_
         answer = await shop.buy(header)
         assert answer.status_code == 402
         assert shop.app.runs == 0
-        till.forgive_gift(signed_in(header)[0])
+        till.expect_gift(signed_in(header)[0])
 
 
 async def test_one_transfer_in_a_batch_pays_for_one_authorization(chain: Devnet, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ async def test_one_transfer_in_a_batch_pays_for_one_authorization(chain: Devnet,
         assert statuses == [200, 402]
         assert shop.earned == PRICE_ATOMIC
         assert len(payments_on_chain(chain, chain.accounts[SELLER].address)) == 1
-        till.forgive_runs(1)
+        till.expect(withdrawn_runs=1)
 
 
 async def test_worthless_payments_cost_no_gas(chain: Devnet, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ async def test_a_model_server_that_asks_for_payment_itself_is_not_paid_twice(cha
         assert "payment-required" not in headers
         await shop.settled()
         assert shop.earned == 0
-        wire.forgive_failed_run()
+        wire.expect_failed_run()
 
 
 async def test_errors_and_logs_give_no_address_key_or_path_away(

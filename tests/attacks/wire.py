@@ -66,9 +66,9 @@ class Wire:
             self._till.see(seen, status, answered, content)
         return status, answered, content
 
-    def forgive_failed_run(self) -> None:
+    def expect_failed_run(self) -> None:
         """Expect one run that failed, and so was not charged."""
-        self._till.forgive_runs(1)
+        self._till.expect(failed_runs=1)
 
 
 def _parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -84,7 +84,9 @@ def _parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 async def behind_proxy(chain: Devnet, folder: Path, **changed: Any) -> AsyncIterator[tuple[Shop, Wire]]:
     """Open a shop as `farebox sell` has it: middleware, reverse proxy and upstream, each on a socket."""
     async with attacked(chain, folder, **changed) as (shop, till), listening(shop.app) as upstream:
-        proxy = shop.middleware.app = ReverseProxy(upstream)
+        proxy = ReverseProxy(upstream)
+        assert till.run_watch is not None
+        shop.middleware.app = till.run_watch.watched(proxy)
         async with listening(shop.middleware) as url:
             yield shop, Wire(url, till)
             await shop.settled()
