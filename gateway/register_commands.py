@@ -162,12 +162,12 @@ def _wallet(spec: str | None) -> Any:
 def _clerk(seller: Seller, wallet: Any, rpc: list[str] | None, *, dry_run: bool, yes: bool) -> Any:
     from buyer.wiring import confirm
     from gateway.registering import Clerk
+    from gateway.sending import Sending
     from registry.chains import chain_of
 
     urls = given_rpc_urls(rpc) or list(seller.rpc_urls)
-    return Clerk(
-        chain_of(seller.network), wallet, urls, dry_run=dry_run, agree=lambda question: confirm(question, yes=yes)
-    )
+    sending = Sending(seller.network, wallet, dry_run, lambda question: confirm(question, yes=yes))
+    return Clerk(chain_of(seller.network), sending, urls)
 
 
 def _print(done: Done, *, dry_run: bool, as_json: bool) -> None:
@@ -180,11 +180,9 @@ def _print(done: Done, *, dry_run: bool, as_json: bool) -> None:
             out.print(f"[bold]file[/]   {escape(printable(shown))}")
         if not done.changed:
             out.print("nothing to do: the chain says this already")
-        elif done.gas_limit:
-            word = "would cost" if dry_run else "cost"
-            out.print(f"{word} at most {document['cost_max']} of the chain's coin ({done.gas_limit:,} gas)")
-        for sent in done.transactions:
-            out.print(f"transaction {sent}")
+        elif done.sent.gas_limit:
+            for line in done.sent.lines(dry_run=dry_run):
+                out.print(line)
         if done.file:
             out.print(f"wrote {escape(done.file)}: serve it at its address, as application/json")
         for note in done.notes:

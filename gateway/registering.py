@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from buyer.signers import KeySigner, Signer
-from buyer.transact import check_gas, coin, cost_max_wei, price, submit
 from contracts.address import Address, address_text
 from contracts.console import progress
 from contracts.errors import UsageError
 from contracts.evm.rpc import Rpc
 from contracts.schemes.authorization import Call
+from gateway.sending import Sending, Sent
 from registry.agent_id import AgentId
 from registry.chains import RegistryChain
 from registry.index import Index
@@ -43,14 +43,12 @@ __all__ = ["Clerk", "Done", "write_well_known"]
 
 @dataclass(slots=True)
 class Done:
-    """What a command did, or with a dry run would do. `cost_max_wei` is of the chain's own coin."""
+    """What a command did, or with a dry run would do."""
 
     agent: AgentId | None
     changed: bool
     uri: str = ""
-    transactions: list[str] = field(default_factory=list)
-    gas_limit: int = 0
-    cost_max_wei: int = 0
+    sent: Sent = field(default_factory=Sent)
     file: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -62,32 +60,20 @@ class Done:
             "agent": None if self.agent is None else str(self.agent),
             "changed": self.changed,
             "uri": self.uri,
-            "transactions": self.transactions,
-            "gas_limit": self.gas_limit,
-            "cost_max_wei": str(self.cost_max_wei),
-            "cost_max": coin(self.cost_max_wei),
+            **self.sent.document(),
             "file": self.file,
             "notes": self.notes,
         }
 
 
 class Clerk:
-    """Does the paperwork of one wallet on one chain. `agree` is asked before anything is signed."""
+    """Does the paperwork of one wallet on one chain, in the way `sending` says."""
 
-    def __init__(
-        self,
-        chain: RegistryChain,
-        signer: Signer,
-        rpc_urls: Sequence[str],
-        *,
-        dry_run: bool,
-        agree: Callable[[str], None],
-    ) -> None:
+    def __init__(self, chain: RegistryChain, sending: Sending, rpc_urls: Sequence[str]) -> None:
         self._chain = chain
-        self._signer = signer
+        self._sending = sending
+        self._signer = sending.signer
         self._rpc_urls = rpc_urls
-        self._dry_run = dry_run
-        self._agree = agree
 
     async def ensure(
         self, index: Index, seller: Seller, *, uri: str | None, inline: bool, another: bool, folder: Path
@@ -115,7 +101,7 @@ class Clerk:
                 agent.number: AgentFacts(self._signer.address, None, uri_of(agent) if need.agent or not inline else "")
             }
             another = False
-        if done.agent is not None and not self._dry_run:
+        if done.agent is not None and not self._sending.dry_run:
             done.file = write_well_known(folder, seller, [done.agent])
             await self._note_payee(done, seller)
         return done
@@ -147,24 +133,11 @@ class Clerk:
         return done
 
     async def _send(self, call: Call, done: Done, what: str) -> dict[str, Any] | None:
-        """Price, ask and send one call; return its receipt, or None after a dry run."""
+        """Send one call unless another of the wallet is still waiting; return its receipt, or None after a dry run."""
         async with Rpc(self._rpc_urls) as rpc:
-            sender = self._signer.address
-            await check_idle(rpc, sender)
-            transactions = await price(rpc, self._chain.chain_id, sender, [call])
-            cost_wei = cost_max_wei(transactions)
-            done.gas_limit += transactions[0].gas_limit
-            done.cost_max_wei += cost_wei
+            await check_idle(rpc, self._signer.address)
             done.changed = True
-            if self._dry_run:
-                return None
-            await check_gas(rpc, sender, transactions, what)
-            where = f"on {self._chain.network.label}, for at most {coin(cost_wei)} of its coin"
-            self._agree(f"{what[0].upper()}{what[1:]} {where} ({transactions[0].gas_limit:,} gas). Go on?")
-            (sent,) = await submit(rpc, self._signer, transactions, what)
-            done.transactions.append(sent)
-            receipt: dict[str, Any] = await rpc.call("eth_getTransactionReceipt", sent)
-            return receipt
+            return await self._sending.send(rpc, call, what, done.sent)
 
     async def _note_payee(self, done: Done, seller: Seller) -> None:
         """Say so when buyers would refuse the seller, because the chain knows its payee as neither owner nor wallet."""

@@ -115,7 +115,10 @@ TAG_CHARS_MAX = 128
 EXPORT_LINE_BYTES_MAX = 8 * 1024 * 1024
 EXPORT_ROWS_AT_ONCE = 1000
 
-# Registering
+# Registering and rating
+
+# A note in a rating; with it the whole file still fits into the URI of an event that clients keep.
+FEEDBACK_NOTE_CHARS_MAX = 280
 
 # The registry takes a wallet's proof for five minutes of the chain's time; a minute of it is left to be mined in.
 WALLET_PROOF_S = 240
