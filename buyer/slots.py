@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from buyer.generation import Generation
 from buyer.lease import Worker, is_known, recover
@@ -21,10 +22,11 @@ from buyer.steps import Values
 from contracts.crash import checkpoint
 from contracts.errors import AuthorizationsExhausted, PoolRestored, StoreUnavailable
 from contracts.lifecycle import AuthorizationEvent
+from contracts.limits import STORE_BUSY_TIMEOUT_S
 from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection, Database, Row
 
-__all__ = ["Slot", "Slots"]
+__all__ = ["Slot", "Slots", "patiently"]
 
 # validBefore, row id, what was signed, its signature: in the order in which they are handed out.
 Slot = tuple[int, int, Authorization, bytes]
@@ -41,6 +43,17 @@ _FREE = """
         AND authorizations.terms_id = :terms AND purchases.state != 'removed' AND purchases.restored_s IS NULL
         AND valid_before_s >= :until
 """
+
+
+@contextmanager
+def patiently(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock under which others may be waiting for the store. Raises `StoreUnavailable` rather than queue up."""
+    if not lock.acquire(timeout=STORE_BUSY_TIMEOUT_S):
+        raise StoreUnavailable("the store is busy, and others wait for it already")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Slots:
@@ -69,7 +82,7 @@ class Slots:
         Raises `AuthorizationsExhausted`, `PoolRestored` or `StoreUnavailable`.
         """
         key = (purchase.id, purchase.terms_id)
-        with self._lock:
+        with patiently(self._lock):
             while True:
                 slots = self._slots.get(key)
                 if not slots:

@@ -23,7 +23,7 @@ from buyer.moves import moved
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
 from buyer.seal import Seal
-from buyer.slots import Slot, Slots
+from buyer.slots import Slot, Slots, patiently
 from contracts.crash import checkpoint
 from contracts.errors import OutcomeUnknown, RequestChanged, RequestInProgress, StoreUnavailable
 from contracts.storage import Connection, Database, Row
@@ -286,7 +286,7 @@ class Spender:
         self._check_process()
         if not self._unwritten:
             return
-        with self._lock:
+        with patiently(self._lock):
             overdue = list(self._unwritten)
 
             def work(connection: Connection) -> None:

@@ -33,6 +33,9 @@ RPC_BATCH_MAX = 100
 
 # How long a writer waits for another process's transaction before it gives up.
 STORE_BUSY_TIMEOUT_S = 5.0
+# The same for a thread that runs an event loop, where everybody else waits with it: for other threads, then for
+# other processes.
+STORE_LOOP_WAIT_S = 0.25
 # Writes waiting for the next group commit.
 STORE_QUEUE_MAX = 4096
 # Writes joined into one commit; bounds the latency of the first.

@@ -85,6 +85,7 @@ class Desk:
         self._upstream = upstream
         self._fallback_key = config.fallback_key()
         self._spender: Spender = pool.spender()
+        pool.database.stay_responsive()
 
     def close(self) -> None:
         """Give the unclaimed authorizations of this process back to the pool."""
@@ -109,9 +110,14 @@ class Desk:
         """Return the client key a request came with. Raises `Refused` (401) or `StoreUnavailable`."""
         return await self.in_store(lambda: caller_key(self.pool, headers, required=self.config.needs_keys))
 
-    async def in_store(self, work: Callable[[], T]) -> T:
-        """Run `work`, which asks the store: at once where that takes microseconds, else in a thread."""
-        return work() if self.pool.database.is_local else await asyncio.to_thread(work)
+    async def in_store(self, work: Callable[[], T], *, writes: bool = False) -> T:
+        """Run `work`, which asks the store: at once where that takes microseconds, else in a thread.
+
+        With `writes`, it may have to wait for other writers.
+        """
+        database = self.pool.database
+        at_once = database.is_free if writes else database.is_local
+        return work() if at_once else await asyncio.to_thread(work)
 
     async def _attempt_to_join(self, call: Call) -> Attempt | None:
         """Return an attempt at the same request that lost its client. Raises `RequestInProgress` for a live one."""
@@ -169,7 +175,7 @@ class Desk:
                 self._spender.undelivered(claim)
 
         with contextlib.suppress(FareboxError):
-            await self.in_store(end)
+            await self.in_store(end, writes=True)
 
     def _order(self, call: Call) -> _Order:
         """Decide what to buy for `call`. Raises `Refused` or a `FareboxError` when that is nothing."""
@@ -243,7 +249,7 @@ class Desk:
             return
         if charged_atomic is not None:
             with contextlib.suppress(FareboxError):
-                await self.in_store(lambda: self._spender.charged(claim, charged_atomic))
+                await self.in_store(lambda: self._spender.charged(claim, charged_atomic), writes=True)
         if relay.was_left:
             attempt.record.claim = None
             await self._end(claim, delivered=True)
@@ -268,7 +274,7 @@ class Desk:
                 tells_delivery=True,
             )
             started = time.perf_counter()
-            outcome, answer = await drive(flow, self._upstream, blocking=not self.pool.database.is_local)
+            outcome, answer = await drive(flow, self._upstream, blocking=lambda: not self.pool.database.is_free)
             self.metrics.calls.labels(purchase.name, outcome.kind).inc()
             if outcome.claim is not None:
                 self.metrics.first_byte.labels(purchase.name).observe(time.perf_counter() - started)

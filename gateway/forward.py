@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from buyer.flow import Incoming, Lost, NeverLeft, Outcome, Outgoing, PaymentFlow, advance
 from gateway.upstream import Answer, Upstream
@@ -11,10 +12,12 @@ from gateway.upstream import Answer, Upstream
 __all__ = ["drive"]
 
 
-async def drive(flow: PaymentFlow, upstream: Upstream, *, blocking: bool = False) -> tuple[Outcome, Answer | None]:
+async def drive(
+    flow: PaymentFlow, upstream: Upstream, *, blocking: Callable[[], bool] = lambda: False
+) -> tuple[Outcome, Answer | None]:
     """Run a payment flow to its outcome; a served one comes with the answer, its body still to be read.
 
-    `blocking` says that its steps wait for a store on the network: then they run in a thread. Whatever ends this
+    `blocking` says whether a step would wait for the store now: then it runs in a thread. Whatever ends this
     coroutine early, cancellation included, is told to the flow as `Lost`, so that no authorization stays on the books
     as being on its way.
     """
@@ -42,9 +45,9 @@ async def drive(flow: PaymentFlow, upstream: Upstream, *, blocking: bool = False
 
 
 async def _advance(
-    flow: PaymentFlow, happened: Incoming | NeverLeft | Lost | None, blocking: bool
+    flow: PaymentFlow, happened: Incoming | NeverLeft | Lost | None, blocking: Callable[[], bool]
 ) -> Outgoing | Outcome:
-    if not blocking:
+    if not blocking():
         return advance(flow, happened)
     step = asyncio.ensure_future(asyncio.to_thread(advance, flow, happened))
     try:
@@ -65,7 +68,7 @@ def _close(answer: Answer | None) -> None:
         answer.close()
 
 
-async def _give_up(flow: PaymentFlow, blocking: bool) -> None:
+async def _give_up(flow: PaymentFlow, blocking: Callable[[], bool]) -> None:
     with contextlib.suppress(Lost):
         await _advance(flow, Lost("the gateway was stopped before the answer came"), blocking)
     flow.close()

@@ -59,7 +59,7 @@ class Reconciler:
         self._rounds[purchase.name].unsettled = await self._in_store(lambda: self._pool.open_outcomes(purchase))
 
     async def _reconcile(self, name: str, rpc_urls: list[str]) -> dict[str, int]:
-        if self._pool.database.is_local:
+        if self._pool.database.is_free:
             return await self._pool.reconcile(name, rpc_urls)
         # Its writes would hold this loop for as long as the database takes to answer.
         return await asyncio.to_thread(lambda: asyncio.run(self._pool.reconcile(name, rpc_urls)))

@@ -82,11 +82,24 @@ class Database(ABC):
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._loop_thread: int | None = None
 
     @property
     @abstractmethod
     def is_local(self) -> bool:
         """Whether a write takes microseconds: False where each one crosses a network and would hold an event loop."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it does so now: False also while a writer is known to hold the store."""
+        return self.is_local
+
+    def stay_responsive(self) -> None:
+        """Say that the calling thread runs an event loop: no write on it waits longer than twice `STORE_LOOP_WAIT_S`.
+
+        Work that may wait belongs into another thread, as soon as `is_free` says so.
+        """
+        self._loop_thread = threading.get_ident()
 
     @abstractmethod
     def transact(self, work: Work[T], *, durable: bool = True) -> T:

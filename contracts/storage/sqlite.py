@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from contracts.errors import StoreUnavailable
-from contracts.limits import STORE_BUSY_TIMEOUT_S
+from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
 from contracts.storage.database import Conflict, Connection, Database, Work
 from contracts.storage.migrations import Script, due_scripts, read_scripts
 from contracts.storage.presence import FilePresence, Life, boot_id, life_by_lock, lock_file, locked_file
@@ -66,6 +66,8 @@ class SqliteDatabase(Database):
             raise StoreUnavailable(f"cannot open {path}: {error}") from None
         self._read_lock = threading.Lock()
         self._synced: bool | None = None
+        self._patience_s = STORE_BUSY_TIMEOUT_S
+        self._is_taken = False
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -80,9 +82,16 @@ class SqliteDatabase(Database):
         """See `Database.is_local`."""
         return True
 
+    @property
+    def is_free(self) -> bool:
+        """See `Database.is_free`."""
+        return not self._is_taken
+
     def transact(self, work: Work[T], *, durable: bool = True) -> T:
         """See `Database.transact`."""
-        with self._write_lock:
+        if not self._write_lock.acquire(timeout=self._patience()):
+            raise StoreUnavailable(f"{self.name}: database is locked")
+        try:
             connection = self._begin(durable)
             try:
                 result = work(connection)
@@ -94,6 +103,8 @@ class SqliteDatabase(Database):
                 self._roll_back()
                 raise
             return result
+        finally:
+            self._write_lock.release()
 
     def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
@@ -136,13 +147,22 @@ class SqliteDatabase(Database):
 
     def _begin(self, durable: bool) -> sqlite3.Connection:
         try:
+            if self._patience_s != (patience_s := self._patience()):
+                self._writer.execute(f"PRAGMA busy_timeout = {round(patience_s * 1000)}")
+                self._patience_s = patience_s
             if self._synced != durable:
                 self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 self._synced = durable
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
+            self._is_taken = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
             raise StoreUnavailable(f"{self.name}: {error}") from None
+        self._is_taken = False
         return self._writer
+
+    def _patience(self) -> float:
+        """Return how long the calling thread waits: for the other writers of this process, and then for the others."""
+        return STORE_LOOP_WAIT_S if threading.get_ident() == self._loop_thread else STORE_BUSY_TIMEOUT_S
 
     def _commit(self) -> None:
         try:

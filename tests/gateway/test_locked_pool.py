@@ -1,0 +1,64 @@
+"""Another process holds the pool's database for ten seconds: 503 and Retry-After, and nobody else is held up."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
+from tests.faults.test_locked_store import HELD_S, held_by_another_process
+from tests.gateway.conftest import COUNT, Street
+from tests.gateway.parts import MODEL
+
+CALLS = 8
+# Waiting for other threads and for other processes, in the store and once more in what undoes the first.
+ANSWER_WITHIN_S = 4 * STORE_BUSY_TIMEOUT_S
+LOOP_HELD_S = 4 * STORE_LOOP_WAIT_S
+
+
+def call_until_served(street: Street, name: str) -> list[tuple[httpx.Response, float]]:
+    """Ask, and repeat the same request until it is served; return every answer and how long it took."""
+    body = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": name}]}
+    answers: list[tuple[httpx.Response, float]] = []
+    while not answers or answers[-1][0].status_code != 200:
+        assert len(answers) < 200, answers[-1][0].text
+        started_s = time.monotonic()
+        answer = httpx.post(
+            f"{street.gateway.url}/v1/chat/completions", json=body, headers={"x-farebox-request-id": name}, timeout=60
+        )
+        answers.append((answer, time.monotonic() - started_s))
+    return answers
+
+
+@pytest.mark.slow
+def test_a_pool_that_is_locked_for_ten_seconds_costs_time_and_nothing_else(street: Street) -> None:
+    call_until_served(street, "before")  # so that some calls find a lease, and the others need one
+    waited_s = []
+    with ThreadPoolExecutor(CALLS) as threads:
+        with held_by_another_process(street.home / "buyer.db"):
+            calls: list[Future[list[tuple[httpx.Response, float]]]] = [
+                threads.submit(call_until_served, street, f"call {number}") for number in range(CALLS)
+            ]
+            until_s = time.monotonic() + HELD_S
+            while time.monotonic() < until_s:
+                for path in ("/healthz", "/v1/models"):
+                    started_s = time.monotonic()
+                    assert street.http.get(path).status_code == 200
+                    waited_s.append(time.monotonic() - started_s)
+                time.sleep(0.05)
+            assert not any(call.done() for call in calls)
+        answers = [answer for call in calls for answer in call.result()]
+    assert max(waited_s) < LOOP_HELD_S, f"others waited {max(waited_s):.2f} s for the lock"
+    refused = [(answer, took_s) for answer, took_s in answers if answer.status_code != 200]
+    assert len(refused) >= CALLS // 2
+    for answer, took_s in refused:
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"]["code"] == "store_unavailable"
+        assert "retry-after" in answer.headers
+        assert took_s < ANSWER_WITHIN_S
+    assert len(set(street.seller.nonces)) == len(street.seller.nonces) == 1 + CALLS
+    counts = street.gateway.counts()
+    assert (counts.spent, counts.ready, counts.unknown) == (1 + CALLS, COUNT - 1 - CALLS, 0)
