@@ -169,7 +169,7 @@ def test_a_note_never_makes_a_file_that_clients_would_cut(market: Market) -> Non
     paid = PaidCallFacts(Address(bytes(20)), Address(bytes(20)), "0x" + 64 * "0", ENDPOINT, 0)
     assert len(feedback_uri(feedback_file(agent, Verdict(1, 0, note="n" * 280), paid))) <= URL_CHARS_MAX
     with pytest.raises(UsageError, match="--note"):
-        feedback_uri(feedback_file(agent, Verdict(1, 0, note="\u6f22" * 280), paid))
+        feedback_uri(feedback_file(agent, Verdict(1, 0, note="\U0001f600" * 280), paid))
 
 
 @pytest.mark.parametrize(
