@@ -54,6 +54,8 @@ class EventSplitter:
 
 def event_data(event: bytes) -> bytes:
     """Return the data of one event; empty for a comment or an event without any."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[6:-2]  # the form in which nearly all come
     lines = [line[5:] for line in _LINE_ENDS.split(event) if line.startswith(b"data:")]
     return b"\n".join(line.removeprefix(b" ") for line in lines)
 
