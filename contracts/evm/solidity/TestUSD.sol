@@ -6,6 +6,7 @@ import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3009.sol";
 import {Nonces} from "@openzeppelin/contracts/utils/Nonces.sol";
 import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
@@ -84,7 +85,19 @@ contract TestUSD is ERC3009, Nonces, Pausable, Ownable {
         bytes32 r,
         bytes32 s
     ) public override {
-        transferWithAuthorization(from, to, value, validAfter, validBefore, nonce, abi.encodePacked(r, s, v));
+        if (from.code.length != 0) {
+            transferWithAuthorization(from, to, value, validAfter, validBefore, nonce, abi.encodePacked(r, s, v));
+            return;
+        }
+        // An account's signature needs no packing: batches of these are what settlement costs.
+        bytes32 digest = _hashTypedDataV4(
+            keccak256(
+                abi.encode(TRANSFER_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce)
+            )
+        );
+        (address signer, ECDSA.RecoverError failure, ) = ECDSA.tryRecover(digest, v, r, s);
+        require(failure == ECDSA.RecoverError.NoError && signer == from, ERC3009InvalidSignature());
+        _transferWithAuthorization(from, to, value, validAfter, validBefore, nonce);
     }
 
     function transferWithAuthorization(
