@@ -1,4 +1,4 @@
-"""Gas is what receipts say, and stays within what the design allows: figures of the chain, not of this machine's speed."""
+"""Gas is what receipts say, and stays within what the design allows: figures of a chain, not of this machine."""
 
 from __future__ import annotations
 
