@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,11 @@ from contracts.console import exit_on_error, given_rpc_urls, out, print_document
 from registry.experience import own_calls
 from registry.options import Agent, AllowPrivate, Chain, IndexFile, IpfsGateway, Json, RpcOption, stranger_fetcher
 from registry.wiring import the_index
+
+if TYPE_CHECKING:
+    from contracts.storage import Connection
+    from registry.listings import Listing
+    from registry.search import Result
 
 __all__ = ["commands"]
 
@@ -27,6 +32,10 @@ def sync(
     index: IndexFile = None,
     files: Annotated[bool, typer.Option("--files/--no-files", help="Fetch registration files that are due.")] = True,
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Ask sellers for their price; never pays.")] = True,
+    bazaar: Annotated[
+        list[str] | None,
+        typer.Option("--bazaar", metavar="URL", help="Also read what this facilitator lists; repeatable."),
+    ] = None,
     ipfs_gateway: IpfsGateway = "https://ipfs.io",
     allow_private: AllowPrivate = False,
     as_json: Json = False,
@@ -38,6 +47,7 @@ def sync(
     with exit_on_error(as_json=as_json), the_index(index) as opened:
         from contracts.errors import UsageError
         from contracts.networks import parse_network
+        from registry.bazaar import pull
         from registry.chains import chain_of
         from registry.gather import Gathered, gather
         from registry.retrieve import Gateways
@@ -58,7 +68,7 @@ def sync(
                 report = await sync_chain(opened, chain_of(network), urls, on_progress=moved)
             for warning in report.warnings:
                 progress(f"warning: {warning}")
-            gathered, surveyed = Gathered(), 0
+            gathered, surveyed, listed = Gathered(), 0, 0
             async with stranger_fetcher(allow_private=allow_private) as fetcher:
                 if files:
                     with progress_bar("registration files") as advance:
@@ -66,6 +76,8 @@ def sync(
                         gathered = await gather(
                             opened.database, fetcher, int(time.time()), gateways=gateways, progress=advance
                         )
+                for source in bazaar or []:
+                    listed += await pull(opened.database, fetcher, source, int(time.time()))
                 if probe:
                     with progress_bar("sellers") as advance:
                         surveyed = await survey(opened.database, fetcher, int(time.time()), progress=advance)
@@ -79,6 +91,7 @@ def sync(
                 "warnings": report.warnings,
                 "files": {"read": gathered.read, "unchanged": gathered.unchanged, "failed": gathered.failed},
                 "surveyed": surveyed,
+                "listed": listed,
             }
 
         document = asyncio.run(run())
@@ -113,9 +126,10 @@ def search(
     """Search the local index, the best first. Asks nobody and sends nothing."""
     with exit_on_error(as_json=as_json), the_index(index, must_exist=True) as opened:
         from contracts.networks import parse_network
+        from registry.listings import listed_about, search_listings
         from registry.search import Query, dollars
         from registry.search import search as find
-        from registry.shown import print_results, result_document
+        from registry.shown import listing_document, print_listings, print_results, result_document
 
         wanted = Query(
             text=query,
@@ -126,9 +140,26 @@ def search(
             limit=limit,
         )
         now_s, calls = int(time.time()), own_calls()
-        results = opened.database.read(lambda connection: find(connection, wanted, now_s, calls))
-        document = {"ok": True, "results": [result_document(result, explain=explain) for result in results]}
-        print_document(document, as_json=as_json, human=lambda: print_results(results, explain=explain))
+
+        def read(connection: Connection) -> tuple[list[dict[str, Any]], list[Result], list[Listing]]:
+            results = find(connection, wanted, now_s, calls)
+            documents = [
+                {
+                    **result_document(result, explain=explain),
+                    "listed": [listing_document(listing) for listing in listed_about(connection, result)],
+                }
+                for result in results
+            ]
+            return documents, results, search_listings(connection, wanted, results)
+
+        documents, results, listings = opened.database.read(read)
+        document = {"ok": True, "results": documents, "listings": [listing_document(each) for each in listings]}
+
+        def human() -> None:
+            print_results(results, explain=explain)
+            print_listings(listings)
+
+        print_document(document, as_json=as_json, human=human)
 
 
 @commands.command()
@@ -247,10 +278,12 @@ def import_file(
 ) -> None:
     """Take an exported index into this one: all of it, or nothing."""
     with exit_on_error(as_json=as_json), the_index(index) as opened:
+        from registry.bazaar import write_listing_texts
         from registry.export import import_index
         from registry.gather import write_texts
 
         rows = import_index(opened, file)
         write_texts(opened.database)
+        opened.database.transact(write_listing_texts)
         document = {"ok": True, "file": str(file), "rows": rows}
         print_document(document, as_json=as_json, human=lambda: out.print(f"{rows} rows from {file}", markup=False))

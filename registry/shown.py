@@ -19,6 +19,7 @@ from contracts.networks import parse_network
 from contracts.offers import Offer
 from registry.candidates import Candidate
 from registry.card import Card, Service
+from registry.listings import Listing
 from registry.rank import Offered
 from registry.reputation import Reputation
 from registry.search import Result
@@ -28,9 +29,11 @@ from registry.verification import Step, Verdict
 __all__ = [
     "agent_document",
     "finding_document",
+    "listing_document",
     "print_agent",
     "print_card",
     "print_findings",
+    "print_listings",
     "print_reputation",
     "print_results",
     "reputation_document",
@@ -103,6 +106,42 @@ def print_results(results: Sequence[Result], *, explain: bool) -> None:
             f"{terms.score:.3f}",
             *([f"{factor:.2f}" for factor in factors] if explain else []),
         )
+    out.print(table)
+
+
+def listing_document(listing: Listing) -> dict[str, Any]:
+    """Return what one facilitator lists; `source` is who says so."""
+    return {
+        "source": listing.source,
+        "match": listing.match,
+        "kind": listing.kind,
+        "pay_to": _address(listing.pay_to),
+        **_price(listing.offered),
+        "calls_30_days": listing.calls_30_days,
+        "payers_30_days": listing.payers_30_days,
+        "fetched_at_s": listing.fetched_at_s,
+        "untrusted": {
+            "resource": listing.resource,
+            "tool": listing.tool,
+            "name": listing.name,
+            "description": listing.description,
+            "tags": list(listing.tags),
+        },
+    }
+
+
+def print_listings(listings: Sequence[Listing]) -> None:
+    """Print listed items that belong to no agent."""
+    if not listings:
+        return
+    out.print("\nlisted by facilitators, in no registry; nothing about them is proven:")
+    table = Table(box=None, pad_edge=False)
+    for column in ("RESOURCE", "NAME", "PRICE", "PAYERS IN 30 DAYS", "SOURCE"):
+        table.add_column(column, overflow="fold")
+    for listing in listings:
+        payers = "-" if listing.payers_30_days is None else str(listing.payers_30_days)
+        words = (listing.resource, listing.name, _price_words(listing.offered), payers, listing.source)
+        table.add_row(*map(escape, words))
     out.print(table)
 
 
