@@ -17,3 +17,13 @@ PROBLEMS_SHOWN_MAX = 20
 
 # Scheduling: trials of an upgrade, each of which simulates the schedule.
 UPGRADE_TRIALS_MAX = 20_000
+
+# What one worker is told.
+INPUT_LENGTH_MAX = 40_000
+PROMPT_LENGTH_MAX = 200_000
+
+# A run.
+ATTEMPTS_MAX = 3
+PARALLEL_MAX = 16
+RESULT_LENGTH_MAX = 100_000
+EVENTS_QUEUED_MAX = 1_000
