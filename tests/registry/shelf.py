@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from contracts.address import Address, address_text
-from contracts.erc8004 import REGISTRATION_TYPE, TEST_NETWORKS
+from contracts.address import ZERO, Address, address_text
+from contracts.erc8004 import AGENT_WALLET_KEY, REGISTRATION_TYPE, TEST_NETWORKS
 from contracts.headers import PAYMENT_REQUIRED, encode_header
 from contracts.money import Asset
 from contracts.networks import Network
@@ -17,7 +17,7 @@ from contracts.offers import Offer, requirements
 from contracts.storage import Connection
 from contracts.wire import PaymentRequired
 from registry.agent_id import AgentId
-from registry.agents import uri_key
+from registry.agents import refresh
 from registry.chains import chain_of
 from registry.index import Index, open_index
 from tests.registry.strangers import Request, Web
@@ -41,12 +41,20 @@ def agent(number: int) -> AgentId:
 
 
 def add_agent(index: Index, number: int, uri: str, *, owner: Address = OWNER, wallet: Address | None = WALLET) -> None:
+    data = uri.encode()
+    events = [
+        ("transfer", owner, ZERO, None, None, None),
+        ("registered", owner, None, None, data, len(data)),
+        ("metadata", None, None, AGENT_WALLET_KEY, wallet or b"", len(wallet or b"")),
+    ]
+
     def insert(connection: Connection) -> None:
-        connection.execute(
-            "INSERT INTO agents (chain_id, agent_id, owner, wallet, uri, uri_bytes, uri_key, updated_block)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, 1)",
-            (CHAIN_ID, number, owner, wallet, uri, len(uri.encode()), uri_key(uri)),
+        connection.executemany(
+            "INSERT INTO identity_events (chain_id, block, log_index, transaction_hash, block_hash, agent_id, kind,"
+            " account, former, name, value, value_bytes) VALUES (?, ?, ?, x'00', x'00', ?, ?, ?, ?, ?, ?, ?)",
+            [(CHAIN_ID, number, at, number, *event) for at, event in enumerate(events)],
         )
+        refresh(connection, CHAIN_ID, [number])
 
     index.database.transact(insert)
 
