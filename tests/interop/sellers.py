@@ -103,6 +103,8 @@ def _settings(street: Street, stall: Stall, pay_to: str) -> dict[str, Any]:
         else {"kind": "facilitator", "url": _facilitator(street, stall)},
         "routes": [{"match": f"POST {CHAT}", "price": _price(stall.rail)}, {"match": "GET /v1/models", "free": True}],
     }
+    if stall.rail is Rail.PERMIT2:
+        settings["methods"] = ["permit2"]
     if stall.rail is Rail.UPTO and stall.settlement is not Settlement.ENGINE:
         settings["upto"] = {"facilitator": _facilitator_account(street, stall)}
     return settings
