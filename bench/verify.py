@@ -64,7 +64,7 @@ def _cases(offer: Offer, payments: Sequence[SignedPayment]) -> list[Call]:
 
     def ours(index: int) -> bytes:
         payment = decode_payment(PAYMENT_SIGNATURE, headers[index % _PAYMENTS])
-        return verify(payment, offer, now_s, EXPIRY_MARGIN_S).authorization.payer
+        return verify(payment, [offer], now_s, EXPIRY_MARGIN_S).authorization.payer
 
     def ours_signature(index: int) -> bytes:
         payment = payments[index % _PAYMENTS]

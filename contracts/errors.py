@@ -41,8 +41,13 @@ FareboxError
         ├── PaymentExpired        its time is over, or ends too soon to settle
         ├── PaymentNotYetValid    its time has not begun
         ├── PaymentReplayed       it was used before
+        ├── PaymentRevoked        the payer took it back
         ├── InsufficientFunds     the payer's balance does not cover it
-        ├── ContractPayer         the payer is a contract
+        ├── AllowanceRequired     the payer lets Permit2 move less than it
+        ├── ContractPayer         the payer is a contract that does not vouch for the signature
+        ├── TokenPaused           the token moves nothing for anybody now
+        ├── PartyBlocked          the token moves nothing from or to one of the two
+        ├── FactoryNotAllowed     it would be deployed by a factory we do not call
         ├── ExposureExceeded      too much unsettled money with this payer
         └── SettlementFailed      the chain or the facilitator said no
 
@@ -58,6 +63,7 @@ from typing import ClassVar
 
 __all__ = [
     "AboveCeiling",
+    "AllowanceRequired",
     "AmountMismatch",
     "AuthorizationsExhausted",
     "BudgetExceeded",
@@ -67,6 +73,7 @@ __all__ = [
     "ExposureExceeded",
     "FacilitatorMismatch",
     "FacilitatorUnavailable",
+    "FactoryNotAllowed",
     "FareboxError",
     "InsufficientAllowance",
     "InsufficientBalance",
@@ -79,11 +86,13 @@ __all__ = [
     "NoMatchingOffer",
     "NotForSale",
     "OutcomeUnknown",
+    "PartyBlocked",
     "PayerHasCode",
     "PaymentExpired",
     "PaymentNotYetValid",
     "PaymentRefused",
     "PaymentReplayed",
+    "PaymentRevoked",
     "PoolRestored",
     "PriceAboveCap",
     "RecipientMismatch",
@@ -100,6 +109,7 @@ __all__ = [
     "TermsChanged",
     "TermsNotAllowed",
     "TokenMismatch",
+    "TokenPaused",
     "UpstreamFailed",
     "UsageError",
 ]
@@ -414,11 +424,47 @@ class InsufficientFunds(PaymentRefused):
     remedy = "fund the payer"
 
 
+class PaymentRevoked(PaymentRefused):
+    """The payer cancelled this authorization on chain."""
+
+    code, x402_reason = "payment_revoked", "invalid_exact_evm_nonce_already_used"
+    remedy = "use another authorization"
+
+
+class AllowanceRequired(PaymentRefused):
+    """The payer's token lets Permit2 move less than the payment."""
+
+    # 412 by the specification: what is missing is one approval, and not another payment.
+    code, http_status, x402_reason = "permit2_allowance_required", 412, "permit2_allowance_required"
+    remedy = "approve Permit2 for the token, then send the same payment again"
+
+
 class ContractPayer(PaymentRefused):
-    """The payer is a contract, whose signature only the chain can judge."""
+    """The payer is a contract (EIP-7702 included) and does not vouch for the signature, whoever's it is."""
 
     code, x402_reason = "contract_payer", "invalid_exact_evm_payload_signature"
-    remedy = "pay from an address without code"
+    remedy = "sign as the contract's isValidSignature (ERC-1271) wants it, or pay from an address without code"
+
+
+class TokenPaused(PaymentRefused):
+    """The token's contract is paused: nobody's transfer succeeds."""
+
+    code, x402_reason = "token_paused", "invalid_exact_evm_transaction_simulation_failed"
+    remedy = "nothing was charged; send the same payment again when the token moves"
+
+
+class PartyBlocked(PaymentRefused):
+    """The token's contract refuses transfers of this payer, or to this seller."""
+
+    code, x402_reason = "party_blocked", "invalid_exact_evm_transaction_simulation_failed"
+    remedy = "pay from another address; if every payer hears this, the seller's payTo is blocked"
+
+
+class FactoryNotAllowed(PaymentRefused):
+    """The paying wallet is not deployed, and its factory (ERC-6492) is none that this seller calls."""
+
+    code, x402_reason = "factory_not_allowed", "eip6492_factory_not_allowed"
+    remedy = "deploy the wallet first, then pay again"
 
 
 class ExposureExceeded(PaymentRefused):

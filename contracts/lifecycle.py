@@ -122,6 +122,7 @@ class MoneyEvent(Enum):
 
     OWE = "it is due: settle it"
     WAIVE = "nothing was delivered, so nothing is due"
+    FREE = "it was delivered, and by what it used nothing is due"
     RESERVE_AGAIN = "the same payment came back for the same request"
     SUBMIT = "a signed transaction that carries it is stored, and may be on its way"
     CHAIN_PAID = "the chain shows the transfer, whoever submitted it"
@@ -135,6 +136,8 @@ _M, _ME = Money, MoneyEvent
 MONEY_TRANSITIONS: dict[tuple[Money, MoneyEvent], Money] = {
     (_M.RESERVED, _ME.OWE): _M.QUEUED,
     (_M.RESERVED, _ME.WAIVE): _M.VOID,
+    # No transaction: there is nothing to move.
+    (_M.RESERVED, _ME.FREE): _M.SETTLED,
     (_M.VOID, _ME.RESERVE_AGAIN): _M.RESERVED,
     (_M.QUEUED, _ME.SUBMIT): _M.SUBMITTED,
     # The goods were withheld and nothing of it is on its way: the client was told that it did not pay.

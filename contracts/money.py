@@ -7,7 +7,7 @@ A price is never a float. Text becomes an integer once, at the rim, by `parse_am
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contracts.address import Address, address_text
 from contracts.errors import UsageError
@@ -26,7 +26,8 @@ _DOLLAR_SYMBOLS = ("USD", "DAI")
 class Asset:
     """A token: where it lives, its EIP-712 domain name and version, and how it is shown.
 
-    `decimals` is the token's own; nothing in Farebox assumes 6.
+    `decimals` is the token's own; nothing in Farebox assumes 6. `has_permit` says whether an EIP-2612 permit can stand
+    in for the payer's approval of Permit2, `has_eip3009` whether it is moved without Permit2; both in the named domain.
     """
 
     address: Address
@@ -34,6 +35,8 @@ class Asset:
     version: str
     decimals: int
     symbol: str
+    has_eip3009: bool = field(default=True, compare=False)
+    has_permit: bool = field(default=False, compare=False)
 
     @property
     def address_text(self) -> str:

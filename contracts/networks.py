@@ -102,11 +102,18 @@ def parse_network(text: object, field: str = "network") -> Network:
     raise UsageError(f"{field}: expected eip155:<chain id> or a name such as base-sepolia, got {str(text)[:60]!r}")
 
 
-def _token(address: str, name: str, version: str, symbol: str, decimals: int = 6) -> Asset:
-    return Asset(parse_address(address), name, version, decimals, symbol)
+def _token(address: str, name: str, version: str, symbol: str) -> Asset:
+    # All of these have EIP-2612 beside EIP-3009: they are Circle's FiatToken, or made like it.
+    return Asset(parse_address(address), name, version, 6, symbol, has_permit=True)
 
 
-# The first asset of a network is its default. Only tokens with EIP-3009 are listed.
+def _permit2_token(
+    address: str, name: str, version: str, symbol: str, decimals: int, *, has_permit: bool = True
+) -> Asset:
+    return Asset(parse_address(address), name, version, decimals, symbol, has_eip3009=False, has_permit=has_permit)
+
+
+# The first asset of a network is its default.
 ASSETS: dict[int, tuple[Asset, ...]] = {
     1: (_token("0xA0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48", "USD Coin", "2", "USDC"),),
     50: (_token("0xfA2958CB79b0491CC627c1557F441eF849Ca8eb1", "USDC", "2", "USDC"),),
@@ -117,15 +124,21 @@ ASSETS: dict[int, tuple[Asset, ...]] = {
     1328: (_token("0x4fCF1784B31630811181f670Aea7A7bEF803eaED", "USDC", "2", "USDC"),),
     1329: (_token("0xe15fC38F6D8c56aF07bbCBe3BAf5708A2Bf42392", "USDC", "2", "USDC"),),
     2201: (_token("0x78Cf24370174180738C5B8E352B6D14c83a6c9A9", "USDT0", "1", "USDT0"),),
+    4326: (_permit2_token("0xFAfDdbb3FC7688494971a79cc65DCa3EF82079E7", "MegaUSD", "1", "MegaUSD", 18),),
     8453: (_token("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin", "2", "USDC"),),
     10143: (_token("0x534b2f3A21130d7a60830c2Df862319e593943A3", "USDC", "2", "USDC"),),
+    31611: (_permit2_token("0x118917a40FAF1CD7a13dB0Ef56C86De7973Ac503", "Mezo USD", "1", "mUSD", 18),),
+    31612: (_permit2_token("0xdD468A1DDc392dcdbEf6db6e34E89AA338F9F186", "Mezo USD", "1", "mUSD", 18),),
+    38833: (_permit2_token("0xA5b8BF902b2844dA17d4506cc827F7F1681735E7", "USDC", "1", "USDC", 6, has_permit=False),),
     42161: (_token("0xaf88d065e77c8cC2239327C5EDb3A432268e5831", "USD Coin", "2", "USDC"),),
     42220: (
         _token("0xcebA9300f2b948710d2653dD7B07f33A8B32118C", "USDC", "2", "USDC"),
         _token("0x48065fbBE25f71C9282ddf5e1cD6D6A887483D5e", "Tether USD", "1", "USDT"),
     ),
     43114: (_token("0xB97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E", "USD Coin", "2", "USDC"),),
+    72344: (_permit2_token("0x33ad9e4BD16B69B5BFdED37D8B5D9fF9aba014Fb", "Stable Coin", "1", "SBC", 6),),
     84532: (_token("0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC", "2", "USDC"),),
+    723487: (_permit2_token("0x33ad9e4BD16B69B5BFdED37D8B5D9fF9aba014Fb", "Stable Coin", "1", "SBC", 6),),
     421614: (_token("0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USD Coin", "2", "USDC"),),
 }
 

@@ -6,6 +6,7 @@ that the case of an address decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,16 @@ def requirements(offer: Offer) -> Requirements:
         asset=address_text(offer.asset.address),
         pay_to=address_text(offer.pay_to),
         max_timeout_seconds=offer.max_timeout_s,
-        extra={"name": offer.asset.name, "version": offer.asset.version, **offer.extra},
+        extra=_extra(offer),
     )
+
+
+def _extra(offer: Offer) -> dict[str, Any]:
+    asset = offer.asset
+    # A seller of a token that only Permit2 moves need not state the token's domain.
+    domain = {"name": asset.name, "version": asset.version} if asset.name or offer.method == EIP3009 else {}
+    method = {} if offer.method == EIP3009 else {"assetTransferMethod": offer.method}
+    return domain | method | offer.extra
 
 
 def requirements_v1(offer: Offer, resource_url: str, description: str, mime_type: str) -> RequirementsV1 | None:
@@ -105,17 +114,20 @@ def offer_from_wire(
     address = wire_address(terms.asset, f"{field}.asset")
     extra = dict(terms.extra or {})
     stated_name, stated_version = extra.pop("name", None), extra.pop("version", None)
+    # `upto` exists over Permit2 only, whether the offer says so or not.
+    method = extra.pop("assetTransferMethod", PERMIT2 if terms.scheme == "upto" else EIP3009)
+    if not isinstance(method, str):
+        raise MalformedMessage(f"{field}.extra.assetTransferMethod: expected text")
     asset = find_asset(network, address)
     if asset is None:
+        if method == PERMIT2 and stated_name is None and stated_version is None:
+            stated_name = stated_version = ""
         if not isinstance(stated_name, str) or not isinstance(stated_version, str):
             raise MalformedMessage(f"{field}.extra: the token is not a known one and carries no name and version")
         shown_decimals = _DECIMALS_UNSTATED if decimals is None else decimals
         asset = Asset(address, stated_name, stated_version, shown_decimals, _symbol(stated_name))
     if not 0 < terms.max_timeout_seconds <= 10**9:
         raise MalformedMessage(f"{field}.maxTimeoutSeconds: expected a positive number of seconds")
-    method = extra.get("assetTransferMethod", EIP3009)
-    if not isinstance(method, str):
-        raise MalformedMessage(f"{field}.extra.assetTransferMethod: expected text")
     return Offer(
         scheme=terms.scheme,
         network=network,
@@ -128,7 +140,7 @@ def offer_from_wire(
     )
 
 
-def match_offer(accepted: Requirements, offers: list[Offer]) -> Offer:
+def match_offer(accepted: Requirements, offers: Sequence[Offer]) -> Offer:
     """Return ours of `offers` that the payment's echo means.
 
     Scheme, network, asset, payee, amount, method and token domain must all be equal as values; the terms used from

@@ -20,7 +20,10 @@ from contracts.fields import hex_bytes
 from contracts.keccak import keccak
 from contracts.limits import SIGNATURE_BYTES_MAX
 
-__all__ = ["SigningKey", "parse_signature", "recover", "vrs"]
+__all__ = ["ACCOUNT_SIGNATURE_BYTES", "SigningKey", "parse_signature", "recover", "vrs"]
+
+# r, s and v of an account without code; what a contract takes for a signature has any length, this one included.
+ACCOUNT_SIGNATURE_BYTES = 65
 
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _LOW_S_MAX = (_ORDER // 2).to_bytes(32, "big")
@@ -83,7 +86,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
     Accepts 65 bytes with v in {0, 1, 27, 28}. Raises `InvalidSignature` for any other length or v, for r or s zero,
     and for high s, which the token would refuse on chain.
     """
-    if len(signature) != 65:
+    if len(signature) != ACCOUNT_SIGNATURE_BYTES:
         raise InvalidSignature(f"signature: expected 65 bytes, got {len(signature)}")
     recovery_id = _RECOVERY_ID.get(signature[64])
     if recovery_id is None:

@@ -7,7 +7,7 @@ unpaid request never changes, so its bytes are made once per price.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -46,6 +46,8 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 _OPENAI_TYPES = {402: "payment_required", 429: "rate_limit_error"}
+# Statuses that carry our offers: 412 says that the payer's approval is missing, not another payment.
+_OFFERING = (402, 412)
 # Ours to fix, whatever the error's own status: a client that pays again would pay for our failure.
 _OUR_FAILURE_STATUS = 503
 _OUR_FAILURE_RETRY_AFTER_S = 5
@@ -87,8 +89,9 @@ class Answers:
 
         A failure of ours is 503 with `Retry-After`, never 402.
         """
-        if isinstance(error, PaymentRefused) and error.http_status == 402 and quote is not None:
-            return self._payment_answer(quote, _sentence(error), error.code, error.x402_reason, extra or [])
+        if isinstance(error, PaymentRefused) and error.http_status in _OFFERING and quote is not None:
+            answer = self._payment_answer(quote, _sentence(error), error.code, error.x402_reason, extra or [])
+            return replace(answer, status=error.http_status)
         return failure_answer(error, path, extra)
 
     def not_listed(self, method: str, path: str, *, methods: list[str]) -> Answer:
@@ -107,10 +110,11 @@ class Answers:
 
     def _payment_answer(self, quote: Quote, message: str, code: str, reason: str, extra: RawHeaders) -> Answer:
         resource = ResourceInfo(url=self._base_url + quote.path, description=_DESCRIPTION, mime_type=_MIME)
-        accepts = [requirements(quote.offer)]
+        accepts = [requirements(offer) for offer in quote.offers]
         header = PaymentRequired(x402_version=2, error=reason, resource=resource, accepts=accepts)
         document: dict[str, Any] = {"x402Version": 2, "accepts": accepts, "resource": resource}
-        legacy = requirements_v1(quote.offer, resource.url, _DESCRIPTION, _MIME)
+        legacies = [requirements_v1(offer, resource.url, _DESCRIPTION, _MIME) for offer in quote.offers]
+        legacy = next((each for each in legacies if each is not None), None)
         if legacy is not None:
             # v2 clients take the header first, so the body may speak to v1 clients, which read nothing else.
             document |= {"x402Version": 1, "accepts": [legacy]}

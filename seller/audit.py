@@ -21,6 +21,7 @@ from contracts.lifecycle import Money
 from contracts.money import Asset, format_amount
 from contracts.schemes.authorization import Authorization
 from contracts.storage import Connection, Database
+from seller import books
 
 __all__ = ["audit_accounts", "audit_books", "audit_chain"]
 
@@ -128,12 +129,12 @@ def _audit_payers(rows: Sequence[Any], payers: Sequence[Any]) -> Finding:
 
 def _shares(row: Any) -> dict[str, int]:
     """Return what one payment adds to each book, in atomic units."""
-    value_atomic, is_claimed = int(row["value_atomic"]), row["money"] in _CLAIMED
+    amount_atomic, is_claimed = books.due_atomic(row), row["money"] in _CLAIMED
     return {
-        "earned": value_atomic if row["money"] == "settled" else 0,
-        "outstanding": value_atomic if is_claimed else 0,
-        "exposure": value_atomic if is_claimed and row["mode"] == "async" else 0,
-        "lost": value_atomic if row["money"] == "lost" and row["work"] == "delivered" else 0,
+        "earned": amount_atomic if row["money"] == "settled" else 0,
+        "outstanding": amount_atomic if is_claimed else 0,
+        "exposure": amount_atomic if is_claimed and row["mode"] == "async" else 0,
+        "lost": amount_atomic if row["money"] == "lost" and row["work"] == "delivered" else 0,
     }
 
 

@@ -11,7 +11,7 @@ from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
 from contracts.storage import Connection, Row
 from seller.policy import Mode
 
-__all__ = ["BOOKS", "enter", "move", "remove"]
+__all__ = ["BOOKS", "charge", "due_atomic", "enter", "move", "remove"]
 
 BOOKS = ("earned", "outstanding", "exposure", "lost")
 
@@ -20,15 +20,31 @@ _CLAIMED = (Money.RESERVED, Money.QUEUED, Money.SUBMITTED)
 _JUDGED = (Money.SETTLED, Money.LOST)
 
 
+def due_atomic(row: Row) -> int:
+    """Return what a payment is counted for: what is charged where that is known, else its whole value."""
+    return int(row["value_atomic"] if row["charged_atomic"] is None else row["charged_atomic"])
+
+
 def enter(connection: Connection, row: Row) -> None:
     """Count a payment that was just inserted."""
-    _count_claimed(connection, row, int(row["value_atomic"]))
+    _count_claimed(connection, row, due_atomic(row))
+
+
+def charge(connection: Connection, payment_id: int, charged_atomic: int, now_ms: int) -> None:
+    """Note what a payment is charged, which is at most its value, before its money is on its way."""
+    row: Row = connection.execute("SELECT * FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    assert row["money"] == Money.RESERVED.value, "what was sent to the chain is not charged anew"
+    assert 0 <= charged_atomic <= int(row["value_atomic"]), "a charge lies between zero and what was signed"
+    connection.execute(
+        "UPDATE payments SET charged_atomic = ?, updated_ms = ? WHERE id = ?", (str(charged_atomic), now_ms, payment_id)
+    )
+    _count_claimed(connection, row, charged_atomic - due_atomic(row))
 
 
 def remove(connection: Connection, row: Row) -> None:
     """Delete a payment for which nothing was done and nothing was sent; its key is free again."""
     if Money(row["money"]) in _CLAIMED:
-        _count_claimed(connection, row, -int(row["value_atomic"]))
+        _count_claimed(connection, row, -due_atomic(row))
     connection.execute("DELETE FROM payments WHERE id = ?", (row["id"],))
 
 
@@ -47,24 +63,24 @@ def move(
     after = advance_money(before, event)
     delivered = row["work"] == Work.DELIVERED.value
     assert not (delivered and after is Money.VOID), "delivered work stays owed"
-    value_atomic = int(row["value_atomic"])
+    amount_atomic = due_atomic(row)
     connection.execute(
         "UPDATE payments SET money = ?, reason = ?, transaction_hash = coalesce(?, transaction_hash), updated_ms = ?"
         " WHERE id = ?",
         (after.value, reason, transaction_hash, now_ms, payment_id),
     )
     if (before in _CLAIMED) != (after in _CLAIMED):
-        _count_claimed(connection, row, value_atomic if after in _CLAIMED else -value_atomic)
+        _count_claimed(connection, row, amount_atomic if after in _CLAIMED else -amount_atomic)
     if Money.SETTLED in (before, after):
-        earned_atomic = value_atomic if after is Money.SETTLED else -value_atomic
+        earned_atomic = amount_atomic if after is Money.SETTLED else -amount_atomic
         _add_to_payer(connection, row, settled_atomic=earned_atomic)
         _add_to_book(connection, row, "earned", earned_atomic)
-    if after in _JUDGED:
+    if after in _JUDGED and event is not MoneyEvent.FREE:
         connection.execute("INSERT INTO unproven (payment_id) VALUES (?) ON CONFLICT DO NOTHING", (payment_id,))
     elif before in _JUDGED:
         connection.execute("DELETE FROM unproven WHERE payment_id = ?", (payment_id,))
     if delivered and Money.LOST in (before, after) and before is not after:
-        _add_to_book(connection, row, "lost", value_atomic if after is Money.LOST else -value_atomic)
+        _add_to_book(connection, row, "lost", amount_atomic if after is Money.LOST else -amount_atomic)
     return after
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable
 from contracts.lifecycle import Money, Work
+from contracts.schemes.rails import rail_of
 from contracts.storage import Connection, Row
 from seller import spool
 from seller.limits import ANSWER_BYTES_MAX, ANSWER_REPLAYS_MAX, ANSWER_TTL_S, RUNS_MAX
@@ -14,7 +15,7 @@ from seller.policy import Mode
 from seller.spool import Kept, State
 from seller.verify import VerifiedPayment
 
-__all__ = ["AlreadyServed", "Claim", "Replay", "is_same_payment", "judge_known"]
+__all__ = ["AlreadyServed", "Claim", "PaymentIdReused", "Replay", "check_payment_id", "is_same_payment", "judge_known"]
 
 
 class AlreadyServed(PaymentReplayed):
@@ -24,11 +25,19 @@ class AlreadyServed(PaymentReplayed):
     remedy = "this request was answered; pay a new one with another authorization"
 
 
+class PaymentIdReused(PaymentReplayed):
+    """The payment-identifier was given to another payment of the same payer before."""
+
+    code, http_status, x402_reason = "payment_id_reused", 409, "invalid_payload"
+    remedy = "give every payment an id of its own; to repeat a request, send the same payment again"
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`.
 
-    `owner` names this claim and no other; "" where there is no work to do.
+    `owner` names this claim and no other; "" where there is no work to do. `charged_atomic` is what a metered payment
+    came to, where that is known.
     """
 
     id: int
@@ -37,6 +46,7 @@ class Claim:
     owner: str
     credit: bool = False
     transaction_hash: str = ""
+    charged_atomic: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +61,38 @@ def is_same_payment(row: Row, payment: VerifiedPayment) -> bool:
     """Tell whether `payment` is the one that was verified when `row` was written: same terms, same signature."""
     authorization = payment.authorization
     return (
+        row["rail"],
         row["payer"],
         row["nonce"],
         row["payee"],
         row["value_atomic"],
         row["valid_after_s"],
         row["valid_before_s"],
+        row["facilitator"],
         row["signature"],
     ) == (
+        rail_of(payment.offer).NAME,
         authorization.payer,
         authorization.nonce,
         authorization.payee,
         str(authorization.value_atomic),
         str(authorization.valid_after_s),
         str(authorization.valid_before_s),
+        authorization.facilitator,
         payment.signature,
     )
+
+
+def check_payment_id(connection: Connection, chain_id: int, payment: VerifiedPayment) -> None:
+    """Raise `PaymentIdReused` (409) where the payer has named another payment so. The payment itself is not here."""
+    if payment.payment_id is None:
+        return
+    known = connection.execute(
+        "SELECT 1 FROM payments WHERE chain_id = ? AND payer = ? AND payment_id = ?",
+        (chain_id, payment.authorization.payer, payment.payment_id),
+    ).fetchone()
+    if known is not None:
+        raise PaymentIdReused("extensions.payment-identifier.info.id: was used for another payment")
 
 
 def judge_known(
@@ -78,6 +104,8 @@ def judge_known(
     `RequestInProgress` (409), or `SettlementUnavailable` (503).
     """
     work, money = Work(row["work"]), Money(row["money"])
+    if row["rail"] != rail_of(payment.offer).NAME or row["token"] != payment.offer.asset.address:
+        raise PaymentReplayed("this payer has used this nonce for another way of payment; sign with another nonce")
     if row["request_digest"] != request_digest:
         raise PaymentReplayed("this authorization was presented for another request")
     if money is Money.LOST:
@@ -87,8 +115,7 @@ def judge_known(
     if work is Work.DELIVERED:
         answer = _kept_answer(connection, row)
         if answer is not None:
-            claim = Claim(row["id"], payment, Mode(row["mode"]), "", False, row["transaction_hash"] or "")
-            return Replay(claim, answer)
+            return Replay(_claim_of(row, payment, ""), answer)
     if row["runs"] >= RUNS_MAX and (money is not Money.SETTLED or work is Work.DELIVERED):
         raise PaymentReplayed(f"this authorization was tried {RUNS_MAX} times")
     if money is Money.VOID:
@@ -98,10 +125,23 @@ def judge_known(
             "UPDATE payments SET work = 'running', runs = runs + 1, owner = ?, updated_ms = ? WHERE id = ?",
             (owner, _now_ms(), row["id"]),
         )
-        return Claim(row["id"], payment, Mode(row["mode"]), owner, True, row["transaction_hash"] or "")
+        return _claim_of(row, payment, owner, credit=True)
     raise SettlementUnavailable(
         "this payment is on its way to the chain and not confirmed yet; nothing more is charged",
         remedy="repeat the same request with the same payment",
+    )
+
+
+def _claim_of(row: Row, payment: VerifiedPayment, owner: str, *, credit: bool = False) -> Claim:
+    charged = row["charged_atomic"]
+    return Claim(
+        row["id"],
+        payment,
+        Mode(row["mode"]),
+        owner,
+        credit,
+        row["transaction_hash"] or "",
+        None if charged is None else int(charged),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from contracts.errors import ChainUnavailable, PaymentExpired, PaymentNotYetValid
 from contracts.evm.rpc import Rpc
@@ -72,7 +72,7 @@ def why_not_in_time(
 
 
 async def verify_in_time(
-    payment: Payment, offer: Offer, life_s: int, ask_head_s: Callable[[], Awaitable[int | None]]
+    payment: Payment, offers: Sequence[Offer], life_s: int, ask_head_s: Callable[[], Awaitable[int | None]]
 ) -> VerifiedPayment:
     """Verify by our clock, and by the chain's where nothing but the time seems to speak against the payment.
 
@@ -80,9 +80,9 @@ async def verify_in_time(
     """
     local_s = int(time.time())
     try:
-        return verify(payment, offer, local_s, life_s)
+        return verify(payment, offers, local_s, life_s)
     except (PaymentExpired, PaymentNotYetValid):
         head_s = await ask_head_s()
         if head_s is None or abs(local_s - head_s) <= CLOCK_TOLERANCE_S:
             raise
-        return verify(payment, offer, head_s, life_s)
+        return verify(payment, offers, head_s, life_s)

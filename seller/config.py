@@ -18,6 +18,7 @@ from contracts.address import ZERO, Address, parse_address
 from contracts.errors import ConfigInvalid, FareboxError
 from contracts.money import Asset, parse_amount
 from contracts.networks import Network, default_asset, parse_network
+from contracts.offers import EIP3009, PERMIT2
 from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
 from seller.limits import FACILITATORS_MAX
@@ -34,13 +35,17 @@ _HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re
 
 
 class AssetSettings(StrictModel):
-    """A token that Farebox does not know: address, EIP-712 name and version, decimals, symbol."""
+    """A token that Farebox does not know: address, EIP-712 name and version, decimals, symbol.
+
+    `permit` says that it has EIP-2612, by which a payer can approve Permit2 without a transaction.
+    """
 
     address: str
     name: str
     version: str
     decimals: int = pydantic.Field(ge=0, le=36)
     symbol: str = pydantic.Field(min_length=1, max_length=12)
+    permit: bool = False
 
 
 class SettlerSettings(StrictModel):
@@ -124,6 +129,20 @@ class RouteSettings(StrictModel):
             raise SettingInvalid((*location, "per_million_output_tokens"), f"{self.path} generates no tokens")
 
 
+class WalletSettings(StrictModel):
+    """Contract wallets: the factories that may deploy one that pays before it exists (ERC-6492). None by default."""
+
+    erc6492_factories: list[str] = pydantic.Field(default_factory=list)
+
+    @property
+    def factories(self) -> frozenset[Address]:
+        """The factories' addresses."""
+        return frozenset(
+            parse_address(text, f"wallets.erc6492_factories[{index}]")
+            for index, text in enumerate(self.erc6492_factories)
+        )
+
+
 class UptoSettings(StrictModel):
     """Who settles prices by usage: the one account that a buyer's signature names."""
 
@@ -142,6 +161,8 @@ class SellerConfig(StrictModel):
     pay_to: str
     settle: Literal["auto", "before", "after", "async"] = "auto"
     settler: SettlerSettings
+    methods: list[Literal["eip3009", "permit2"]] | None = pydantic.Field(default=None, min_length=1)
+    wallets: WalletSettings = WalletSettings()
     upto: UptoSettings = UptoSettings()
     exposure: ExposureSettings = ExposureSettings()
     store: str = "sqlite:///seller.db"
@@ -159,11 +180,23 @@ class SellerConfig(StrictModel):
         if self.asset is not None:
             given = self.asset
             address = parse_address(given.address, "asset.address")
-            return Asset(address, given.name, given.version, given.decimals, given.symbol)
+            return Asset(address, given.name, given.version, given.decimals, given.symbol, has_permit=given.permit)
         known = default_asset(self.chain)
         if known is None:
             raise ConfigInvalid(f"asset: none is known on {self.network}; name one")
         return known
+
+    @property
+    def transfer_methods(self) -> tuple[str, ...]:
+        """The ways in which a price per call is paid, preferred first."""
+        if self.methods is None:
+            return (EIP3009 if self.token.has_eip3009 else PERMIT2,)
+        return tuple(dict.fromkeys(self.methods))
+
+    @property
+    def wallet_factories(self) -> frozenset[Address]:
+        """The factories whose wallets may pay before they exist."""
+        return self.wallets.factories
 
     @property
     def payee(self) -> Address:
@@ -231,6 +264,7 @@ class SellerConfig(StrictModel):
     def _check_addresses(self) -> None:
         _checked(("network",), lambda: self.chain)
         _checked(("pay_to",), lambda: self.payee)
+        _checked(("wallets", "erc6492_factories"), lambda: self.wallet_factories)
         _checked(("asset",) if self.asset is None else ("asset", "address"), lambda: self.token)
         if self.payee == ZERO:
             raise SettingInvalid(("pay_to",), "the zero address earns nothing")

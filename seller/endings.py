@@ -14,7 +14,7 @@ from contracts.storage import Connection
 from seller import books, spool
 from seller.claims import Claim
 
-__all__ = ["check_held", "end_work", "give_up", "give_up_by_name", "recover_owner"]
+__all__ = ["check_held", "end_metered", "end_work", "give_up", "give_up_by_name", "owe", "recover_owner"]
 
 
 def check_held(connection: Connection, claim: Claim) -> None:
@@ -31,6 +31,21 @@ def end_work(connection: Connection, payment_id: int, work: Work) -> None:
     )
 
 
+def owe(connection: Connection, payment_id: int, charged_atomic: int | None) -> None:
+    """Queue a payment for what is charged (None: its whole value); where that is nothing, it is settled."""
+    if charged_atomic is not None:
+        books.charge(connection, payment_id, charged_atomic, _now_ms())
+    books.move(connection, payment_id, MoneyEvent.FREE if charged_atomic == 0 else MoneyEvent.OWE, _now_ms())
+
+
+def end_metered(connection: Connection, claim: Claim, charged_atomic: int) -> None:
+    """End a claim whose answer has left and came to `charged_atomic`. Nothing happens to one that has ended."""
+    row = connection.execute("SELECT owner, work FROM payments WHERE id = ?", (claim.id,)).fetchone()
+    if row is not None and (row["owner"], row["work"]) == (claim.owner, Work.DELIVERED.value):
+        end_work(connection, claim.id, Work.DELIVERED)
+        owe(connection, claim.id, charged_atomic)
+
+
 def give_up(connection: Connection, claim: Claim, reason: str, *, undelivered: bool = False) -> Money | None:
     """End a claim whose goods were withheld; return what its money is now, or None when its key is free.
 
@@ -41,9 +56,10 @@ def give_up(connection: Connection, claim: Claim, reason: str, *, undelivered: b
     row = connection.execute("SELECT * FROM payments WHERE id = ?", (claim.id,)).fetchone()
     if row is None:
         return None
-    if row["work"] == Work.DELIVERED.value and undelivered and not spool.was_given(connection, claim.id):
+    delivered = row["work"] == Work.DELIVERED.value
+    if delivered and undelivered and not spool.was_given(connection, claim.id):
         spool.forget(connection, claim.id)
-    elif row["owner"] != claim.owner:
+    elif delivered or row["owner"] != claim.owner:
         return Money(row["money"])
     return _without_goods(connection, row["id"], reason)
 
@@ -55,11 +71,18 @@ def give_up_by_name(connection: Connection, owner: str, reason: str) -> None:
 
 
 def recover_owner(connection: Connection, process_id: str) -> None:
-    """End every claim of a process: no byte of them left, because what left is noted before it leaves."""
+    """End every claim of a process: no byte of them left, because what left is noted before it leaves.
+
+    A metered answer that was leaving is charged what it was last known to have come to.
+    """
     # Between "id/" and "id0", the next character: an index serves it in both stores.
     names = (f"{process_id}/", f"{process_id}0")
-    for row in connection.execute("SELECT id FROM payments WHERE owner > ? AND owner < ?", names).fetchall():
-        _without_goods(connection, row["id"], "the server stopped")
+    for row in connection.execute("SELECT * FROM payments WHERE owner > ? AND owner < ?", names).fetchall():
+        if row["work"] == Work.DELIVERED.value:
+            end_work(connection, row["id"], Work.DELIVERED)
+            owe(connection, row["id"], int(row["metered_atomic"]))
+        else:
+            _without_goods(connection, row["id"], "the server stopped")
     spool.break_off(connection, process_id)
     connection.execute("DELETE FROM owners WHERE id = ?", (process_id,))
 

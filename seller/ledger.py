@@ -1,7 +1,8 @@
 """The seller's ledger: who holds which payment, what was done for it, and what is due.
 
-A payment is known by (chain id, token, payer, nonce) as values. `reserve` is one durable transaction: it finds the key
-free, weighs the payer's exposure, and takes the key, or it refuses. Only then may work begin.
+A payment is known by (chain id, registry, payer, nonce) as values, where the registry burns the nonce: the token, or
+Permit2. `reserve` is one durable transaction: it finds the key free, weighs the payer's exposure, and takes the key, or
+it refuses. Only then may work begin.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any, Literal, TypeVar
 
 from contracts.address import Address
 from contracts.errors import StoreUnavailable
-from contracts.lifecycle import Money, MoneyEvent, Work
-from contracts.storage import Conflict, Connection, Database, Life, Row, open_database
-from seller import books, endings, spool
-from seller.claims import AlreadyServed, Claim, Replay, is_same_payment, judge_known
-from seller.policy import Caps, Mode, Standing, choose_mode
+from contracts.lifecycle import Money, Work
+from contracts.storage import Conflict, Connection, Database, Life, open_database
+from seller import books, endings, payments, spool
+from seller.claims import AlreadyServed, Claim, Replay, check_payment_id, is_same_payment, judge_known
+from seller.policy import Caps, choose_mode
 from seller.spool import Beginning, State
 from seller.verify import VerifiedPayment
 
@@ -32,11 +33,12 @@ _MIGRATIONS = "seller.migrations"
 
 @dataclass(frozen=True, slots=True)
 class PaymentState:
-    """What became of a payment's money."""
+    """What became of a payment's money. `charged_atomic` is its value, or what a metered one has come to so far."""
 
     money: Money
     transaction_hash: str
     reason: str
+    charged_atomic: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +124,30 @@ class Ledger:
                 known = judge_known(connection, row, payment, request_digest, owner)
                 if known is not None:
                     return known
-            standing = self._standing(connection, payment, balance_atomic)
-            life_s = payment.authorization.valid_before_s - now_s
-            mode = choose_mode(setting, standing, caps, payment.offer.amount_atomic, life_s)
+            else:
+                check_payment_id(connection, self.chain_id, payment)
+            payer = payment.authorization.payer
+            mode = choose_mode(
+                setting,
+                payments.standing(connection, self.chain_id, self.token, payer, balance_atomic),
+                caps,
+                payment.offer.amount_atomic,
+                payment.authorization.valid_before_s - now_s,
+                metered=payment.is_metered,
+                contract_payer=payment.contract_payer,
+            )
             if row is not None:
-                return self._reserve_again(connection, row, payment, mode, owner)
-            return self._enter(
-                connection, payment, mode, owner, request_digest=request_digest, route=route, block=since_block
+                return payments.reserve_again(connection, row, payment, mode, owner)
+            return payments.enter(
+                connection,
+                self.chain_id,
+                self.token,
+                payment,
+                mode=mode,
+                owner=owner,
+                request_digest=request_digest,
+                route=route,
+                since_block=since_block,
             )
 
         return await self._claim(work, owner)
@@ -177,21 +196,60 @@ class Ledger:
 
         await self._write(work)
 
-    async def owe(self, claim: Claim, answer: Beginning | None = None) -> bool:
+    async def owe(self, claim: Claim, answer: Beginning | None = None, *, charged_atomic: int | None = None) -> bool:
         """Put a claim in the settlement queue, durably; with `answer`, its first byte is about to leave.
 
-        Returns whether the answer is kept for a client that loses it.
+        `charged_atomic` is what a metered claim came to; zero is settled without a transaction. Returns whether the
+        answer is kept for a client that loses it.
         """
 
         def work(connection: Connection) -> bool:
             endings.check_held(connection, claim)
             kept = answer is not None and self._deliver(connection, claim, answer)
-            books.move(connection, claim.id, MoneyEvent.OWE, _now_ms())
+            endings.owe(connection, claim.id, charged_atomic)
             return kept
 
         if answer is None:
             return await self._write(work, durable=True)
         return await self._write_delivery(work, claim)
+
+    async def deliver_metered(self, claim: Claim, answer: Beginning, metered_atomic: int) -> bool:
+        """Note that the first byte of an answer is about to leave whose price its end will tell; `charge` ends it.
+
+        `metered_atomic` is what is due if this process dies now. Returns whether the answer is kept.
+        """
+
+        def work(connection: Connection) -> bool:
+            endings.check_held(connection, claim)
+            # The claim stays its owner's, and its whole value in the sums: what it comes to is still to be noted.
+            connection.execute(
+                "UPDATE payments SET work = ?, metered_atomic = ? WHERE id = ?",
+                (Work.DELIVERED.value, str(metered_atomic), claim.id),
+            )
+            return spool.keep(connection, claim.id, self.owner.id, answer, _now_ms())
+
+        return await self._write_delivery(work, claim)
+
+    async def meter(self, claim: Claim, metered_atomic: int) -> None:
+        """Note what a metered answer has come to so far; that is charged if this process dies now."""
+
+        def work(connection: Connection) -> None:
+            endings.check_held(connection, claim)
+            connection.execute("UPDATE payments SET metered_atomic = ? WHERE id = ?", (str(metered_atomic), claim.id))
+
+        await self._write(work)
+
+    async def charge(self, claim: Claim, charged_atomic: int) -> None:
+        """Queue what a delivered, metered answer came to, durably. Where the store fails, the next claim says it."""
+
+        def work(connection: Connection) -> None:
+            endings.end_metered(connection, claim, charged_atomic)
+
+        try:
+            await self._write(work, durable=True)
+        except StoreUnavailable:
+            self._leftovers.append(work)
+            raise
 
     async def delivered(self, claim: Claim, answer: Beginning) -> bool:
         """Note that the first byte of a settled claim is about to leave; return whether the answer is kept."""
@@ -278,10 +336,13 @@ class Ledger:
         """Return what became of a payment's money, or None when it left no trace."""
         row = self.database.read(
             lambda connection: connection.execute(
-                "SELECT money, transaction_hash, reason FROM payments WHERE id = ?", (payment_id,)
+                "SELECT money, transaction_hash, reason, value_atomic, charged_atomic FROM payments WHERE id = ?",
+                (payment_id,),
             ).fetchone()
         )
-        return row and PaymentState(Money(row["money"]), row["transaction_hash"] or "", row["reason"] or "")
+        return row and PaymentState(
+            Money(row["money"]), row["transaction_hash"] or "", row["reason"] or "", books.due_atomic(row)
+        )
 
     def settled_atomic(self, payer: Address) -> int:
         """Return what was settled of one payer so far."""
@@ -344,93 +405,12 @@ class Ledger:
             self.owner.hold()
             connection.execute("INSERT INTO owners (id) VALUES (?)", (self.owner.id,))
 
-    def _standing(
-        self, connection: Connection, payment: VerifiedPayment, balance_atomic: Callable[[int], int | None]
-    ) -> Standing:
-        row = connection.execute(
-            "SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?",
-            (self.chain_id, self.token, payment.authorization.payer),
-        ).fetchone()
-        total = connection.execute(
-            "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'exposure'",
-            (self.chain_id, self.token),
-        ).fetchone()
-        return Standing(
-            settled_count=row["settled_count"] if row else 0,
-            outstanding_atomic=int(row["outstanding_atomic"]) if row else 0,
-            exposure_atomic=int(row["exposure_atomic"]) if row else 0,
-            total_exposure_atomic=int(total["amount_atomic"]) if total else 0,
-            balance_atomic=balance_atomic(int(row["settled_atomic"]) if row else 0),
-        )
-
     def _row(self, connection: Connection, payment: VerifiedPayment) -> Any:
-        return connection.execute(
-            "SELECT * FROM payments WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?",
-            (self.chain_id, self.token, payment.authorization.payer, payment.authorization.nonce),
-        ).fetchone()
+        return payments.find(connection, self.chain_id, self.token, payment)
 
     def _deliver(self, connection: Connection, claim: Claim, answer: Beginning) -> bool:
         endings.end_work(connection, claim.id, Work.DELIVERED)
         return spool.keep(connection, claim.id, self.owner.id, answer, _now_ms())
-
-    def _enter(
-        self,
-        connection: Connection,
-        payment: VerifiedPayment,
-        mode: Mode,
-        owner: str,
-        *,
-        request_digest: bytes,
-        route: str,
-        block: int,
-    ) -> Claim:
-        authorization = payment.authorization
-        begun = mode is Mode.ASYNC
-        now_ms = _now_ms()
-        row = connection.execute(
-            "INSERT INTO payments (chain_id, token, payer, nonce, payee, value_atomic, valid_after_s, valid_before_s,"
-            " signature, route, request_digest, mode, work, money, owner, runs, since_block, created_ms, updated_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved', ?, ?, ?, ?, ?) RETURNING *",
-            (
-                self.chain_id,
-                self.token,
-                authorization.payer,
-                authorization.nonce,
-                authorization.payee,
-                str(authorization.value_atomic),
-                str(authorization.valid_after_s),
-                str(authorization.valid_before_s),
-                payment.signature,
-                route,
-                request_digest,
-                mode.value,
-                (Work.RUNNING if begun else Work.WAITING).value,
-                owner,
-                int(begun),
-                block,
-                now_ms,
-                now_ms,
-            ),
-        ).fetchone()
-        books.enter(connection, row)
-        return Claim(row["id"], payment, mode, owner)
-
-    def _reserve_again(
-        self, connection: Connection, row: Row, payment: VerifiedPayment, mode: Mode, owner: str
-    ) -> Claim:
-        begun = mode is Mode.ASYNC
-        connection.execute(
-            "UPDATE payments SET mode = ?, work = ?, owner = ?, runs = runs + ?, attempts = 0, due_ms = 0 WHERE id = ?",
-            (
-                mode.value,
-                (Work.RUNNING if begun else Work.WAITING).value,
-                owner,
-                int(begun),
-                row["id"],
-            ),
-        )
-        books.move(connection, row["id"], MoneyEvent.RESERVE_AGAIN, _now_ms())
-        return Claim(row["id"], payment, mode, owner)
 
     # Store
 

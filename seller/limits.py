@@ -44,6 +44,10 @@ PAYER_FACTS_MAX = 10_000
 CLOCK_TOLERANCE_S = 5
 # How old the latest block's time may be when a payment looks expired by our clock.
 HEAD_TIME_TTL_S = 5.0
+# Questions that payments cost which no key of their payer has signed (contract wallets, or garbage): at once, and the
+# rate at which they may be asked again.
+WALLET_QUESTIONS_MAX = 50
+WALLET_QUESTIONS_PER_S = 20
 # Chain reads of one request, all together.
 FACTS_TIMEOUT_S = 5.0
 
@@ -81,6 +85,14 @@ IN_FLIGHT_MAX = 4
 # that tolerates failures "succeeds" with too little gas.
 GAS_PER_TRANSFER = 120_000
 GAS_PER_BATCH = 60_000
+# ... of one over Permit2, whose nonce may open a new word of storage; a token permit on the way comes on top.
+GAS_PER_PERMIT2_TRANSFER = 160_000
+GAS_PER_TOKEN_PERMIT = 80_000
+# A contract's opinion of a signature runs its own code, which may burn what it is given: asked, and settled, with this.
+GAS_PER_SIGNATURE_CHECK = 200_000
+GAS_PER_CONTRACT_PAYER = 400_000
+# ... and with the deployment of the wallet before it.
+GAS_PER_DEPLOYMENT = 3_000_000
 # What a transfer of nothing to oneself takes: the price of a transaction (Ethereum yellow paper, G_transaction).
 GAS_PER_SELF_TRANSFER = 21_000
 # Unused account nonces below our own transactions that are filled in one round.

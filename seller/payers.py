@@ -1,18 +1,20 @@
-"""What the chain says of a payer, asked once in a while: balance, code, and at which block that was."""
+"""What the chain says of a payer, asked once in a while: balance, allowance, code, and at which block that was."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cachetools import TTLCache
 
 from contracts.address import Address
 from contracts.errors import ChainUnavailable
+from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token, read_head
+from contracts.schemes.permit2 import word_and_bit
 from seller.limits import FACTS_TIMEOUT_S, PAYER_FACTS_MAX, PAYER_FACTS_TTL_S
 
 __all__ = ["KnownPayer", "Payers"]
@@ -23,7 +25,7 @@ class KnownPayer:
     """Facts of one payer as of block `block`, whose timestamp is `chain_time_s`.
 
     `settled_atomic` is what our ledger had settled for it when the chain was asked: what was settled since has left
-    the balance.
+    the balance, and the allowance. `words` are those of its Permit2 nonces that were asked with it, as bits.
     """
 
     balance_atomic: int
@@ -31,6 +33,13 @@ class KnownPayer:
     block: int
     chain_time_s: int
     settled_atomic: int
+    allowance_atomic: int | None = None
+    words: dict[int, int] = field(default_factory=dict)
+
+    def has_used(self, nonce: bytes) -> bool:
+        """Tell whether a Permit2 nonce was used or revoked by then, where its word was asked."""
+        word, bit = word_and_bit(nonce)
+        return bool(self.words.get(word, 0) >> bit & 1)
 
 
 class Payers:
@@ -39,35 +48,68 @@ class Payers:
     def __init__(self, rpc: Rpc, token: Address) -> None:
         self._rpc = rpc
         self._token = Token(rpc, token)
-        self._known: TTLCache[Address, KnownPayer] = TTLCache(PAYER_FACTS_MAX, PAYER_FACTS_TTL_S, time.monotonic)
-        self._asking: dict[Address, asyncio.Task[KnownPayer]] = {}
+        self._permit2 = Permit2(rpc)
+        self._known: TTLCache[tuple[Address, bool], KnownPayer] = TTLCache(
+            PAYER_FACTS_MAX, PAYER_FACTS_TTL_S, time.monotonic
+        )
+        self._asking: dict[tuple[Address, bool], asyncio.Task[KnownPayer]] = {}
 
-    async def facts(self, payer: Address, settled_atomic: Callable[[], int], *, fresh: bool = False) -> KnownPayer:
+    def remembered(self, payer: Address, *, permit2: bool = False) -> bool:
+        """Tell whether the payer's facts are known without asking the chain."""
+        return (payer, permit2) in self._known
+
+    async def facts(
+        self,
+        payer: Address,
+        settled_atomic: Callable[[], int],
+        *,
+        fresh: bool = False,
+        permit2_nonce: bytes | None = None,
+    ) -> KnownPayer:
         """Return the payer's facts, not older than `PAYER_FACTS_TTL_S`; asked anew when `fresh`.
 
+        With `permit2_nonce` they tell the allowance of Permit2 and, where the chain is asked, the nonce's word.
         `settled_atomic` tells our ledger's figure, and is asked just before the chain is. Raises `ChainUnavailable`.
         """
-        if not fresh and (known := self._known.get(payer)) is not None:
+        key = (payer, permit2_nonce is not None)
+        if not fresh and (known := self._known.get(key)) is not None:
             return known
-        task = self._asking.get(payer)
+        task = self._asking.get(key)
         if task is None:
-            task = asyncio.ensure_future(self._ask(payer, settled_atomic()))
-            self._asking[payer] = task
-            task.add_done_callback(lambda done: self._answered(payer, done))
+            task = asyncio.ensure_future(self._ask(payer, settled_atomic(), permit2_nonce))
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._answered(key, done))
         # One impatient client must not cancel the question for the others.
         return await asyncio.shield(task)
 
-    def _answered(self, payer: Address, task: asyncio.Task[KnownPayer]) -> None:
-        self._asking.pop(payer, None)
+    def _answered(self, key: tuple[Address, bool], task: asyncio.Task[KnownPayer]) -> None:
+        self._asking.pop(key, None)
         if not task.cancelled():
             task.exception()  # seen, also when everybody who asked has gone
 
-    async def _ask(self, payer: Address, settled_atomic: int) -> KnownPayer:
+    async def _ask(self, payer: Address, settled_atomic: int, permit2_nonce: bytes | None) -> KnownPayer:
+        permit2 = permit2_nonce is not None
+        asked = [] if permit2_nonce is None else [word_and_bit(permit2_nonce)[0]]
         try:
             async with asyncio.timeout(FACTS_TIMEOUT_S):
-                head, facts = await asyncio.gather(read_head(self._rpc), self._token.payer_facts(payer))
+                head, facts, bits = await asyncio.gather(
+                    read_head(self._rpc),
+                    self._token.payer_facts(payer, permit2=permit2),
+                    self._words(payer, asked),
+                )
         except TimeoutError:
             raise ChainUnavailable(f"no answer about the payer in {FACTS_TIMEOUT_S:.0f} s") from None
-        known = KnownPayer(facts.balance_atomic, facts.has_code, head.number, head.timestamp_s, settled_atomic)
-        self._known[payer] = known
+        known = KnownPayer(
+            facts.balance_atomic,
+            facts.has_code,
+            head.number,
+            head.timestamp_s,
+            settled_atomic,
+            facts.allowance_atomic,
+            dict(zip(asked, bits, strict=True)),
+        )
+        self._known[payer, permit2] = known
         return known
+
+    async def _words(self, payer: Address, words: list[int]) -> list[int]:
+        return await self._permit2.bitmaps(payer, words) if words else []

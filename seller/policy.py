@@ -51,15 +51,22 @@ def choose_mode(
     caps: Caps,
     price_atomic: int,
     life_s: int,
+    *,
+    metered: bool = False,
+    contract_payer: bool = False,
 ) -> Mode:
     """Return how a payment of `price_atomic`, valid for another `life_s`, is settled.
 
     `auto` gives credit to a payer who has paid here before, inside the caps and its balance; everybody else settles at
-    the first byte. `async` never falls back. Raises `InsufficientFunds` or `ExposureExceeded` (429) where work would
-    begin for money that is not there, or that other payments will take first.
+    the first byte. `async` never falls back. A contract can take its signature back at any time, so it gets no credit.
+    What is `metered` has its price after the work: in place of an earlier settlement its answer is held until it is
+    settled. Raises `InsufficientFunds` or `ExposureExceeded` (429) where work would begin for money that is not there,
+    or that other payments will take first.
     """
-    if setting == "before":
-        return Mode.BEFORE
+    if setting == "before" or contract_payer:
+        if not metered:
+            return Mode.BEFORE
+        setting = "after"
     short = _why_not_covered(standing, price_atomic)
     if short is not None:
         raise short
@@ -71,7 +78,9 @@ def choose_mode(
             raise refusal
         return Mode.ASYNC
     trusted = standing.settled_count > 0 and refusal is None and life_s >= QUEUED_LIFE_S
-    return Mode.ASYNC if trusted else Mode.FIRST_BYTE
+    if trusted:
+        return Mode.ASYNC
+    return Mode.AFTER if metered else Mode.FIRST_BYTE
 
 
 def _why_not_covered(standing: Standing, price_atomic: int) -> InsufficientFunds | ExposureExceeded | None:

@@ -26,14 +26,19 @@ __all__ = ["PriceBook", "Quote", "Route"]
 class Quote:
     """One thing for sale at one price. `model` is None where the model does not decide the price.
 
-    Priced by `usage`, the offer's amount is the ceiling of one call.
+    `offers` are the ways to pay it, preferred first. Priced by `usage`, their amount is the ceiling of one call.
     """
 
     route: str
     path: str
     model: str | None
-    offer: Offer
+    offers: tuple[Offer, ...]
     usage: UsagePrice | None = None
+
+    @property
+    def offer(self) -> Offer:
+        """The preferred way to pay."""
+        return self.offers[0]
 
     @property
     def price_atomic(self) -> int:
@@ -59,6 +64,11 @@ class Route:
         if model is None:
             raise MalformedMessage("model: is missing, and the price depends on it")
         raise NameUnknown(f"model: {model[:80]!r} is not sold here", remedy="GET /v1/models lists what is")
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether what a request says of itself decides what it costs."""
+        return any(quote.model is not None or quote.usage is not None for quote in self.quotes)
 
     @property
     def quotes(self) -> list[Quote]:
@@ -109,11 +119,12 @@ def _route(settings: RouteSettings, config: SellerConfig, facilitator: Address |
     def quote(price: PriceSettings, model: str | None) -> Quote:
         usage = price.usage_price(config.token)
         if usage is None:
-            offer = _offer(config, price.per_call_atomic(config.token))
+            amount_atomic = price.per_call_atomic(config.token)
+            offers = tuple(_offer(config, amount_atomic, method) for method in config.transfer_methods)
         else:
             assert facilitator is not None, "checked before"
-            offer = _offer_by_usage(config, usage.ceiling_atomic, facilitator)
-        return Quote(settings.match, settings.path, model, offer, usage)
+            offers = (_offer_by_usage(config, usage.ceiling_atomic, facilitator),)
+        return Quote(settings.match, settings.path, model, offers, usage)
 
     return Route(
         match=settings.match,
@@ -123,7 +134,7 @@ def _route(settings: RouteSettings, config: SellerConfig, facilitator: Address |
     )
 
 
-def _offer(config: SellerConfig, amount_atomic: int) -> Offer:
+def _offer(config: SellerConfig, amount_atomic: int, method: str) -> Offer:
     return Offer(
         scheme="exact",
         network=config.chain,
@@ -131,6 +142,7 @@ def _offer(config: SellerConfig, amount_atomic: int) -> Offer:
         amount_atomic=amount_atomic,
         pay_to=config.payee,
         max_timeout_s=OFFER_TIMEOUT_S,
+        method=method,
     )
 
 
@@ -143,5 +155,5 @@ def _offer_by_usage(config: SellerConfig, ceiling_atomic: int, facilitator: Addr
         pay_to=config.payee,
         max_timeout_s=METERED_OFFER_TIMEOUT_S,
         method=PERMIT2,
-        extra={"assetTransferMethod": PERMIT2, "facilitatorAddress": address_text(facilitator)},
+        extra={"facilitatorAddress": address_text(facilitator)},
     )

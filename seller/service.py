@@ -12,7 +12,6 @@ from contracts.crash import checkpoint
 from contracts.errors import (
     ChainUnavailable,
     ConfigInvalid,
-    ContractPayer,
     ExposureExceeded,
     FareboxError,
     InsufficientFunds,
@@ -20,30 +19,30 @@ from contracts.errors import (
     LocalError,
     PaymentRefused,
     PaymentReplayed,
-    SettlementFailed,
     SettlementUnavailable,
 )
 from contracts.evm.rpc import Rpc
-from contracts.evm.token import Token
 from contracts.lifecycle import Money
+from contracts.schemes.rails import rail_of
 from seller.answers import Answers
 from seller.claims import Claim, Replay
-from seller.clock import ChainClock, is_in_doubt, verify_in_time, why_not_in_time
 from seller.config import SellerConfig
 from seller.ledger import Ledger
 from seller.limits import QUEUED_LIFE_S, URGENT_LIFE_S
 from seller.metrics import Metrics
-from seller.payers import KnownPayer, Payers
+from seller.payers import KnownPayer
 from seller.policy import Caps, Mode
 from seller.pricebook import PriceBook, Quote
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Counter, Settler, Worker
-from seller.settlement.evidence import Evidence, would_settle
+from seller.settlement.evidence import Evidence
 from seller.settlement.facilitator import FacilitatorSettler
 from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
+from seller.settlement.supported import warn_of_changed_facilitator
 from seller.tokens import check_token
+from seller.verifier import Verifier
 from seller.verify import Payment, VerifiedPayment, unverified
 
 __all__ = ["Seller"]
@@ -72,11 +71,11 @@ class Seller:
         self._opening: asyncio.Lock | None = None
         self._ledger: Ledger | None = None
         self._rpc: Rpc | None = None
-        self._payers: Payers | None = None
-        self._clock: ChainClock | None = None
+        self._verifier: Verifier | None = None
         self._counter: Counter | None = None
         self._worker: Worker | None = None
         self._task: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
         self._token_is_checked = False
 
     def _facilitator(self) -> Address | None:
@@ -108,6 +107,12 @@ class Seller:
         return self._ledger
 
     @property
+    def verifier(self) -> Verifier:
+        """Who judges payments. Only while open."""
+        assert self._verifier is not None, "the seller is not open"
+        return self._verifier
+
+    @property
     def counter(self) -> Counter:
         """Where requests wait for settlement. Only while open."""
         assert self._counter is not None, "the seller is not open"
@@ -123,11 +128,18 @@ class Seller:
             chain_id, token = self.config.chain.chain_id, self._asset.address
             ledger = Ledger(self.config.store, chain_id, token)
             self._rpc = Rpc(self.config.rpc)
-            self._payers = Payers(self._rpc, token)
-            self._clock = ChainClock(self._rpc)
+            factories = self.config.wallet_factories
+            self._verifier = Verifier(self._rpc, token, ledger.settled_atomic, factories)
             self._counter = Counter(ledger)
             self._ledger = ledger
             self._start_worker(ledger)
+            self._comparing = self._compare_facilitator()
+
+    def _compare_facilitator(self) -> asyncio.Task[None] | None:
+        urls, pinned = self.config.settler.urls, self.config.upto_facilitator
+        if not (urls and self.config.sells_by_usage and pinned):
+            return None
+        return asyncio.create_task(warn_of_changed_facilitator(urls, self.config.chain, pinned))
 
     def _start_worker(self, ledger: Ledger) -> None:
         outbox = Outbox(ledger.database, ledger.chain_id, ledger.token, ledger.owner.id)
@@ -150,13 +162,17 @@ class Seller:
             assert self._rpc is not None
             return ChainSettler(outbox, self._rpc, self.config.chain.chain_id, self._asset.address, self._key)
         assert self._rpc is not None
-        terms = next(quote.offer for route in self.book.routes for quote in route.quotes)
+        offers = [offer for route in self.book.routes for quote in route.quotes for offer in quote.offers]
+        terms = {rail_of(offer).NAME: offer for offer in offers}
         return FacilitatorSettler(outbox, self.config.settler.urls, terms, Evidence(self._rpc, self._asset.address))
 
     async def close(self) -> None:
         """Stop settling after the present step, give back what never began, and close the store."""
         if self._ledger is None:
             return
+        if self._comparing is not None:
+            self._comparing.cancel()
+            await asyncio.wait([self._comparing])
         if self._worker is not None and self._task is not None:
             self._worker.stop()
             await self._task
@@ -181,56 +197,48 @@ class Seller:
         except (PaymentRefused, ChainUnavailable):
             # Its time is over, or the price another, or the chain silent: what was paid before stays paid.
             await self.open()
-            known = await self.ledger.recall(unverified(payment, quote.offer), request_digest)
+            known = await self.ledger.recall(unverified(payment, quote.offers), request_digest)
             if known is None:
                 raise
             return known
 
     async def _claim(self, payment: Payment, quote: Quote, request_digest: bytes) -> Claim | Replay:
         started = time.perf_counter()
-        life_s = QUEUED_LIFE_S if self.config.settle == "async" else URGENT_LIFE_S
-        verified = await verify_in_time(payment, quote.offer, life_s, self._head_s)
-        checkpoint("seller.verified")
+        is_queued = self.config.settle == "async" or quote.usage is not None
+        life_s = QUEUED_LIFE_S if is_queued else URGENT_LIFE_S
         await self.open()
+        verified = await self.verifier.verify(payment, quote.offers, life_s)
+        checkpoint("seller.verified")
         await self.check_token()
-        facts = await self._facts(verified)
-        in_doubt = is_in_doubt(verified.authorization, int(time.time()), facts.chain_time_s, URGENT_LIFE_S)
+        verified, facts = await self.verifier.facts(verified)
+        in_doubt = self.verifier.in_doubt(verified, facts)
         try:
             claim = await self._reserve(verified, quote, request_digest, facts, in_doubt=in_doubt)
         except (InsufficientFunds, ExposureExceeded):
             # Perhaps only our memory of the payer is old.
-            facts = await self._facts(verified, fresh=True)
+            verified, facts = await self.verifier.facts(verified, fresh=True)
             claim = await self._reserve(verified, quote, request_digest, facts, in_doubt=in_doubt)
         checkpoint("seller.reserved")
         if isinstance(claim, Claim) and not claim.credit:
             if in_doubt:
                 await self._refuse_unsettleable(claim, facts, block="pending")
-            elif claim.mode in (Mode.FIRST_BYTE, Mode.AFTER):
+            elif claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) or verified.contract_payer:
                 await self._refuse_unsettleable(claim, facts)
         self.metrics.claimed(time.perf_counter() - started)
         return claim
-
-    async def _head_s(self) -> int | None:
-        await self.open()
-        assert self._clock is not None
-        return await self._clock.head_s()
-
-    async def _facts(self, payment: VerifiedPayment, *, fresh: bool = False) -> KnownPayer:
-        assert self._payers is not None
-        payer = payment.authorization.payer
-        facts = await self._payers.facts(payer, lambda: self.ledger.settled_atomic(payer), fresh=fresh)
-        if facts.has_code:
-            raise ContractPayer(f"payload.authorization.from: {address_text(payer)} is a contract")
-        return facts
 
     async def _reserve(
         self, payment: VerifiedPayment, quote: Quote, request_digest: bytes, facts: KnownPayer, *, in_doubt: bool
     ) -> Claim | Replay:
         """Reserve the payment. One whose time is in doubt settles before any work: the chain judges it."""
+        allowance_atomic = facts.balance_atomic if payment.token_permit is not None else facts.allowance_atomic
+        spendable_atomic = min(
+            facts.balance_atomic, facts.balance_atomic if allowance_atomic is None else allowance_atomic
+        )
 
         def balance_atomic(settled_atomic: int) -> int:
             # What was settled since the chain was asked has left the balance we remember.
-            return facts.balance_atomic - (settled_atomic - facts.settled_atomic)
+            return spendable_atomic - (settled_atomic - facts.settled_atomic)
 
         return await self.ledger.reserve(
             payment,
@@ -245,31 +253,24 @@ class Seller:
 
     async def _refuse_unsettleable(self, claim: Claim, facts: KnownPayer, *, block: str = "latest") -> None:
         """Work before settlement is only worth beginning when the chain would settle now."""
-        assert self._rpc is not None
-        authorization, token = claim.payment.authorization, self._asset.address
         try:
-            if await would_settle(self._rpc, token, authorization, claim.payment.signature, block=block):
+            if await self.verifier.would_settle(claim.payment, block=block):
                 return
-            (used,) = await Token(self._rpc, token).used_nonces(authorization.payer, [authorization.nonce])
+            refusal = await self.verifier.why_not(claim.payment, facts)
         except BaseException:
             await self.ledger.give_up(claim, SettlementUnavailable.code)
             raise
-        await self.ledger.give_up(claim, SettlementFailed.code)
-        if used:
-            raise PaymentReplayed("the token shows this authorization used or revoked")
-        if facts.balance_atomic < authorization.value_atomic:
-            raise InsufficientFunds("the payer's balance does not cover the price")
-        untimely = why_not_in_time(authorization, int(time.time()), facts.chain_time_s, URGENT_LIFE_S)
-        raise untimely or SettlementFailed("the chain would refuse this transfer")
+        await self.ledger.give_up(claim, refusal.code)
+        raise refusal
 
-    async def settle(self, claim: Claim) -> str:
+    async def settle(self, claim: Claim, charged_atomic: int | None = None) -> str:
         """Settle a claim while its request waits; return the transaction hash.
 
-        Raises a `PaymentRefused` leaf or `SettlementUnavailable`; then the claim has ended: its money is free, or,
-        where it was sent already, it is a credit for the same request.
+        `charged_atomic` is what a metered one came to. Raises a `PaymentRefused` leaf or `SettlementUnavailable`; then
+        the claim has ended: its money is free, or, where it was sent already, it is a credit for the same request.
         """
         try:
-            return await self.counter.settle_now(claim)
+            return await self.counter.settle_now(claim, charged_atomic)
         except asyncio.CancelledError:
             await self.ledger.give_up(claim, SettlementUnavailable.code)
             raise

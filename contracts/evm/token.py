@@ -9,15 +9,27 @@ from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.keccak import keccak
+from contracts.networks import PERMIT2
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, AUTHORIZATION_USED_TOPIC
 from contracts.typed_data import word_of_address
 
-__all__ = ["Head", "PayerFacts", "Token", "TokenFacts", "bytes_of", "call_object", "integer_of", "read_head"]
+__all__ = [
+    "Head",
+    "PayerFacts",
+    "Token",
+    "TokenFacts",
+    "allowance_data",
+    "bytes_of",
+    "call_object",
+    "integer_of",
+    "read_head",
+]
 
 _BALANCE_OF = keccak(b"balanceOf(address)")[:4]
 _AUTHORIZATION_STATE = keccak(b"authorizationState(address,bytes32)")[:4]
 _DOMAIN_SEPARATOR = keccak(b"DOMAIN_SEPARATOR()")[:4]
 _DECIMALS = keccak(b"decimals()")[:4]
+_ALLOWANCE = keccak(b"allowance(address,address)")[:4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +42,14 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class PayerFacts:
-    """What the chain says of a payer: spendable balance, and whether it is a contract (EIP-7702 included)."""
+    """What the chain says of a payer: its balance, and whether it is a contract (EIP-7702 included).
+
+    `allowance_atomic` is how much Permit2 may move for it; None when that was not asked.
+    """
 
     balance_atomic: int
     has_code: bool
+    allowance_atomic: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +100,20 @@ class Token:
             decimals=None if (word := _word(decimals)) is None else int.from_bytes(word, "big"),
         )
 
-    async def payer_facts(self, payer: Address) -> PayerFacts:
-        """Return balance and code presence of `payer` in one round trip."""
-        balance, code = await self._rpc.batch(
-            [
-                ("eth_call", [call_object(self.address, _BALANCE_OF + word_of_address(payer)), "latest"]),
-                ("eth_getCode", [address_text(payer), "latest"]),
-            ]
+    async def payer_facts(self, payer: Address, *, permit2: bool = False) -> PayerFacts:
+        """Return balance and code presence of `payer`, and with `permit2` its allowance, in one round trip."""
+        calls: list[tuple[str, list[Any]]] = [
+            ("eth_call", [call_object(self.address, _BALANCE_OF + word_of_address(payer)), "latest"]),
+            ("eth_getCode", [address_text(payer), "latest"]),
+        ]
+        if permit2:
+            calls.append(("eth_call", [call_object(self.address, allowance_data(payer)), "latest"]))
+        balance, code, *allowance = await self._rpc.batch(calls)
+        return PayerFacts(
+            integer_of(balance, "balanceOf"),
+            bytes_of(code, "eth_getCode") != b"",
+            integer_of(allowance[0], "allowance") if allowance else None,
         )
-        return PayerFacts(integer_of(balance, "balanceOf"), bytes_of(code, "eth_getCode") != b"")
 
     async def balance_of(self, owner: Address) -> int:
         """Return the atomic balance of `owner`."""
@@ -125,6 +146,11 @@ class Token:
         if not isinstance(logs, list):
             raise ChainUnavailable("eth_getLogs: the answer is not a list")
         return logs
+
+
+def allowance_data(owner: Address) -> bytes:
+    """Return calldata that asks a token how much Permit2 may move for `owner`."""
+    return _ALLOWANCE + word_of_address(owner) + word_of_address(PERMIT2)
 
 
 def bytes_of(value: Any, what: str) -> bytes:

@@ -25,6 +25,7 @@ from contracts.fields import wire_address, wire_bytes32, wire_uint256
 from contracts.keccak import keccak
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization, Call
+from contracts.schemes.permit2 import TokenPermit
 from contracts.signature import parse_signature, vrs
 from contracts.typed_data import (
     ADDRESS_PADDING,
@@ -177,7 +178,13 @@ def check_terms(authorization: Authorization, offer: Offer, now_s: int, margin_s
 
 
 def settle_call(
-    authorization: Authorization, signature: bytes, token: Address, _amount_atomic: int, *, contract_payer: bool = False
+    authorization: Authorization,
+    signature: bytes,
+    token: Address,
+    _amount_atomic: int,
+    *,
+    contract_payer: bool = False,
+    permit: TokenPermit | None = None,  # noqa: ARG001 - nobody is approved on this rail
 ) -> Call:
     """Return the token's `transferWithAuthorization`: its (v, r, s) form for an account, its bytes form for a contract.
 

@@ -8,6 +8,7 @@ emits no event for them. Sources: Permit2 `SignatureTransfer`, x402 schemes `exa
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -44,6 +45,7 @@ __all__ = [
     "encode_payload",
     "invalidate_call",
     "settle_call",
+    "settlements_in",
     "word_and_bit",
 ]
 
@@ -267,6 +269,25 @@ def _settle_selector(proxy: Proxy, *, with_permit: bool) -> bytes:
     permit = [b"(uint256,uint256,bytes32,bytes32,uint8)"] if with_permit else []
     name = b"settleWithPermit" if with_permit else b"settle"
     return keccak(name + b"(" + b",".join((*permit, *arguments, b"bytes")) + b")")[:4]
+
+
+def settlements_in(calldata: bytes, token: Address, payer: Address, payee: Address) -> dict[bytes, int]:
+    """Return the amounts by nonce that `calldata` asks the x402 proxies to move of `token` from `payer` to `payee`.
+
+    It may be a call of a proxy, or carry such calls as a Multicall3 batch does. Permit2 emits no event that names a
+    nonce: what a transaction was asked to do is the only public link from a transfer to its payment.
+    """
+    word = b"(.{32})"
+    parties = re.escape(word_of_address(payer) + word_of_address(payee))
+    token_word = re.escape(word_of_address(token))
+    found: dict[bytes, int] = {}
+    # permitted (token, amount), nonce, deadline, then the owner and the witness
+    for match in re.finditer(token_word + word + word + b".{32}" + parties, calldata, re.DOTALL):
+        found[match[2]] = int.from_bytes(match[1], "big")
+    # ... or first the amount that a facilitator charges
+    for match in re.finditer(token_word + b".{32}" + word + b".{32}" + word + parties, calldata, re.DOTALL):
+        found[match[1]] = int.from_bytes(match[2], "big")
+    return found
 
 
 def word_and_bit(nonce: bytes) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from contracts.errors import InvalidSignature, NoMatchingOffer
 from contracts.offers import EIP3009, PERMIT2, Offer
 from contracts.schemes import exact_eip3009, exact_permit2, upto_permit2
 from contracts.schemes.authorization import Authorization, Call
-from contracts.schemes.permit2 import Proxy
+from contracts.schemes.permit2 import Proxy, TokenPermit
 from contracts.signature import recover
 
 __all__ = ["Rail", "check", "check_account_signature", "proxy_of", "rail_named", "rail_of"]
@@ -46,8 +46,9 @@ class Rail(Protocol):
         /,
         *,
         contract_payer: bool = False,
+        permit: TokenPermit | None = None,
     ) -> Call:
-        """Return the call that moves the money."""
+        """Return the call that moves the money. `permit` is the payer's approval of Permit2, where it is still due."""
 
 
 _RAILS: dict[tuple[str, str], Rail] = {

@@ -13,7 +13,7 @@ from contracts.money import Asset, parse_amount
 from contracts.networks import Network, default_asset, parse_network
 from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
-from seller.config import AssetSettings, split_host_port
+from seller.config import AssetSettings, WalletSettings, split_host_port
 
 __all__ = ["FacilitatorConfig", "read_facilitator_config"]
 
@@ -28,6 +28,7 @@ class FacilitatorConfig(StrictModel):
     key_file: str
     minimum: str
     pay_to: list[str] = pydantic.Field(default_factory=list)
+    wallets: WalletSettings = WalletSettings()
     store: str = "sqlite:///facilitator.db"
 
     @property
@@ -41,8 +42,9 @@ class FacilitatorConfig(StrictModel):
         if self.asset is not None:
             given = self.asset
             return Asset(
-                parse_address(given.address, "asset.address"), given.name, given.version, given.decimals, given.symbol
-            )
+                parse_address(given.address, "asset.address"), given.name, given.version, given.decimals, given.symbol,
+                has_permit=given.permit,
+            )  # fmt: skip
         known = default_asset(self.chain)
         if known is None:
             raise ConfigInvalid(f"asset: none is known on {self.network}; name one")
@@ -52,6 +54,11 @@ class FacilitatorConfig(StrictModel):
     def minimum_atomic(self) -> int:
         """The smallest payment whose settlement is worth its gas, in atomic units."""
         return parse_amount(self.minimum, self.token, "minimum")
+
+    @property
+    def wallet_factories(self) -> frozenset[Address]:
+        """The factories whose wallets may pay before they exist (ERC-6492)."""
+        return self.wallets.factories
 
     @property
     def payees(self) -> frozenset[Address]:
@@ -65,6 +72,7 @@ class FacilitatorConfig(StrictModel):
             ("asset", lambda: self.token),
             ("minimum", lambda: self.minimum_atomic),
             ("pay_to", lambda: self.payees),
+            ("wallets", lambda: self.wallet_factories),
             ("listen", lambda: split_host_port(self.listen, "listen")),
             ("store", lambda: check_store_url(self.store)),
         ):

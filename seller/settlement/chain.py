@@ -1,7 +1,8 @@
 """The direct settler: our own gas key puts transfers on chain, in batches through Multicall3.
 
-One transfer goes to the token itself; more go through Multicall3, where a failing one does not take the others along.
-Every call is simulated first, so a payment that cannot be settled costs no gas.
+One payment goes to its token or proxy itself; more go through Multicall3, whatever their rails, where a failing one
+does not take the others along. What only we may send, or what runs a stranger's code, goes alone. Every call is
+simulated first, so a payment that cannot be settled costs no gas.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import read_head
 from contracts.lifecycle import MoneyEvent
 from contracts.networks import MULTICALL3
-from contracts.schemes.exact_eip3009 import transfer_call
+from contracts.schemes import exact_eip3009
+from contracts.schemes.authorization import Call
 from seller.limits import (
     CONFIRMATIONS,
     CONFIRMATIONS_DEFAULT,
@@ -30,14 +32,19 @@ from seller.limits import (
     GAS_MARGIN_DENOMINATOR,
     GAS_MARGIN_NUMERATOR,
     GAS_PER_BATCH,
+    GAS_PER_CONTRACT_PAYER,
+    GAS_PER_DEPLOYMENT,
+    GAS_PER_PERMIT2_TRANSFER,
     GAS_PER_SELF_TRANSFER,
+    GAS_PER_TOKEN_PERMIT,
     GAS_PER_TRANSFER,
     IN_FLIGHT_MAX,
     RESEND_AFTER_S,
 )
-from seller.settlement.evidence import Evidence, logs_by_authorization, paid_by, would_settle
+from seller.settlement.calls import item_calls, joined, refusal_of
+from seller.settlement.evidence import Evidence
 from seller.settlement.key import GasKey
-from seller.settlement.multicall import aggregate_call, aggregate_results
+from seller.settlement.multicall import aggregate_results
 from seller.settlement.outbox import Form, Item, Outbox, Stale, Transaction, Verdict, now_ms
 
 __all__ = ["ChainSettler"]
@@ -81,23 +88,27 @@ class ChainSettler:
 
         Raises `ChainUnavailable`, or `SettlementUnavailable` when the account has no ether for gas.
         """
-        if len(items) > 1 and not await self._can_batch():
+        if len(items) > 1 and (items[0].goes_alone or not await self._can_batch()):
             items = items[:1]
+        elif len(items) > 1:
+            items = [item for item in items if not item.goes_alone]
         accepted, refused = await self._simulate(items)
         checkpoint("settle.simulated")
         verdicts = [await self._evidence.judge(item) for item in refused]
         await self._outbox.conclude(verdicts)
         if accepted:
-            to, data = self._call(accepted)
-            gas = await self._gas(accepted, to, data)
+            call = joined(self._calls(accepted))
+            gas = await self._gas(accepted, call)
             account = await self._read_account(gas)
             try:
                 transaction = await self._outbox.store(
                     self._key.address,
                     accepted,
                     account.transaction_count,
-                    (to, data, gas),
-                    lambda nonce: self._sign(nonce, (to, data, gas), account.max_fee_wei, account.priority_fee_wei),
+                    (call.to, call.data, gas),
+                    lambda nonce: self._sign(
+                        nonce, (call.to, call.data, gas), account.max_fee_wei, account.priority_fee_wei
+                    ),
                 )
             except Stale:
                 return [item.id for item in refused]
@@ -140,8 +151,7 @@ class ChainSettler:
         accepted: list[Item] = []
         refused: list[Item] = []
         if len(fresh) > 1:
-            to, data = self._call(fresh)
-            answer = await self._rpc.call("eth_call", self._call_object(to, data), "latest")
+            answer = await self._rpc.call("eth_call", self._call_object(joined(self._calls(fresh))), "latest")
             for item, succeeded in zip(fresh, aggregate_results(answer, len(fresh)), strict=True):
                 (accepted if succeeded else alone).append(item)
         else:
@@ -152,26 +162,35 @@ class ChainSettler:
 
     async def _would_settle(self, item: Item) -> bool:
         """Simulate one item on the latest block, or, where that is older than the payment, on the next one."""
-        if await would_settle(self._rpc, self._token, item.authorization, item.signature):
+        if await self._refusal(item) is None:
             return True
         if item.authorization.valid_after_s < (await read_head(self._rpc)).timestamp_s:
             return False
-        return await would_settle(self._rpc, self._token, item.authorization, item.signature, block="pending")
+        return await self._refusal(item, block="pending") is None
 
-    def _call(self, items: Sequence[Item]) -> tuple[Address, bytes]:
-        calls = [transfer_call(item.authorization, item.signature) for item in items]
-        return (self._token, calls[0]) if len(calls) == 1 else (MULTICALL3, aggregate_call(self._token, calls))
+    async def _refusal(self, item: Item, *, block: str = "latest") -> str | None:
+        calls, sender = item_calls(item, self._token), self._key.address
+        return await refusal_of(self._rpc, calls, sender=sender, block=block, capped=item.contract_payer)
 
-    def _call_object(self, to: Address, data: bytes) -> dict[str, str]:
-        return {"from": address_text(self._key.address), "to": address_text(to), "data": "0x" + data.hex()}
+    def _calls(self, items: Sequence[Item]) -> list[Call]:
+        return [call for item in items for call in item_calls(item, self._token)]
 
-    async def _gas(self, items: Sequence[Item], to: Address, data: bytes) -> int:
+    def _call_object(self, call: Call) -> dict[str, str]:
+        return {
+            "from": address_text(self._key.address),
+            "to": address_text(call.to),
+            "data": "0x" + call.data.hex(),
+        }
+
+    async def _gas(self, items: Sequence[Item], call: Call) -> int:
         if len(items) > 1:
-            return GAS_PER_BATCH + GAS_PER_TRANSFER * len(items)
+            return GAS_PER_BATCH + sum(_gas_of(item) for item in items)
+        if items[0].contract_payer:
+            return GAS_PER_CONTRACT_PAYER if call.to != MULTICALL3 else GAS_PER_DEPLOYMENT
         try:
-            estimate = int(await self._rpc.call("eth_estimateGas", self._call_object(to, data)), 16)
+            estimate = int(await self._rpc.call("eth_estimateGas", self._call_object(call)), 16)
         except (RpcRefused, TypeError, ValueError):
-            return GAS_PER_BATCH + GAS_PER_TRANSFER
+            return GAS_PER_BATCH + _gas_of(items[0])
         return estimate * GAS_MARGIN_NUMERATOR // GAS_MARGIN_DENOMINATOR
 
     async def _read_account(self, gas: int) -> _Account:
@@ -277,10 +296,10 @@ class ChainSettler:
     async def _judge(self, transaction: Transaction, receipt: dict[str, Any]) -> list[int]:
         items = self._outbox.carried_by(transaction)
         checkpoint("settle.receipt_seen")
-        logs = logs_by_authorization(receipt["logs"], self._token)
+        paid = await self._evidence.paid_in(items, receipt["logs"])
         verdicts = []
         for item in items:
-            if paid_by(logs, item.authorization, self._token):
+            if item.id in paid:
                 verdicts.append(Verdict(item, MoneyEvent.CHAIN_PAID, str(receipt["transactionHash"])))
             else:
                 verdicts.append(await self._evidence.judge(item, on_chain=True))
@@ -305,6 +324,12 @@ class ChainSettler:
             await self._send(transaction)
         elif now - self._resent_ms.get(transaction.id, 0) >= RESEND_AFTER_S * 1000:
             await self._send(transaction)
+
+
+def _gas_of(item: Item) -> int:
+    if item.rail.NAME == exact_eip3009.NAME:
+        return GAS_PER_TRANSFER
+    return GAS_PER_PERMIT2_TRANSFER + (GAS_PER_TOKEN_PERMIT if item.token_permit is not None else 0)
 
 
 def _count(answer: Any) -> int:

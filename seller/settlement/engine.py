@@ -15,6 +15,7 @@ from typing import Protocol
 
 from contracts.crash import checkpoint
 from contracts.errors import (
+    AllowanceRequired,
     ChainUnavailable,
     ContractPayer,
     FareboxError,
@@ -22,6 +23,7 @@ from contracts.errors import (
     PaymentExpired,
     PaymentRefused,
     PaymentReplayed,
+    PaymentRevoked,
     SettlementFailed,
     SettlementUnavailable,
 )
@@ -52,7 +54,16 @@ _log = logging.getLogger("farebox.seller.settlement")
 
 # What a client is told, by the reason that the books hold.
 REFUSALS: dict[str, type[PaymentRefused]] = {
-    kind.code: kind for kind in (ContractPayer, InsufficientFunds, PaymentExpired, PaymentReplayed, SettlementFailed)
+    kind.code: kind
+    for kind in (
+        AllowanceRequired,
+        ContractPayer,
+        InsufficientFunds,
+        PaymentExpired,
+        PaymentReplayed,
+        PaymentRevoked,
+        SettlementFailed,
+    )
 }
 
 
@@ -87,13 +98,14 @@ class Counter:
             if (event := self._waiting.get(payment_id)) is not None:
                 event.set()
 
-    async def settle_now(self, claim: Claim) -> str:
+    async def settle_now(self, claim: Claim, charged_atomic: int | None = None) -> str:
         """Queue a claim and wait until its money has moved; return the transaction hash.
 
-        Raises a `PaymentRefused` leaf when it will not move, and `SettlementUnavailable` after `SETTLE_WAIT_S`: then
-        it may still be on its way.
+        `charged_atomic` is what a metered claim came to; zero is settled at once. Raises a `PaymentRefused` leaf
+        when its money will not move, and `SettlementUnavailable` after `SETTLE_WAIT_S`: then it may still be on its
+        way.
         """
-        await self._ledger.owe(claim)
+        await self._ledger.owe(claim, charged_atomic=charged_atomic)
         checkpoint("seller.queued")
         event = self._waiting[claim.id] = asyncio.Event()
         self.announce()

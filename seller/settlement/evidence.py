@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from contracts.address import Address
 from contracts.errors import (
+    AllowanceRequired,
     ChainUnavailable,
     ContractPayer,
     InsufficientFunds,
     PaymentExpired,
     PaymentReplayed,
+    PaymentRevoked,
     SettlementFailed,
 )
+from contracts.evm.permit2 import Permit2, transfers
 from contracts.evm.rpc import Rpc, RpcRefused
-from contracts.evm.token import Token, call_object, read_head
+from contracts.evm.token import Token, read_head
 from contracts.lifecycle import MoneyEvent
-from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, logs_by_authorization, paid_by, transfer_call
+from contracts.schemes import exact_eip3009
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, logs_by_authorization, paid_by
 from seller.settlement.outbox import Item, Verdict
 
-__all__ = ["Evidence", "logs_by_authorization", "paid_by", "would_settle"]
-
-_log = logging.getLogger("farebox.seller.settlement")
-
-# JSON-RPC code of a revert; some nodes only say so in words.
-_REVERTED_CODE = 3
+__all__ = ["Evidence", "is_shown"]
 
 
 class Evidence:
@@ -34,63 +34,92 @@ class Evidence:
     def __init__(self, rpc: Rpc, token: Address) -> None:
         self._rpc = rpc
         self._token = Token(rpc, token)
+        self._permit2 = Permit2(rpc)
 
     async def judge(self, item: Item, *, on_chain: bool = False) -> Verdict:
         """Return CHAIN_PAID, HOPELESS, or no event while the nonce is unused and in time. Raises `ChainUnavailable`.
 
         Only a transfer at or after the height at which the payment was presented here is a payment for it.
         """
-        authorization = item.authorization
+        is_burnt_by_token = item.rail.NAME == exact_eip3009.NAME
         try:
-            (used,) = await self._token.used_nonces(authorization.payer, [authorization.nonce])
-            if not used:
+            if not await self.is_used(item):
                 return await self._judge_unused(item, on_chain)
-            events = await self._token.nonce_events(authorization.payer, authorization.nonce, item.since_block)
-            for event in events:
-                topic, transaction_hash = str(event["topics"][0]).lower(), str(event["transactionHash"])
-                if topic == AUTHORIZATION_CANCELED_TOPIC:
-                    return Verdict(item, MoneyEvent.HOPELESS, reason=SettlementFailed.code)
-                receipt = await self._rpc.call("eth_getTransactionReceipt", transaction_hash)
-                if receipt is not None:
-                    logs = logs_by_authorization(receipt["logs"], self._token.address)
-                    if paid_by(logs, authorization, self._token.address):
-                        return Verdict(item, MoneyEvent.CHAIN_PAID, transaction_hash)
+            return await (self._judge_used(item) if is_burnt_by_token else self._judge_used_permit(item))
         except RpcRefused as error:
             raise ChainUnavailable(f"the chain's node refused to answer: {error.message}") from None
         except (KeyError, TypeError, IndexError, ValueError):
             raise ChainUnavailable("the chain's node gave an incomplete answer") from None
+
+    async def is_used(self, item: Item) -> bool:
+        """Tell whether the nonce of an item is used or revoked. Raises `ChainUnavailable`."""
+        registry = self._token if item.rail.NAME == exact_eip3009.NAME else self._permit2
+        (used,) = await registry.used_nonces(item.authorization.payer, [item.authorization.nonce])
+        return used
+
+    async def paid_in(self, items: Sequence[Item], logs: Sequence[Any]) -> set[int]:
+        """Return the ids of those that our own transaction with these `logs` has paid. Raises `ChainUnavailable`.
+
+        A permit was settled by it where its bit is set, and there is a transfer for each such permit of the amount.
+        """
+        token = self._token.address
+        by_token = [item for item in items if item.rail.NAME == exact_eip3009.NAME]
+        found = logs_by_authorization(logs, token)
+        paid = {item.id for item in by_token if paid_by(found, item.authorization, token)}
+        used = [item for item in items if item not in by_token and await self.is_used(item)]
+        alike = Counter(_transfer_of(item) for item in used)
+        return paid | {
+            item.id for item in used if transfers(logs, token, *_transfer_of(item)) >= alike[_transfer_of(item)]
+        }
+
+    async def _judge_used(self, item: Item) -> Verdict:
+        authorization = item.authorization
+        for event in await self._token.nonce_events(authorization.payer, authorization.nonce, item.since_block):
+            topic, transaction_hash = str(event["topics"][0]).lower(), str(event["transactionHash"])
+            if topic == AUTHORIZATION_CANCELED_TOPIC:
+                return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentRevoked.code)
+            receipt = await self._rpc.call("eth_getTransactionReceipt", transaction_hash)
+            if receipt is not None and is_shown(receipt["logs"], item, self._token.address):
+                return Verdict(item, MoneyEvent.CHAIN_PAID, transaction_hash)
         return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentReplayed.code)
+
+    async def _judge_used_permit(self, item: Item) -> Verdict:
+        ending = await self._permit2.ending(
+            self._token.address, item.authorization, item.since_block, amount_atomic=item.charged_atomic
+        )
+        if ending is None:
+            return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentReplayed.code)
+        if ending.amount_atomic is None:
+            return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentRevoked.code)
+        return Verdict(item, MoneyEvent.CHAIN_PAID, ending.transaction)
 
     async def _judge_unused(self, item: Item, on_chain: bool) -> Verdict:
         head = await read_head(self._rpc)
-        if head.timestamp_s >= item.authorization.valid_before_s:
+        authorization = item.authorization
+        if head.timestamp_s >= authorization.valid_before_s:
             return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentExpired.code)
-        payer = await self._token.payer_facts(item.authorization.payer)
-        if payer.has_code:
+        by_permit2 = item.rail.NAME != exact_eip3009.NAME
+        payer = await self._token.payer_facts(authorization.payer, permit2=by_permit2)
+        allowance_atomic = payer.allowance_atomic if by_permit2 and item.token_permit is None else None
+        if payer.has_code and not item.contract_payer:
             # It was an account without code when it was verified; EIP-7702 gives and takes code at any time.
             reason = ContractPayer.code
-        elif payer.balance_atomic < item.authorization.value_atomic:
+        elif payer.balance_atomic < item.charged_atomic:
             reason = InsufficientFunds.code
+        elif allowance_atomic is not None and allowance_atomic < item.charged_atomic:
+            reason = AllowanceRequired.code
         else:
             reason = SettlementFailed.code
         return Verdict(item, None, reason=reason, on_chain=on_chain)
 
 
-async def would_settle(
-    rpc: Rpc, token: Address, authorization: Authorization, signature: bytes, *, block: str = "latest"
-) -> bool:
-    """Simulate the transfer on `block` and tell whether it succeeds. Raises `ChainUnavailable`.
+def _transfer_of(item: Item) -> tuple[Address, Address, int]:
+    return item.authorization.payer, item.authorization.payee, item.charged_atomic
 
-    "latest" has the time of the latest block, "pending" that of the next one; a node that keeps no pending block
-    simulates on its latest.
-    """
-    try:
-        await rpc.call("eth_call", call_object(token, transfer_call(authorization, signature)), block)
-    except RpcRefused as error:
-        if error.rpc_code == _REVERTED_CODE or "revert" in error.message.lower():
-            _log.info("the chain would refuse nonce 0x%s: %s", authorization.nonce.hex(), error.message)
-            return False
-        if block != "latest":
-            return await would_settle(rpc, token, authorization, signature)
-        raise ChainUnavailable(f"eth_call: {error.message}") from None
-    return True
+
+def is_shown(logs: Sequence[Any], item: Item, token: Address) -> bool:
+    """Tell whether one transaction's `logs` show an item paid; over Permit2, only that its transfer is among them."""
+    authorization = item.authorization
+    if item.rail.NAME == exact_eip3009.NAME:
+        return paid_by(logs_by_authorization(logs, token), authorization, token)
+    return transfers(logs, token, *_transfer_of(item)) > 0

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import httpx
 import msgspec
 
-from contracts.address import address_text
 from contracts.crash import checkpoint
 from contracts.errors import FacilitatorUnavailable, MalformedMessage
-from contracts.offers import Offer, requirements
-from contracts.schemes.exact_eip3009 import encode_payload
+from contracts.offers import Offer
 from contracts.wire import FacilitatorRequest, PaymentPayload, SettlementResponse, decode_json, encode_json
 from seller.limits import (
     BATCH_MAX,
@@ -47,12 +45,12 @@ class _NeverSent(FacilitatorUnavailable):
 class FacilitatorSettler:
     """Settles through the first of the facilitators at `urls` that answers.
 
-    `terms` is any offer of ours; amounts come from the items.
+    `terms` is an offer of ours for each rail, by the rail's name; amounts come from the items.
     """
 
     account = "facilitator"
 
-    def __init__(self, outbox: Outbox, urls: Sequence[str], terms: Offer, evidence: Evidence) -> None:
+    def __init__(self, outbox: Outbox, urls: Sequence[str], terms: Mapping[str, Offer], evidence: Evidence) -> None:
         self._outbox = outbox
         self._terms = terms
         self._evidence = evidence
@@ -166,14 +164,18 @@ class FacilitatorSettler:
         return answer
 
     def _request(self, item: Item) -> FacilitatorRequest:
-        terms: dict[str, Any] = msgspec.structs.asdict(requirements(self._terms))
-        terms |= {"amount": str(item.authorization.value_atomic), "pay_to": address_text(item.authorization.payee)}
-        accepted = type(requirements(self._terms))(**terms)
-        payload = msgspec.Raw(msgspec.json.encode(encode_payload(item.authorization, item.signature)))
+        offer = replace(
+            self._terms[item.rail.NAME],
+            amount_atomic=item.authorization.value_atomic,
+            pay_to=item.authorization.payee,
+        )
+        # What is due stands in the requirements; what was signed, in what was accepted.
+        due = replace(offer, amount_atomic=item.charged_atomic)
+        payload = msgspec.Raw(msgspec.json.encode(item.rail.encode_payload(item.authorization, item.signature, offer)))
         return FacilitatorRequest(
             x402_version=2,
-            payment_payload=PaymentPayload(x402_version=2, accepted=accepted, payload=payload),
-            payment_requirements=accepted,
+            payment_payload=PaymentPayload(x402_version=2, accepted=offer.spelled, payload=payload),
+            payment_requirements=due.spelled,
         )
 
     @staticmethod

@@ -19,7 +19,7 @@ from contracts.limits import RPC_BATCH_MAX
 from contracts.storage import Conflict, Connection, Database
 from seller import books
 from seller.limits import FINAL_BLOCKS, REORG_LOOKS, UNPROVEN_MAX
-from seller.settlement.evidence import Evidence, logs_by_authorization, paid_by
+from seller.settlement.evidence import Evidence, is_shown
 from seller.settlement.outbox import Item, item_of, now_ms
 
 __all__ = ["Finality"]
@@ -86,10 +86,9 @@ class Finality:
 
     def _shows(self, receipt: dict[str, Any], each: _Unproven) -> bool:
         try:
-            logs = logs_by_authorization(receipt["logs"], self._token)
+            return is_shown(receipt["logs"], each.item, self._token)
         except (KeyError, TypeError, IndexError, ValueError):
             return False
-        return paid_by(logs, each.item.authorization, self._token)
 
     async def _is_as_judged(self, each: _Unproven) -> bool:
         """Ask the token itself where the transaction is gone, or decides otherwise; write down what has changed."""

@@ -1,23 +1,23 @@
-"""Multicall3 `aggregate3`: many transfers in one transaction, each allowed to fail alone."""
+"""Multicall3 `aggregate3`: many calls in one transaction, each allowed to fail alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from contracts.address import Address
 from contracts.errors import ChainUnavailable
 from contracts.keccak import keccak
+from contracts.schemes.authorization import Call
 
 __all__ = ["aggregate_call", "aggregate_results"]
 
 _AGGREGATE3 = keccak(b"aggregate3((address,bool,bytes)[])")[:4]
 
 
-def aggregate_call(target: Address, calls: Sequence[bytes]) -> bytes:
-    """Return calldata that makes every one of `calls` on `target`, tolerating failures."""
+def aggregate_call(calls: Sequence[Call]) -> bytes:
+    """Return calldata that makes every one of `calls`, tolerating failures."""
     from eth_abi.abi import encode
 
-    triples = [(bytes(target), True, call) for call in calls]
+    triples = [(bytes(call.to), True, call.data) for call in calls]
     return _AGGREGATE3 + encode(["(address,bool,bytes)[]"], [triples])
 
 

@@ -15,9 +15,12 @@ from contracts.address import Address
 from contracts.errors import SettlementUnavailable, StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.permit2 import TokenPermit
+from contracts.schemes.rails import Rail, rail_named
 from contracts.storage import Conflict, Connection, Database, Row
 from seller import books
 from seller.limits import ATTEMPTS_MAX, LEASE_S, NONCE_MEMORY_S, RETRY_MAX_S, RETRY_S
+from seller.payments import permit_of
 from seller.policy import Mode
 
 __all__ = ["Form", "Item", "Outbox", "Stale", "Transaction", "Verdict", "item_of", "now_ms"]
@@ -31,15 +34,27 @@ class Stale(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One payment to settle. `withheld`: its goods wait for it, so a refusal ends it and costs nobody anything."""
+    """One payment to settle. `withheld`: its goods wait for it, so a refusal ends it and costs nobody anything.
+
+    `charged_atomic` is what moves: the signed value, or less of it where that was a cap.
+    """
 
     id: int
+    rail: Rail
     authorization: Authorization
     signature: bytes
+    charged_atomic: int
     withheld: bool
     attempts: int
     since_block: int
     created_ms: int
+    contract_payer: bool = False
+    token_permit: TokenPermit | None = None
+
+    @property
+    def goes_alone(self) -> bool:
+        """Whether it needs a transaction of its own: only its facilitator may send it, or strange code runs in it."""
+        return self.authorization.facilitator is not None or self.contract_payer
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,12 +388,17 @@ def item_of(row: Row) -> Item:
         value_atomic=int(row["value_atomic"]),
         valid_after_s=int(row["valid_after_s"]),
         valid_before_s=int(row["valid_before_s"]),
-        nonce=row["nonce"],
+        nonce=bytes(row["nonce"]),
+        facilitator=None if row["facilitator"] is None else Address(bytes(row["facilitator"])),
     )
     return Item(
         id=row["id"],
+        rail=rail_named(row["rail"]),
         authorization=authorization,
-        signature=row["signature"],
+        signature=bytes(row["signature"]),
+        charged_atomic=books.due_atomic(row),
+        contract_payer=bool(row["contract_payer"]),
+        token_permit=permit_of(row),
         withheld=row["mode"] != Mode.ASYNC.value,
         attempts=row["attempts"],
         since_block=row["since_block"],

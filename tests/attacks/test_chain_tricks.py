@@ -14,7 +14,7 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.preinstalls import MULTICALL3
 from contracts.headers import decode_payment
 from contracts.offers import Offer
-from contracts.schemes.authorization import Authorization
+from contracts.schemes.authorization import Authorization, Call
 from contracts.schemes.exact_eip3009 import cancel_call, cancel_digest, decode_payload, transfer_call
 from contracts.signature import SigningKey
 from seller.settlement.multicall import aggregate_call
@@ -178,9 +178,8 @@ async def test_one_transfer_in_a_batch_pays_for_one_authorization(chain: Devnet,
         async with asyncio.timeout(20):
             while shop.app.runs < 2:  # noqa: ASYNC110 - the application is started by two requests
                 await asyncio.sleep(0.01)
-        batch = aggregate_call(
-            parse_address(chain.token), [transfer_call(*other_use), transfer_call(*signed_in(honest))]
-        )
+        transfers = [transfer_call(*other_use), transfer_call(*signed_in(honest))]
+        batch = aggregate_call([Call(parse_address(chain.token), transfer) for transfer in transfers])
         sent = {"from": chain.accounts[9].address, "to": "0x" + MULTICALL3.hex(), "data": "0x" + batch.hex()}
         await asyncio.to_thread(chain.rpc, "eth_sendTransaction", sent)
         thinking.go_on.set()

@@ -90,7 +90,7 @@ def test_every_accepted_spelling_of_a_payment_is_the_same_payment(seed: int) -> 
     try:
         payment = payment_in([(PAYMENT_SIGNATURE.lower().encode(), header.encode())])
         assert payment is not None
-        verified = verify(payment, OFFER, int(time.time()), 6)
+        verified = verify(payment, [OFFER], int(time.time()), 6)
     except MalformedMessage:
         return
     assert verified.authorization == SIGNED[0]
@@ -104,7 +104,7 @@ def test_the_generator_makes_accepted_and_refused_spellings() -> None:
         try:
             payment = payment_in([(PAYMENT_SIGNATURE.lower().encode(), header.encode())])
             assert payment is not None
-            verify(payment, OFFER, int(time.time()), 6)
+            verify(payment, [OFFER], int(time.time()), 6)
             accepted.add(header)
         except FareboxError:
             pass
@@ -120,7 +120,7 @@ def test_version_one_and_version_two_of_a_payment_are_the_same_payment() -> None
     for name, header in ((b"payment-signature", second), (b"x-payment", first)):
         payment = payment_in([(name, header.encode())])
         assert payment is not None
-        keys.append(verify(payment, OFFER, int(time.time()), 6).authorization)
+        keys.append(verify(payment, [OFFER], int(time.time()), 6).authorization)
     assert keys[0] == keys[1]
 
 
@@ -145,7 +145,7 @@ def accepted_by(header: str, offer: Offer) -> bool:
     try:
         payment = payment_in([(b"payment-signature", header.encode())])
         assert payment is not None
-        verify(payment, offer, int(time.time()), 60)
+        verify(payment, [offer], int(time.time()), 60)
     except FareboxError:
         return False
     return True

@@ -13,7 +13,7 @@ import pytest
 from contracts.address import parse_address
 from contracts.evm.devnet import Devnet
 from contracts.networks import Network
-from contracts.offers import Offer
+from contracts.offers import PERMIT2, Offer
 from tests.attacks.parts import attacked
 from tests.paying import authorize, encode, payment_document, sign_payment
 from tests.seller.shop import BODY, BUYER, CHAT, OTHER, SELLER, Shop, error_of
@@ -86,14 +86,20 @@ FORGED: dict[str, Any] = {
     "network": lambda offer, chain: replace(offer, network=Network(1)),
     "token name": lambda offer, chain: replace(offer, asset=replace(offer.asset, name="Play Dollar")),
     "token version": lambda offer, chain: replace(offer, asset=replace(offer.asset, version="9")),
-    "scheme": lambda offer, chain: replace(offer, scheme="upto"),
+    "scheme": lambda offer, chain: replace(
+        offer, scheme="upto", method=PERMIT2, extra={"facilitatorAddress": chain.accounts[OTHER].address}
+    ),
+    "method": lambda offer, chain: replace(offer, method=PERMIT2),
 }
 
 
-# What the signature does not name can only be forged in the echo.
+# What the signature does not name can only be forged in the echo; a payload of another rail is not even read (400).
+UNREADABLE = {("scheme", "ours"), ("method", "ours")}
+
+
 @pytest.mark.parametrize(
     ("what", "echo"),
-    [(what, echo) for what in FORGED for echo in ("ours", "forged") if (what, echo) != ("scheme", "ours")],
+    [(what, echo) for what in FORGED for echo in ("ours", "forged") if (what, echo) not in UNREADABLE],
 )
 async def test_terms_a_client_brings_are_not_believed(chain: Devnet, tmp_path: Path, what: str, echo: str) -> None:
     """S4, F1: signed over the client's own terms, with our terms or its own in the echo."""

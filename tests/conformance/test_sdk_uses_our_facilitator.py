@@ -80,7 +80,15 @@ async def test_it_says_what_it_serves_as_the_specification_has_it(chain: Devnet,
     async with httpx.AsyncClient() as client:
         document = (await client.get(facilitator["listening"] + "/supported")).json()
     assert document == {
-        "kinds": [{"x402Version": 2, "scheme": "exact", "network": chain.network}],
+        "kinds": [
+            {"x402Version": 2, "scheme": "exact", "network": chain.network},
+            {
+                "x402Version": 2,
+                "scheme": "upto",
+                "network": chain.network,
+                "extra": {"facilitatorAddress": chain.accounts[GAS].address},
+            },
+        ],
         "extensions": [],
         "signers": {"eip155:*": [chain.accounts[GAS].address]},
     }

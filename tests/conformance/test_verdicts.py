@@ -218,7 +218,7 @@ DIFFERENCES: dict[str, tuple[Row, str, str]] = {
     # The SDK's facilitator trusts the server to have matched the echo, and looks at scheme and network alone.
     "another price echoed": (accepting("amount", "1"), "invalid_payment_requirements", ACCEPTED),
     "another payee echoed": (accepting("payTo", "0x" + "11" * 20), "invalid_payment_requirements", ACCEPTED),
-    "another scheme echoed": (accepting("scheme", "upto"), "invalid_payment_requirements", "no such scheme"),
+    "another scheme echoed": (accepting("scheme", "upto"), "invalid_payment_requirements", "unsupported_payload_type"),
     "another network echoed": (accepting("network", "eip155:1"), "invalid_payment_requirements", "network_mismatch"),
 }
 

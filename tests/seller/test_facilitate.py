@@ -162,7 +162,7 @@ async def test_who_submits_between_verification_and_settlement_has_paid(counter:
     ("change", "reason"),
     [
         (lambda body: body | {"x402Version": 1}, "invalid_x402_version"),
-        (lambda body: _with(body, scheme="upto"), "unsupported_scheme"),
+        (lambda body: _with(body, scheme="escrow"), "unsupported_scheme"),
         (lambda body: _with(body, network="eip155:1"), "invalid_network"),
         (lambda body: _with(body, asset="0x" + "11" * 20), "invalid_payment_requirements"),
         (lambda body: _with(body, amount="499"), "invalid_payment_requirements"),
@@ -201,7 +201,7 @@ async def test_a_payer_whose_settlements_fail_has_a_budget_of_failures(
 ) -> None:
     from contracts.errors import SettlementFailed
 
-    async def fails(_: object) -> str:
+    async def fails(*_: object) -> str:
         raise SettlementFailed("it reverted")
 
     monkeypatch.setattr("seller.facilitate.service.FACILITATE_FAILURES_MAX", 2)

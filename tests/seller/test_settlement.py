@@ -16,12 +16,18 @@ from contracts.evm.token import call_object
 from contracts.headers import decode_payment
 from contracts.lifecycle import Money
 from contracts.networks import MULTICALL3
-from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, cancel_call, cancel_digest, transfer_call
+from contracts.schemes.exact_eip3009 import (
+    AUTHORIZATION_USED_TOPIC,
+    cancel_call,
+    cancel_digest,
+    logs_by_authorization,
+    paid_by,
+    transfer_call,
+)
 from contracts.signature import SigningKey
 from seller.claims import Claim
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Worker
-from seller.settlement.evidence import logs_by_authorization, paid_by
 from seller.settlement.key import read_gas_key
 from seller.settlement.outbox import Item, Outbox
 from tests.paying import authorize, encode, payment_document
