@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import msgspec
 
 from buyer.home import Home
+from buyer.pool import Pool
 from buyer.purchase import Purchase
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import StoreUnavailable, TermsNotAllowed
 from registry.agent_id import AgentId, parse_agent_id
 
-__all__ = ["recheck", "remember_agent"]
+__all__ = ["agents_held", "recheck", "remember_agent"]
 
 
 class _Note(msgspec.Struct):
@@ -30,19 +31,21 @@ def remember_agent(home: Home, name: str, agent: AgentId, pinned: Address | None
         file.write(msgspec.json.encode(note))
 
 
+def agents_held(pool: Pool) -> dict[str, str]:
+    """Return the agent of each purchase that is one's, by the purchase's name. Raises `StoreUnavailable`."""
+    notes = {purchase.name: _read(pool.home, purchase.name) for purchase in pool.purchases()}
+    return {name: note.agent for name, note in notes.items() if note is not None}
+
+
 async def recheck(home: Home, purchase: Purchase, rpc_urls: Sequence[str]) -> None:
     """Before more is signed: raise `TermsNotAllowed` when the agent of a purchase is paid elsewhere by now.
 
     An agent that was sold, or whose wallet was changed, is somebody else's business. A purchase of no agent passes.
     Raises `ChainUnavailable`, and `StoreUnavailable` for a note that cannot be read.
     """
-    path = home.path / "agents" / purchase.name
-    try:
-        note = msgspec.json.decode(path.read_bytes(), type=_Note)
-    except FileNotFoundError:
+    note = _read(home, purchase.name)
+    if note is None:
         return
-    except (OSError, msgspec.DecodeError) as error:
-        raise StoreUnavailable(f"{path}: {error}") from None
     payee = purchase.offer.pay_to
     if note.pinned is not None and parse_address(note.pinned) == payee:
         return
@@ -56,3 +59,13 @@ async def recheck(home: Home, purchase: Purchase, rpc_urls: Sequence[str]) -> No
             f"{purchase.name}: pays {address_text(payee)}, who is no longer owner or wallet of {note.agent}",
             remedy="look with `farebox discover verify AGENT`, and buy again under another name",
         )
+
+
+def _read(home: Home, name: str) -> _Note | None:
+    path = home.path / "agents" / name
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Note)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise StoreUnavailable(f"{path}: {error}") from None

@@ -149,9 +149,9 @@ def buy(
             rpc_urls=urls,
             allow_private=allow_private,
         )
-        seller = choose_seller(pool, wanted, quiet=as_json)
+        seller = choose_seller(pool, check_name(name), wanted, quiet=as_json)
         order = BuyOrder(
-            name=check_name(name),
+            name=name,
             endpoint=endpoint or (seller.endpoint if seller is not None else ""),
             model=model or (seller.model if seller is not None else ""),
             count=count,

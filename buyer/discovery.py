@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from buyer.agent_notes import remember_agent
+from buyer.agent_notes import agents_held, remember_agent
 from buyer.home import Home
 from buyer.limits import RECEIPTS_MAX, SELLERS_TRIED_MAX
 from buyer.pool import Pool
@@ -24,6 +24,7 @@ from registry.agent_id import AgentId, parse_agent_id
 from registry.fetch import Fetcher
 from registry.guard import NetworkPolicy
 from registry.index import Index
+from registry.limits import SEARCH_LIMIT_MAX
 from registry.reputation import PaidCall
 from registry.search import Query, dollars, search
 from registry.shown import finding_document, print_findings
@@ -95,10 +96,12 @@ class Seller:
             )
 
 
-def choose_seller(pool: Pool, wanted: Wanted, *, quiet: bool) -> Seller | None:
+def choose_seller(pool: Pool, name: str, wanted: Wanted, *, quiet: bool) -> Seller | None:
     """Return the agent to buy from, every check of it printed unless `quiet`; None where the user named an endpoint.
 
-    Raises `UsageError` for a choice that is none, and as `find_seller`.
+    A query takes the best seller that no other purchase of this home is of, so that asking it again under another name
+    buys from the next one; under the same name it adds to what is there. Raises `UsageError` for a choice that is none,
+    and as `find_seller`.
     """
     if sum(way is not None for way in (wanted.endpoint, wanted.query, wanted.agent)) != 1:
         raise UsageError("--endpoint, --agent or --from: give one of them")
@@ -106,7 +109,11 @@ def choose_seller(pool: Pool, wanted: Wanted, *, quiet: bool) -> Seller | None:
         if wanted.model is None:
             raise UsageError("--model: is required with --endpoint")
         return None
-    return find_seller(wanted, paid_calls(pool), (lambda _: None) if quiet else print_considered)
+    held = agents_held(pool)
+    if wanted.query is not None and name in held:
+        wanted = replace(wanted, query=None, agent=held[name])
+    announce: Announce = (lambda _: None) if quiet else print_considered
+    return find_seller(wanted, paid_calls(pool), announce, passed_over=frozenset(held.values()))
 
 
 def paid_calls(pool: Pool) -> list[PaidCall]:
@@ -133,10 +140,13 @@ def own_calls() -> list[PaidCall]:
         return paid_calls(pool)
 
 
-def find_seller(wanted: Wanted, calls: Sequence[PaidCall], announce: Announce) -> Seller:
+def find_seller(
+    wanted: Wanted, calls: Sequence[PaidCall], announce: Announce, *, passed_over: Collection[str] = ()
+) -> Seller:
     """Return the seller to buy from; `announce` is told of it, and before of everyone that was refused.
 
-    Raises what refused a named agent; for a query, `TermsNotAllowed` when none of the best could be bought from.
+    A query does not find the agents in `passed_over`. Raises what refused a named agent; for a query, `TermsNotAllowed`
+    when none of the best could be bought from.
     """
     if not wanted.rpc_urls:
         raise UsageError("--rpc: is required, to ask the chain who the agent is", remedy="or set FAREBOX_RPC")
@@ -146,7 +156,7 @@ def find_seller(wanted: Wanted, calls: Sequence[PaidCall], announce: Announce) -
             seller = asyncio.run(_checked(index, wanted.agent, wanted))
             announce(seller)
             return seller
-        names = _best(index, wanted, calls)
+        names = _best(index, wanted, calls, passed_over)
         refused: list[Refused] = []
         for name in names:
             try:
@@ -192,17 +202,18 @@ def remember_seller(home: Home, name: str, seller: Seller, offer: Offer) -> None
     remember_agent(home, name, seller.agent, offer.pay_to if is_pinned else None)
 
 
-def _best(index: Index, wanted: Wanted, calls: Sequence[PaidCall]) -> list[str]:
+def _best(index: Index, wanted: Wanted, calls: Sequence[PaidCall], passed_over: Collection[str]) -> list[str]:
     """Return the agents to look at, the most promising first."""
     query = Query(
         text=wanted.query or "",
         max_price=None if wanted.max_price is None else dollars(wanted.max_price, "--max-price"),
         network=parse_network(wanted.networks[0], "--network") if len(wanted.networks) == 1 else None,
-        limit=SELLERS_TRIED_MAX,
+        limit=min(SEARCH_LIMIT_MAX, SELLERS_TRIED_MAX + len(passed_over)),
     )
     now_s = int(time.time())
     results = index.database.read(lambda connection: search(connection, query, now_s, calls))
-    return [str(result.agent) for result in results if result.state == "payable"]
+    names = [str(result.agent) for result in results if result.state == "payable"]
+    return [name for name in names if name not in passed_over][:SELLERS_TRIED_MAX]
 
 
 async def _checked(index: Index, name: str, wanted: Wanted, refused: tuple[Refused, ...] = ()) -> Seller:
