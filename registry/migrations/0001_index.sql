@@ -64,7 +64,7 @@ CREATE TABLE identity_events (
     value_bytes INTEGER,     -- the length on chain; more than length(value) where the value was cut
     PRIMARY KEY (chain_id, block, log_index)
 ) STRICT;
-CREATE INDEX identity_events_of_agent ON identity_events (chain_id, agent_id);
+CREATE INDEX identity_events_of_agent ON identity_events (chain_id, agent_id, block, log_index);
 CREATE INDEX identity_events_by_account ON identity_events (chain_id, account) WHERE kind IN ('registered', 'transfer');
 
 -- given: value is a signed integer of `decimals` decimals. revoked; answered: `responder`, `uri`, `file_hash` are its own.
