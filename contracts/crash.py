@@ -40,6 +40,7 @@ STEPS: dict[str, str] = {
     "seller.started": "the head of the answer has left",
     "seller.given_up": "the claim has ended without goods",
     "seller.piece_kept": "a later piece of a streamed answer is on disk",
+    "seller.charged": "what a streamed answer came to is on disk as due, and its end has not left",
     "seller.replaying": "a kept answer is counted as given once more, and no byte has left",
     "settle.simulated": "the chain would settle, and nothing is signed",
     "settle.stored": "the signed transaction is on disk, and was never sent",

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from contracts.errors import FareboxError
+from contracts.stream_receipts import STREAM_RECEIPT
 from seller.answers import Answer
 from seller.body import BodyBudget, BodyReader, ClientGone, model_of
+from seller.bounds import BoundedRequest, bound_request
 from seller.claims import Replay
 from seller.config import SellerConfig, read_config
 from seller.hygiene import for_application, has_overrides, without_overrides, without_payment_headers
+from seller.metering import Meter
 from seller.pricebook import Quote, Route
 from seller.replay import send_replay
 from seller.responder import Responder
 from seller.service import Seller
+from seller.usage import DIALECTS
 from seller.verify import payment_in
 from seller.watch import ClientWatch
 
@@ -35,6 +39,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 _log = logging.getLogger("farebox.seller")
 
 _POLICY_VIOLATION = 1008
+_STREAM_RECEIPT = STREAM_RECEIPT.encode()
 
 
 class PaymentMiddleware:
@@ -123,8 +128,9 @@ class PaymentMiddleware:
         try:
             # HEAD yields no goods, so a payment that comes with it is left alone.
             payment = None if scope["method"] == "HEAD" else payment_in(headers)
-            body = await reader.read(receive, headers) if payment or route.by_model else b""
+            body = await reader.read(receive, headers) if payment or route.reads_body else b""
             quote = route.quote_for(model_of(headers, body) if route.by_model else None)
+            bounded = _bounded(quote, body) if payment or body else None
             if payment is None:
                 self.seller.metrics.served(route.match, "unpaid")
                 await self.seller.answers.unpaid(quote).send(send, head=scope["method"] == "HEAD")
@@ -138,9 +144,11 @@ class PaymentMiddleware:
         if isinstance(claim, Replay):
             await self._replay(claim, route, quote, send)
             return
-        inner = _inner_scope(scope)
-        async with ClientWatch(receive, body) as watch:
-            responder = Responder(self.seller, claim, quote, send, watch)
+        inner = _inner_scope(scope, bounded)
+        async with ClientWatch(receive, body if bounded is None else bounded.body) as watch:
+            meter = _meter(quote, bounded)
+            tells_charge = any(name == _STREAM_RECEIPT and value == b"1" for name, value in headers)
+            responder = Responder(self.seller, claim, quote, send, watch, meter=meter, tells_charge=tells_charge)
             await responder.run(lambda receive, guarded: self.app(inner, receive, guarded))
 
     async def _replay(self, replay: Replay, route: Route, quote: Quote, send: Send) -> None:
@@ -159,12 +167,28 @@ class PaymentMiddleware:
         await self.seller.answers.refused(error, path, quote).send(send)
 
 
-def _inner_scope(scope: Scope) -> Scope:
+def _bounded(quote: Quote, body: bytes) -> BoundedRequest | None:
+    """Return what goes on to a model that is sold by usage. Raises `AboveCeiling` or `MalformedMessage` (400)."""
+    return None if quote.usage is None else bound_request(body, DIALECTS[quote.path], quote.usage)
+
+
+def _meter(quote: Quote, bounded: BoundedRequest | None) -> Meter | None:
+    if quote.usage is None or bounded is None:
+        return None
+    return Meter(DIALECTS[quote.path], quote.usage, bounded)
+
+
+def _inner_scope(scope: Scope, bounded: BoundedRequest | None) -> Scope:
     """Return the scope the application sees: without the payment, and without shortcuts round our `send`."""
     extensions = {
         name: value for name, value in (scope.get("extensions") or {}).items() if not name.startswith("http.response.")
     }
-    return {**scope, "headers": for_application(scope["headers"]), "extensions": extensions}
+    headers = for_application(scope["headers"])
+    if bounded is not None:
+        # The body is written anew, and usage is read in an answer that is not compressed.
+        headers = [(name, value) for name, value in headers if name not in (b"content-length", b"accept-encoding")]
+        headers.append((b"content-length", b"%d" % len(bounded.body)))
+    return {**scope, "headers": headers, "extensions": extensions}
 
 
 def _digest(scope: Scope, body: bytes) -> bytes:

@@ -8,17 +8,21 @@ is there when it comes back.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from contracts.crash import checkpoint
 from contracts.errors import FareboxError, UpstreamFailed
+from contracts.stream_receipts import receipt_comment
 from seller.answers import RawHeaders, receipt_headers
 from seller.claims import Claim
 from seller.hygiene import for_client
-from seller.limits import HELD_BODY_BYTES_MAX
+from seller.limits import HELD_BODY_BYTES_MAX, QUEUED_LIFE_S
+from seller.metering import Meter
 from seller.policy import Mode
 from seller.pricebook import Quote
 from seller.receipts import receipt
@@ -45,12 +49,29 @@ class Withheld(OSError):
 class Responder:
     """Runs the application for one claim. `run` returns when the client has its answer."""
 
-    def __init__(self, seller: Seller, claim: Claim, quote: Quote, send: Send, watch: ClientWatch) -> None:
+    def __init__(
+        self,
+        seller: Seller,
+        claim: Claim,
+        quote: Quote,
+        send: Send,
+        watch: ClientWatch,
+        *,
+        meter: Meter | None = None,
+        tells_charge: bool = False,
+    ) -> None:
+        """`meter` counts what is sold by usage; `tells_charge` ends a metered stream with a comment that says so."""
         self._seller = seller
         self._claim = claim
         self._quote = quote
         self._send = send
         self._watch = watch
+        self._meter = meter
+        self._tells_charge = tells_charge
+        self._charged_atomic = claim.charged_atomic
+        self._is_stream = False
+        self._tail = b""
+        self._time_is_up: asyncio.TimerHandle | None = None
         self._start: Message | None = None
         self._held: list[Message] = []
         self._held_bytes = 0
@@ -66,6 +87,13 @@ class Responder:
         except FareboxError as error:
             await self._answer_refusal(error)
             return
+        try:
+            await self._run(application)
+        finally:
+            if self._time_is_up is not None:
+                self._time_is_up.cancel()
+
+    async def _run(self, application: Callable[[Callable[[], Awaitable[Any]], Send], Awaitable[None]]) -> None:
         try:
             await application(self._watch.receive, self.send)
         except Exception:
@@ -94,21 +122,47 @@ class Responder:
         """Take one message of the application's answer."""
         if self._closed:
             raise Withheld("the answer was refused")
-        if self._released:
-            await self._pass(message)
-        elif message["type"] == "http.response.start":
-            self._start = message
+        if message["type"] == "http.response.start" and not self._released:
+            self._begin(message)
+        elif self._released:
+            await self._pass(self._metered(message))
         elif message["type"] == "http.response.body" and self._start is not None:
-            await self._hold(message)
+            await self._hold(self._metered(message))
+
+    def _begin(self, message: Message) -> None:
+        self._start = message
+        headers = self._start_headers()
+        self._is_stream = is_event_stream(headers)
+        if self._meter is not None and self._is_stream:
+            # An event may be taken out of it.
+            kept = [(name, value) for name, value in headers if name != b"content-length"]
+            self._start = {**message, "headers": kept}
+
+    def _metered(self, message: Message) -> Message:
+        """Count what passes of a stream, and take out of it what its client did not ask for."""
+        if self._meter is None or not self._is_stream or not self._is_good or message["type"] != "http.response.body":
+            return message
+        body = self._meter.pass_on(message.get("body", b""), last=not message.get("more_body", False))
+        self._tail = (self._tail + body)[-4:]
+        return {**message, "body": body}
+
+    @property
+    def _is_good(self) -> bool:
+        return self._start is not None and 200 <= self._start["status"] < 300
+
+    @property
+    def _is_one_piece(self) -> bool:
+        """Whether the answer leaves only when all of it is there."""
+        return self._claim.mode is Mode.AFTER or (self._meter is not None and not self._is_stream)
 
     async def _hold(self, message: Message) -> None:
         assert self._start is not None
         more = message.get("more_body", False)
         self._held.append(message)
         self._held_bytes += len(message.get("body", b""))
-        if not 200 <= self._start["status"] < 300:
+        if not self._is_good:
             await self._pass_failure()
-        elif self._claim.mode is Mode.AFTER:
+        elif self._is_one_piece:
             if self._held_bytes > HELD_BODY_BYTES_MAX:
                 await self._refuse(UpstreamFailed(f"the answer is larger than {HELD_BODY_BYTES_MAX} bytes"))
             elif not more:
@@ -124,26 +178,62 @@ class Responder:
         headers = for_client(self._start_headers())
         body = b"".join(message.get("body", b"") for message in self._held)
         answer = Beginning(self._start["status"], headers, body, self._is_whole())
+        if self._meter is not None and answer.whole:
+            self._read_charge(self._meter, body)
         try:
-            if claim.mode is Mode.ASYNC and not claim.credit:
-                kept = await seller.ledger.owe(claim, answer)
-                seller.counter.announce()
-            else:
-                if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
-                    self._transaction = await seller.settle(claim)
-                    checkpoint("seller.settled")
-                kept = await seller.ledger.delivered(claim, answer)
+            kept = await self._note(answer)
         except FareboxError as error:
             await self._answer_refusal(error)
             return
         checkpoint("seller.delivered")
         seller.metrics.served(self._quote.route, "credit" if claim.credit else "paid")
-        if not kept:
+        if self._is_charged_later(answer):
+            self._recorder = Recorder(seller.ledger, claim, keeps=kept, meter=self._meter)
+            # What it makes for nobody would be charged.
+            self._watch.give_up()
+            self._limit_time()
+        elif not kept:
             self._watch.give_up()
         elif not answer.whole:
-            self._recorder = Recorder(seller.ledger, claim.id)
-        receipts = receipt_headers(receipt(claim, self._transaction), claim.payment.x402_version)
-        await self._release(headers + receipts + ([_CREDIT] if claim.credit else []))
+            self._recorder = Recorder(seller.ledger, claim)
+        await self._release(headers + self._receipts() + ([_CREDIT] if claim.credit else []))
+
+    async def _note(self, answer: Beginning) -> bool:
+        """Get the money where the claim's mode wants it, and the delivery on disk; tell whether the answer is kept."""
+        claim, ledger = self._claim, self._seller.ledger
+        if claim.mode is Mode.ASYNC and not claim.credit:
+            if self._meter is not None and self._is_charged_later(answer):
+                return await ledger.deliver_metered(claim, answer, self._meter.charge_atomic(whole=False))
+            kept = await ledger.owe(claim, answer, charged_atomic=self._charged_atomic)
+            self._seller.counter.announce()
+            return kept
+        if claim.mode in (Mode.FIRST_BYTE, Mode.AFTER) and not claim.credit:
+            self._transaction = await self._seller.settle(claim, charged_atomic=self._charged_atomic)
+            checkpoint("seller.settled")
+        return await ledger.delivered(claim, answer)
+
+    def _is_charged_later(self, answer: Beginning) -> bool:
+        """Whether the charge is known only when the rest of the answer has passed."""
+        return self._meter is not None and not answer.whole and not self._claim.credit
+
+    def _read_charge(self, meter: Meter, document: bytes = b"", *, whole: bool = True) -> None:
+        """Take from the meter what the answer costs, now that it is at its end."""
+        if document and not self._is_stream:
+            meter.read_document(document)
+        if whole and not meter.was_told:
+            _log.warning(
+                "%s: the model server reports no usage, so payment %d is charged the minimum",
+                self._quote.route,
+                self._claim.id,
+            )
+        if not self._claim.credit:
+            self._charged_atomic = meter.charge_atomic(whole=whole)
+
+    def _limit_time(self) -> None:
+        """Stop an answer while what its payer signed can still be settled."""
+        life_s = self._claim.payment.authorization.valid_before_s - time.time()
+        loop = asyncio.get_running_loop()
+        self._time_is_up = loop.call_later(max(0.0, life_s - QUEUED_LIFE_S), self._watch.stop)
 
     def _is_whole(self) -> bool:
         """Whether all of the answer is held."""
@@ -158,10 +248,25 @@ class Responder:
         if recorder is not None:
             recorder.add(message.get("body", b""))
             if not message.get("more_body", False):
-                await recorder.finish(State.WHOLE)
+                await self._finish(recorder, State.WHOLE)
+                message = {**message, "body": message.get("body", b"") + self._closing_comment()}
             elif not recorder.is_keeping:
                 self._watch.give_up()
         await self._to_client(message)
+
+    async def _finish(self, recorder: Recorder, state: State) -> None:
+        """Write down how the answer ended and, sold by usage, what is due for it."""
+        await recorder.finish(state)
+        if self._meter is not None:
+            self._read_charge(self._meter, whole=state is State.WHOLE)
+            self._seller.counter.announce()
+
+    def _closing_comment(self) -> bytes:
+        """Return what tells the client of a metered stream its charge, where it asked for that."""
+        if self._meter is None or not self._tells_charge:
+            return b""
+        end = b"" if self._tail.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+        return end + receipt_comment(receipt(self._claim, self._transaction, charged_atomic=self._charged_atomic))
 
     async def _to_client(self, message: Message) -> None:
         if self._recorder is None:
@@ -175,7 +280,7 @@ class Responder:
         """The application ended before its answer did."""
         if self._recorder is not None and not self._recorder.is_finished:
             useless = self._watch.is_given_up and not is_event_stream(self._start_headers())
-            await self._recorder.finish(State.DROPPED if useless else State.BROKEN)
+            await self._finish(self._recorder, State.DROPPED if useless else State.BROKEN)
 
     async def _pass_failure(self) -> None:
         """The upstream said no: its answer goes through as it is, and nothing is charged for it."""
@@ -214,8 +319,11 @@ class Responder:
         """Money that moved before the failure is a credit for the same request."""
         if not self._transaction and not self._claim.credit:
             return [_NOT_CHARGED]
-        paid = receipt(self._claim, self._transaction)
-        return [*receipt_headers(paid, self._claim.payment.x402_version), _CREDIT]
+        return [*self._receipts(), _CREDIT]
+
+    def _receipts(self) -> RawHeaders:
+        told = receipt(self._claim, self._transaction, charged_atomic=self._charged_atomic)
+        return receipt_headers(told, self._claim.payment.x402_version)
 
     def _start_headers(self) -> RawHeaders:
         assert self._start is not None

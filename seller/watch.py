@@ -67,6 +67,10 @@ class ClientWatch:
         else:
             self._linger_s = 0.0
 
+    def stop(self) -> None:
+        """Stop the work now, whoever listens."""
+        self._given_up.set()
+
     async def _wait(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass

@@ -44,7 +44,7 @@ SPECIAL = (
     "buyer.lost", "buyer.presented_again", "buyer.reconciled", "seller.given_up", "seller.piece_kept",
     "seller.replaying", "settle.raised",
 )  # fmt: skip
-ELSEWHERE = ("settle.given_away", "settle.judged")
+ELSEWHERE = ("settle.given_away", "settle.judged", "seller.charged")
 
 PART = {**dict.fromkeys(SERVING, "serve"), **dict.fromkeys(SELLING, "sell"), **dict.fromkeys(SETTLING, "settle")}
 CASES = [("auto", step) for step in PART] + [("async", step) for step in ON_CREDIT]

@@ -1,0 +1,376 @@
+"""Goal: what is sold by usage costs exactly what the model server reports, on chain; whatever happens on the way.
+
+A real chain, real Permit2 and its proxy, the stand-in model server in the shapes of the OpenAI and Anthropic APIs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from contracts.address import parse_address
+from contracts.event_stream import EventSplitter
+from contracts.evm.devnet import Devnet
+from contracts.lifecycle import Money
+from contracts.networks import Network
+from contracts.stream_receipts import STREAM_RECEIPT, read_receipt_comment
+from gateway.demo import dialects
+from gateway.demo.model_server import model_server_app
+from seller.facilitate.app import facilitator_app
+from seller.ledger import Ledger
+from seller.proxy import ReverseProxy
+from seller.settlement.supported import warn_of_changed_facilitator
+from tests.paying import offer_in
+from tests.seller.shop import BUYER, CHAT, GAS, OTHER, Shop, error_of, is_replayed, open_shop, receipt_of
+from tests.seller.test_facilitate import facilitating
+from tests.seller.test_streams import Tap, listening
+
+MODEL = "demo-model"
+PROMPT = "what is the weather like"
+INPUT, OUTPUT = 5, 11
+# A token of input costs 100 atomic units and one of output 7, so that every sum tells how it came about.
+PRICE = {
+    "per_million_input_tokens": "100",
+    "per_million_output_tokens": "7",
+    "minimum": "0.000003",
+    "max_input_tokens": 400,
+    "max_output_tokens": 1000,
+}
+FREE_OF_MINIMUM = {name: value for name, value in PRICE.items() if name != "minimum"}
+CEILING = 100 * 400 + 7 * 1000
+USED = 100 * INPUT + 7 * OUTPUT
+PATHS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages")
+EVENTS = [(b"content-type", b"text/event-stream")]
+
+
+def request(path: str = CHAT, **fields: Any) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "/v1/completions": {"prompt": PROMPT},
+        "/v1/responses": {"input": PROMPT},
+        "/v1/embeddings": {"input": PROMPT},
+    }.get(path, {"messages": [{"role": "user", "content": PROMPT}]})
+    return {"model": MODEL, **said, **fields}
+
+
+@asynccontextmanager
+async def metered_shop(
+    chain: Devnet, folder: Path, *, price: dict[str, Any] = PRICE, **changed: Any
+) -> AsyncIterator[Shop]:
+    """Open a shop that sells the stand-in by usage to a buyer who has approved Permit2."""
+    chain.approve_permit2(chain.accounts[BUYER].address, 10**12)
+    changed.setdefault("upto", {"facilitator": chain.accounts[GAS].address})
+    routes = [{"match": f"POST {path}", "models": {MODEL: price}} for path in PATHS]
+    routes.append(
+        {"match": "POST /v1/embeddings", "price": {"per_million_input_tokens": "100", "max_input_tokens": 400}}
+    )
+    async with open_shop(chain, folder, routes=routes, **changed) as shop:
+        shop.middleware.app = model_server_app([MODEL])
+        yield shop
+
+
+async def ask(shop: Shop, path: str = CHAT, payment: str | None = None, **fields: Any) -> httpx.Response:
+    header = payment or shop.payment(path=path, model=MODEL)
+    return await shop.client.post(path, json=request(path, **fields), headers={"PAYMENT-SIGNATURE": header})
+
+
+async def trust(shop: Shop) -> int:
+    """Let the buyer become known, and return what that cost."""
+    answer = await ask(shop)
+    assert answer.status_code == 200, answer.text
+    await shop.settled()
+    return USED
+
+
+def frames(path: str = CHAT, **fields: Any) -> bytes:
+    """Return the stream as the model server makes it for a client that asked for no usage."""
+    return b"".join(dialects.DIALECTS[path](request(path, stream=True, **fields)).frames)
+
+
+async def test_the_402_offers_the_most_a_call_can_cost(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path) as shop:
+        asked = await shop.client.post(CHAT, json=request())
+        assert asked.status_code == 402
+        offer = offer_in(asked.headers["PAYMENT-REQUIRED"])
+        assert (offer.scheme, offer.method, offer.amount_atomic) == ("upto", "permit2", CEILING)
+        assert offer.extra["facilitatorAddress"] == shop.seller.gas_account
+        assert "up to 0.047 USDC" in error_of(asked)["message"]
+
+
+@pytest.mark.parametrize("settle", ["auto", "after", "async"])
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_document_costs_what_it_reports_and_the_receipt_says_so(
+    chain: Devnet, tmp_path: Path, path: str, settle: str
+) -> None:
+    async with metered_shop(chain, tmp_path, settle=settle) as shop:
+        answer = await ask(shop, path)
+        assert answer.json() == dialects.DIALECTS[path](request(path)).document
+        receipt = receipt_of(answer)
+        assert (receipt.success, receipt.amount) == (True, str(USED))
+        assert bool(receipt.transaction) == (settle != "async")
+        await shop.settled()
+        assert shop.earned == USED
+        sums = shop.seller.ledger.sums()
+        assert (sums.earned_atomic, sums.exposure_atomic, sums.lost_atomic) == (USED, 0, 0)
+
+
+async def test_embeddings_cost_their_input(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="after") as shop:
+        payment = shop.payment(path="/v1/embeddings")
+        answer = await ask(shop, "/v1/embeddings", payment)
+        assert answer.status_code == 200
+        assert shop.earned == 100 * INPUT
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_stream_to_a_known_payer_costs_what_its_end_reports(chain: Devnet, tmp_path: Path, path: str) -> None:
+    async with metered_shop(chain, tmp_path) as shop:
+        before = await trust(shop)
+        answer = await ask(shop, path, stream=True)
+        assert answer.content == frames(path)
+        receipt = receipt_of(answer)
+        assert (receipt.success, receipt.amount, receipt.transaction) == (True, None, "")
+        assert receipt.extra == {"settlement": "metered"}
+        await shop.settled()
+        assert shop.earned == before + USED
+
+
+async def test_the_stream_of_a_stranger_is_held_until_its_money_has_moved(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path) as shop:
+        answer = await ask(shop, stream=True)
+        assert answer.content == frames()
+        assert (receipt_of(answer).amount, bool(receipt_of(answer).transaction)) == (str(USED), True)
+        assert shop.earned == USED
+
+
+async def test_a_client_that_asked_for_usage_gets_it(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        answer = await ask(shop, stream=True, stream_options={"include_usage": True})
+        assert answer.content == frames(stream_options={"include_usage": True})
+        assert b'"completion_tokens":11' in answer.content
+        await shop.settled()
+        assert shop.earned == USED
+
+
+async def test_a_client_that_asks_for_it_finds_the_charge_at_the_end_of_the_stream(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        headers = {"PAYMENT-SIGNATURE": shop.payment(model=MODEL), STREAM_RECEIPT: "1"}
+        answer = await shop.client.post(CHAT, json=request(stream=True), headers=headers)
+        *events, last = EventSplitter().feed(answer.content)
+        assert b"".join(events) == frames()
+        receipt = read_receipt_comment(last)
+        assert receipt is not None
+        assert (receipt.success, receipt.amount, receipt.extra) == (True, str(USED), {"settlement": "queued"})
+
+
+async def test_whoever_sends_the_payment_again_learns_the_charge_and_pays_no_more(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        payment = shop.payment(model=MODEL)
+        first = await ask(shop, payment=payment, stream=True)
+        await shop.settled()
+        again = await ask(shop, payment=payment, stream=True)
+        assert is_replayed(again)
+        assert again.content == first.content
+        assert receipt_of(again).amount == str(USED)
+        assert receipt_of(again).transaction
+        assert shop.earned == USED
+
+
+async def test_exposure_counts_the_ceiling_until_the_charge_is_known(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
+        tap = Tap()
+        shop.middleware.app = tap
+        tap.turns.put_nowait(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+        asking = asyncio.ensure_future(ask(shop, stream=True))
+        while not shop.seller.ledger.sums().payments:  # noqa: ASYNC110 - a row in a store
+            await asyncio.sleep(0.01)
+        assert shop.seller.ledger.sums().exposure_atomic == CEILING
+        tap.turns.put_nowait(b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n')
+        tap.turns.put_nowait(None)
+        assert (await asking).content.endswith(b'"x"}}]}\n\n')
+        assert shop.seller.ledger.sums().exposure_atomic == 100 + 14
+
+
+async def test_a_request_that_may_cost_more_is_refused_before_it_is_paid(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        for payment in (None, shop.payment(model=MODEL)):
+            headers = {"PAYMENT-SIGNATURE": payment} if payment else {}
+            refused = await shop.client.post(CHAT, json=request(max_tokens=50_000), headers=headers)
+            assert refused.status_code == 400
+            assert error_of(refused)["code"] == "above_ceiling"
+            assert "max_tokens of at most" in error_of(refused)["message"]
+        assert shop.seller.ledger.sums().payments == {}
+
+
+async def test_what_goes_to_the_model_is_bounded(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        shop.middleware.app = shop.app
+        headers = {"PAYMENT-SIGNATURE": shop.payment(model=MODEL), "accept-encoding": "gzip"}
+        await shop.client.post(CHAT, json=request(stream=True), headers=headers)
+        seen = shop.app.seen[0]
+        body = json.loads(seen["body"])
+        assert body["max_tokens"] == 1000
+        assert body["stream_options"] == {"include_usage": True}
+        assert seen["headers"][b"content-length"] == b"%d" % len(seen["body"])
+        assert b"accept-encoding" not in seen["headers"]
+
+
+async def test_a_model_server_that_reports_nothing_earns_the_minimum(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="after") as shop:
+        shop.middleware.app = shop.app
+        answer = await ask(shop)
+        assert (answer.status_code, receipt_of(answer).amount) == (200, "3")
+        assert shop.earned == 3
+
+
+@pytest.mark.parametrize("settle", ["after", "async"])
+async def test_nothing_used_is_settled_without_a_transaction(chain: Devnet, tmp_path: Path, settle: str) -> None:
+    async with metered_shop(chain, tmp_path, price=FREE_OF_MINIMUM, settle=settle) as shop:
+        shop.middleware.app = shop.app
+        shop.app.body = b'{"usage":{"prompt_tokens":0,"completion_tokens":0}}'
+        payment = shop.payment(model=MODEL)
+        answer = await ask(shop, payment=payment)
+        receipt = receipt_of(answer)
+        assert (answer.status_code, receipt.success, receipt.amount, receipt.transaction) == (200, True, "0", "")
+        assert receipt.extra is None
+        sums = shop.seller.ledger.sums()
+        assert (sums.payments, sums.outstanding_atomic) == ({"settled": 1}, 0)
+        assert shop.seller.ledger.transactions(10) == []
+        again = await ask(shop, payment=payment)
+        assert is_replayed(again)
+        assert shop.earned == 0
+
+
+@pytest.mark.parametrize("status", [400, 503])
+async def test_a_failure_of_the_model_server_is_not_charged(chain: Devnet, tmp_path: Path, status: int) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        answer = await ask(shop, stream=True, metadata={"x-test-status": str(status)})
+        assert answer.status_code == status
+        assert answer.headers["x-farebox-charged"] == "false"
+        assert shop.seller.ledger.sums().outstanding_atomic == 0
+
+
+@asynccontextmanager
+async def online(shop: Shop) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve the shop, and the stand-in behind a proxy, on real sockets: only there can anybody hang up."""
+    async with listening(model_server_app([MODEL])) as upstream:
+        proxy = shop.middleware.app = ReverseProxy(upstream)
+        async with listening(shop.middleware) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            yield client
+        await proxy.close()
+
+
+async def leave_after(client: httpx.AsyncClient, payment: str, pieces: int, **fields: Any) -> bytes:
+    """Read `pieces` pieces of an answer that is held there for good, and hang up."""
+    hold = {"x-test-hold": "for-good", "x-test-hold-after-chunks": str(pieces + 1)}
+    body = request(stream=True, metadata=hold, **fields)
+    got = b""
+    async with client.stream("POST", CHAT, json=body, headers={"PAYMENT-SIGNATURE": payment}) as answer:
+        assert answer.status_code == 200
+        async for chunk in answer.aiter_raw():
+            got += chunk
+            if got.count(b"\n\n") == pieces + 1:
+                return got
+    raise AssertionError("the stream ended")
+
+
+async def test_a_client_that_leaves_pays_for_what_was_made_until_then(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop, online(shop) as client:
+        payment = shop.payment(model=MODEL)
+        got = await leave_after(client, payment, 4)
+        await shop.settled()
+        # Nobody told the usage: the prompt counts as the least it can be.
+        left = 100 * (len(PROMPT) // 8) + 7 * 4
+        assert shop.earned == left < USED
+        again = await ask(shop, payment=payment, stream=True, metadata={
+            "x-test-hold": "for-good", "x-test-hold-after-chunks": "5",
+        })  # fmt: skip
+        assert is_replayed(again)
+        assert again.content.startswith(got)
+        assert b"answer_incomplete" in again.content
+        assert receipt_of(again).amount == str(left)
+
+
+async def test_a_model_server_that_breaks_off_is_paid_for_what_it_made(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop, online(shop) as client:
+        body = request(stream=True, metadata={"x-test-die-after-chunks": "3", "x-test-delay-ms": "20"})
+        headers = {"PAYMENT-SIGNATURE": shop.payment(model=MODEL)}
+        with pytest.raises(httpx.RemoteProtocolError):
+            async with client.stream("POST", CHAT, json=body, headers=headers) as answer:
+                await answer.aread()
+        await shop.settled()
+        assert shop.earned == 100 * (len(PROMPT) // 8) + 7 * 2
+
+
+async def test_an_answer_stops_while_its_payment_can_still_be_settled(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop, online(shop) as client:
+        payment = shop.payment(model=MODEL, valid_before_s=_now_s(chain) + 121)
+        hold = {"x-test-hold": "for-good", "x-test-hold-after-chunks": "3"}
+        headers = {"PAYMENT-SIGNATURE": payment}
+        with pytest.raises(httpx.RemoteProtocolError):
+            async with client.stream("POST", CHAT, json=request(stream=True, metadata=hold), headers=headers) as answer:
+                await answer.aread()
+        await shop.settled()
+        assert shop.earned == 100 * (len(PROMPT) // 8) + 7 * 2
+
+
+async def test_a_server_that_dies_in_mid_stream_is_paid_for_what_was_noted_and_no_more(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
+        tap = Tap()
+        shop.middleware.app = tap
+        piece = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+        tap.turns.put_nowait(piece)
+        asking = asyncio.ensure_future(ask(shop, stream=True))
+        while not shop.seller.ledger.sums().payments:  # noqa: ASYNC110 - a row in a store
+            await asyncio.sleep(0.01)
+        # What a process that was killed leaves: the next one that opens the store takes it up.
+        row_owner = shop.seller.ledger.owner.id
+        other = Ledger(shop.seller.config.store, shop.seller.ledger.chain_id, shop.seller.ledger.token)
+        other._end_owner(row_owner)
+        sums = other.sums()
+        due = 100 * (len(PROMPT) // 8) + 7
+        assert (sums.payments, sums.outstanding_atomic) == ({Money.QUEUED.value: 1}, due)
+        tap.turns.put_nowait(piece * 5)
+        tap.turns.put_nowait(None)
+        await asyncio.wait([asking])
+        assert other.sums().outstanding_atomic == due
+        other.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_facilitator_settles_what_was_used(chain: Devnet, tmp_path: Path, stream: bool) -> None:
+    async with facilitating(chain, tmp_path) as theirs, listening(facilitator_app(theirs.service)) as url:
+        settler = {"kind": "facilitator", "url": url}
+        async with metered_shop(chain, tmp_path, settle="async", settler=settler) as shop:
+            answer = await ask(shop, stream=stream)
+            assert answer.status_code == 200
+            await shop.settled()
+            assert shop.earned == USED
+
+
+@pytest.mark.parametrize(("account", "warns"), [(GAS, False), (OTHER, True)])
+async def test_a_facilitator_that_settles_with_another_account_is_warned_of(
+    chain: Devnet, tmp_path: Path, caplog: pytest.LogCaptureFixture, account: int, warns: bool
+) -> None:
+    async with facilitating(chain, tmp_path) as theirs, listening(facilitator_app(theirs.service)) as url:
+        pinned = parse_address(chain.accounts[account].address)
+        await warn_of_changed_facilitator([url], Network(chain.chain_id), pinned)
+        assert ("facilitator_changed" in caplog.text) is warns
+        if warns:
+            assert chain.accounts[GAS].address in caplog.text
+
+
+def _now_s(chain: Devnet) -> int:
+    return int(chain.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
