@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,15 @@ from contracts.money import Asset, format_amount, parse_amount
 from contracts.networks import PERMIT2, Network, find_asset
 from contracts.schemes.authorization import Call
 
-__all__ = ["Approval", "approval_document", "carry_out_approval", "plan_approval", "print_approval", "question"]
+__all__ = [
+    "Approval",
+    "approval_document",
+    "carry_out_approval",
+    "plan_approval",
+    "print_approval",
+    "question",
+    "token_at",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ async def plan_approval(
     """
     endpoints = await endpoints_by_chain(rpc_urls)
     if isinstance(meant, str):
-        network, asset = await _token_at(meant, endpoints)
+        network, asset = await token_at(meant, endpoints)
     else:
         check_wallet(meant, signer)
         network, asset = meant.offer.network, meant.offer.asset
@@ -116,7 +124,8 @@ def print_approval(document: dict[str, Any]) -> None:
         out.print(f"  transaction {document['transaction']}", markup=False)
 
 
-async def _token_at(token: str, endpoints: dict[int, tuple[str, ...]]) -> tuple[Network, Asset]:
+async def token_at(token: str, endpoints: Mapping[int, tuple[str, ...]]) -> tuple[Network, Asset]:
+    """Return the token at an address that was typed, on the one chain of `endpoints`. Raises `UsageError`."""
     if len(endpoints) != 1:
         raise UsageError("--rpc: the endpoints are of several chains", remedy="name those of one chain")
     (chain_id,) = endpoints

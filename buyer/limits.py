@@ -22,6 +22,11 @@ SIGN_CHUNK = 50
 TTL_S_MIN = 600
 TTL_S_DEFAULT = 7 * 86_400
 
+# Days after today for which the payments of an AgentWallet are signed ahead: a day without `process` costs none.
+WALLET_DAYS_AHEAD = 2
+# A day's payment is not handed out before the day is this old: the chain's clock may be behind ours.
+WALLET_DAY_BEGINS_S = 30
+
 # Longest a seller may claim to need for one answer before a buyer calls it a trick to stretch validity.
 SELLER_TIMEOUT_S_MAX = 3600
 # The payment window a client signs for when its policy names none; sellers that charge a stream by usage ask for this.
@@ -58,3 +63,8 @@ RECEIPTS_MAX = 10_000
 REASON_LENGTH_MAX = 300
 # Agents that `buy --from` verifies before it gives up on a query.
 SELLERS_TRIED_MAX = 5
+
+# Slots that one transaction of `farebox wallet revoke` burns: about 40,000 gas each in a token, 25,000 for a word of
+# 256 in Permit2, well below every block's limit.
+REVOKED_NONCES_PER_TRANSACTION = 100
+REVOKED_WORDS_PER_TRANSACTION = 64

@@ -23,6 +23,7 @@ __all__ = [
     "all_purchases",
     "closing",
     "confirm",
+    "given_signer",
     "request_from",
     "rpc_urls_for",
     "signer_spec",
@@ -59,7 +60,7 @@ def all_purchases(pool: Pool) -> list[Purchase]:
 def signer_spec(given: str | None, pool: Pool, name: str | None) -> str:
     """Return the signer given, else the one noted for the purchase. Raises `UsageError`."""
     from buyer.signers import recall_signer
-    from contracts.errors import NameUnknown, UsageError
+    from contracts.errors import NameUnknown
 
     if given is not None:
         return given
@@ -68,9 +69,18 @@ def signer_spec(given: str | None, pool: Pool, name: str | None) -> str:
             return recall_signer(pool.home, name)
         except NameUnknown:
             pass
-    raise UsageError(
-        "--signer: is required", remedy="name the wallet: --signer keyfile:PATH, keystore:PATH or remote:URL"
-    )
+    return given_signer(None)
+
+
+def given_signer(given: str | None) -> str:
+    """Return the signer given. Raises `UsageError` when none is."""
+    from contracts.errors import UsageError
+
+    if given is None:
+        raise UsageError(
+            "--signer: is required", remedy="name the wallet: --signer keyfile:PATH, keystore:PATH or remote:URL"
+        )
+    return given
 
 
 def absolute_spec(spec: str) -> str:

@@ -18,6 +18,7 @@ import gateway.demo.cli
 import gateway.litellm.cli
 import registry.cli_check
 import seller.cli
+from buyer.wallet_commands import wallet_commands
 from contracts.console import exit_on_error, out, print_document
 from contracts.redaction import log_to_stderr
 from gateway.devnet import devnet
@@ -177,6 +178,7 @@ def _add(command: typer.Typer, panel: str) -> None:
 app.command(rich_help_panel=_START)(gateway.demo.cli.demo)
 app.command(rich_help_panel=_START)(devnet)
 _add(buyer.cli.commands, _BUY)
+app.add_typer(wallet_commands, name="wallet", rich_help_panel=_BUY)
 app.add_typer(registry.cli_check.commands, name="discover", rich_help_panel=_BUY)
 tell_own_calls(_own_calls)
 app.command(rich_help_panel=_BUY)(feedback)

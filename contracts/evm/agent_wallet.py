@@ -9,15 +9,17 @@ A payment by the wallet is an ordinary `Authorization` whose payer is the wallet
     signature = slot_signature(approval, authorization, token, rail.NAME)                  # 322 bytes, ERC-1271
 
 `policy` comes from `read_wallet`. Days are whole days since 1970 (UTC), as the chain counts them. A day's slots are
-good for that day only, so tomorrow's may be signed today. Everything but `read_wallet` is pure.
+good for that day only, so tomorrow's may be signed today. Everything but the reads is pure.
 Source: contracts/evm/solidity/AgentWallet.sol.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
 
 from eth_abi.abi import encode
 
@@ -38,6 +40,7 @@ __all__ = [
     "SLOT_SIGNATURE_BYTES",
     "Policy",
     "Slot",
+    "WalletKeys",
     "WalletRail",
     "WalletState",
     "approval_digest",
@@ -49,6 +52,7 @@ __all__ = [
     "execute_call",
     "factory_address",
     "factory_deployment",
+    "read_keys",
     "read_wallet",
     "reserve_call",
     "reserved_signature",
@@ -302,6 +306,22 @@ def drip_call(wallet: Address, token: Address) -> Call:
     return Call(wallet, _selector("drip(address)") + word_of_address(token))
 
 
+@dataclass(frozen=True, slots=True)
+class WalletKeys:
+    """Who acts for a wallet: its owner, its agent (zero when frozen), and its ERC-2771 forwarder (zero for none)."""
+
+    owner: Address
+    agent: Address
+    forwarder: Address
+
+
+async def read_keys(rpc: Rpc, wallet: Address) -> WalletKeys:
+    """Return who acts for `wallet`. Raises `ChainUnavailable`, and `UsageError` when there is no AgentWallet."""
+    asked = (_selector(name) for name in ("owner()", "agent()", "trustedForwarder()"))
+    answers = await rpc.batch([("eth_call", [call_object(wallet, data), "latest"]) for data in asked])
+    return WalletKeys(*(Address(word[12:32]) for word in _words(answers, wallet)))
+
+
 async def read_wallet(rpc: Rpc, wallet: Address, token: Address, day: int) -> WalletState:
     """Return what the chain says of `wallet` and `token` on `day`, in one round trip. Raises `ChainUnavailable`.
 
@@ -322,14 +342,21 @@ async def read_wallet(rpc: Rpc, wallet: Address, token: Address, day: int) -> Wa
             )
         ]
     )
+    words = _words(answers, wallet)
+    owner, pending, agent = (Address(word[12:32]) for word in words[:3])
+    try:
+        return WalletState(owner, pending, agent, _policy(words[3]), *(int.from_bytes(word) for word in words[4:]))
+    except ValueError:
+        raise ChainUnavailable(f"{address_text(wallet)}: the answers are not those of an AgentWallet") from None
+
+
+def _words(answers: Sequence[Any], wallet: Address) -> list[bytes]:
     if any(isinstance(answer, RpcRefused) or answer == "0x" for answer in answers):
         raise UsageError(f"{address_text(wallet)}: no AgentWallet is at this address on this chain, or no token")
     try:
-        words = [bytes.fromhex(answer.removeprefix("0x")) for answer in answers]
-        owner, pending, agent = (Address(word[12:32]) for word in words[:3])
-        return WalletState(owner, pending, agent, _policy(words[3]), *(int.from_bytes(word) for word in words[4:]))
+        return [bytes.fromhex(answer.removeprefix("0x")) for answer in answers]
     except (AttributeError, ValueError):
-        raise ChainUnavailable(f"{address_text(wallet)}: the answers are not those of an AgentWallet") from None
+        raise ChainUnavailable(f"{address_text(wallet)}: the answers are not hex") from None
 
 
 def _policy(words: bytes) -> Policy:
