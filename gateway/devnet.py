@@ -25,16 +25,19 @@ def devnet(
 ) -> None:
     """Start a local chain to practise on, and stay until interrupted.
 
-    Anvil with a USDC-shaped test dollar, Multicall3 and Permit2 in place. Writes buyer.key (a wallet with 100 test
-    dollars) and settler.key (an account with gas) into --dir. Everybody knows these keys: never use them elsewhere.
+    Anvil with a USDC-shaped test dollar, Multicall3, Permit2 and the ERC-8004 registries in place. Writes buyer.key (a
+    wallet with 100 test dollars), settler.key (an account with gas) and payee.key (a seller's wallet) into --dir.
+    Everybody knows these keys: never use them elsewhere.
     """
     with exit_on_error(as_json=as_json):
         from contracts.evm.devnet import Devnet
+        from contracts.evm.registries import place_registries
 
         with Devnet(port=port) as chain:
             buyer, settler, payee = chain.accounts[:3]
             chain.mint(buyer.address, _BUYER_ATOMIC)
-            keys = {"buyer.key": buyer.key, "settler.key": settler.key}
+            place_registries(chain)
+            keys = {"buyer.key": buyer.key, "settler.key": settler.key, "payee.key": payee.key}
             for name, key in keys.items():
                 _write_key(folder / name, key)
             document = {
