@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from contracts.errors import (
+    AllowanceRequired,
+    ContractPayer,
+    InsufficientFunds,
+    PaymentExpired,
+    PaymentReplayed,
+    PaymentRevoked,
+    SettlementFailed,
+)
 from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
 from contracts.storage import Connection, Row
 from seller.policy import Mode
@@ -14,6 +23,16 @@ from seller.policy import Mode
 __all__ = ["BOOKS", "charge", "due_atomic", "enter", "move", "remove"]
 
 BOOKS = ("earned", "outstanding", "exposure", "lost")
+
+_ENDED = (Money.SETTLED, Money.VOID, Money.LOST)
+# Why a payment was refused on chain, when it had been good before the work began.
+_WITHDRAWN = frozenset(
+    kind.code
+    for kind in (
+        AllowanceRequired, ContractPayer, InsufficientFunds, PaymentExpired, PaymentReplayed, PaymentRevoked,
+        SettlementFailed,
+    )
+)  # fmt: skip
 
 _CLAIMED = (Money.RESERVED, Money.QUEUED, Money.SUBMITTED)
 # What the chain decided, and could decide otherwise as long as it is young.
@@ -45,6 +64,8 @@ def remove(connection: Connection, row: Row) -> None:
     """Delete a payment for which nothing was done and nothing was sent; its key is free again."""
     if Money(row["money"]) in _CLAIMED:
         _count_claimed(connection, row, -due_atomic(row))
+    if Money(row["money"]) in _ENDED:
+        _count_ended(connection, row, Money(row["money"]), -1)
     connection.execute("DELETE FROM payments WHERE id = ?", (row["id"],))
 
 
@@ -69,6 +90,11 @@ def move(
         " WHERE id = ?",
         (after.value, reason, transaction_hash, now_ms, payment_id),
     )
+    for money, delta in ((before, -1), (after, 1)):
+        if money in _ENDED and before is not after:
+            _count_ended(connection, row, money, delta)
+    if after in (Money.VOID, Money.LOST) and reason in _WITHDRAWN:
+        _note_withdrawal(connection, row, reason)
     if (before in _CLAIMED) != (after in _CLAIMED):
         _count_claimed(connection, row, amount_atomic if after in _CLAIMED else -amount_atomic)
     if Money.SETTLED in (before, after):
@@ -82,6 +108,27 @@ def move(
     if delivered and Money.LOST in (before, after) and before is not after:
         _add_to_book(connection, row, "lost", amount_atomic if after is Money.LOST else -amount_atomic)
     return after
+
+
+def _note_withdrawal(connection: Connection, row: Row, reason: str) -> None:
+    """Remember a payer whose money went away after the work for it had begun: the next time it settles first.
+
+    What was served on credit and then expired in our own queue is not the payer's doing.
+    """
+    has_begun = row["work"] in (Work.RUNNING.value, Work.DELIVERED.value)
+    if has_begun and not (row["mode"] == Mode.ASYNC.value and reason == PaymentExpired.code):
+        connection.execute(
+            "UPDATE payers SET withdrawn_count = withdrawn_count + 1 WHERE chain_id = ? AND token = ? AND payer = ?",
+            (row["chain_id"], row["token"], row["payer"]),
+        )
+
+
+def _count_ended(connection: Connection, row: Row, money: Money, delta: int) -> None:
+    connection.execute(
+        "INSERT INTO payment_counts (chain_id, token, money, payments) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (chain_id, token, money) DO UPDATE SET payments = payment_counts.payments + excluded.payments",
+        (row["chain_id"], row["token"], money.value, delta),
+    )
 
 
 def _count_claimed(connection: Connection, row: Row, delta_atomic: int) -> None:

@@ -47,13 +47,14 @@ def standing(
         "SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", (chain_id, token, payer)
     ).fetchone()
     total = connection.execute(
-        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'exposure'", (chain_id, token)
+        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'outstanding'", (chain_id, token)
     ).fetchone()
     return Standing(
         settled_count=row["settled_count"] if row else 0,
         outstanding_atomic=int(row["outstanding_atomic"]) if row else 0,
         exposure_atomic=int(row["exposure_atomic"]) if row else 0,
-        total_exposure_atomic=int(total["amount_atomic"]) if total else 0,
+        total_outstanding_atomic=int(total["amount_atomic"]) if total else 0,
+        withdrawn_count=row["withdrawn_count"] if row else 0,
         balance_atomic=balance_atomic(int(row["settled_atomic"]) if row else 0),
     )
 

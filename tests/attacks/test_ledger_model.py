@@ -178,6 +178,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_books_are_the_sums_of_what_happened(self) -> None:
         sums = self.processes[0].sums()
         assert sums == self.processes[1].sums()
+        assert sums.payments == self.counted()
         on_its_way = {held.key for held in self.held if not held.claim.credit} | self.on_credit
         assert sums.earned_atomic == PRICE * len(self.settled)
         assert sums.lost_atomic == PRICE * len(self.lost)
@@ -186,6 +187,12 @@ class LedgerMachine(RuleBasedStateMachine):
         for payer in range(2):
             owed = [key for key in self.on_credit if key[0] == payer]
             assert PRICE * len(owed) <= CAPS.per_payer_atomic
+
+    def counted(self) -> dict[str, int]:
+        """Return how many rows there are by state, the slow way."""
+        query = "SELECT money, count(*) FROM payments GROUP BY money"
+        rows = self.processes[0].database.read(lambda connection: connection.execute(query).fetchall())
+        return {row[0]: row[1] for row in rows}
 
     def move(self, ledger: Ledger, key: tuple[int, int], event: MoneyEvent) -> None:
         payment_id = self.ids[key]
