@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from buyer.checked import checked_signature
 from buyer.fresh import facilitator_of
-from buyer.signing import Signer
+from buyer.signing import PaymentSigner
+from buyer.slot_signer import SlotSigner
 from contracts.address import Address, address_text
-from contracts.errors import BudgetExceeded, InvalidSignature, PriceAboveCap, SignerFailed, TermsNotAllowed
+from contracts.errors import BudgetExceeded, PriceAboveCap, SignerFailed, TermsNotAllowed
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.rails import rail_of
-from contracts.signature import recover
 
 __all__ = ["BoundedSigner", "Bounds"]
 
@@ -38,7 +39,7 @@ class Bounds:
 class BoundedSigner:
     """A signer that signs only inside `bounds`. It counts what it asked for, also when the signer then failed."""
 
-    def __init__(self, signer: Signer, bounds: Bounds) -> None:
+    def __init__(self, signer: PaymentSigner, bounds: Bounds) -> None:
         self._signer = signer
         self._bounds = bounds
         self._asked: set[bytes] = set()
@@ -92,12 +93,6 @@ class BoundedSigner:
             raise TermsNotAllowed("the authorization would stay valid longer than agreed")
 
     def _checked(self, authorization: Authorization, offer: Offer, signature: bytes) -> bytes:
-        try:
-            signer = recover(rail_of(offer).digest(authorization, offer), signature)
-        except InvalidSignature as error:
-            raise SignerFailed(f"the signer's {error.message}") from None
-        if signer != self.address:
-            raise SignerFailed(f"the signature is {address_text(signer)}'s, not {address_text(self.address)}'s")
-        if signature[64] < 27:
-            return signature[:64] + bytes((signature[64] + 27,))
-        return signature
+        if isinstance(self._signer, SlotSigner):
+            return signature  # a contract's, of which it has checked the agent's part
+        return checked_signature(rail_of(offer).digest(authorization, offer), signature, self.address)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from buyer.asked import Option
 from contracts.address import Address, address_text
-from contracts.errors import ChainUnavailable, PayerHasCode, RemoteError, TermsNotAllowed
+from contracts.errors import ChainUnavailable, PayerHasCode, PriceAboveCap, RemoteError, TermsNotAllowed
+from contracts.evm.agent_wallet import Policy, WalletRail, WalletState, day_of, read_wallet
 from contracts.evm.permit2 import Permit2, Permit2Facts
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Head, Token, TokenFacts, read_head
+from contracts.money import format_amount
 from contracts.networks import find_asset
 from contracts.offers import Offer
 from contracts.schemes.permit2 import domain_separator
@@ -31,12 +33,14 @@ __all__ = [
 class ChainFacts:
     """The wallet's balance in the offer's token, in atomic units, and the head it was read at.
 
-    `allowance_atomic` is how much of it Permit2 may move, where that is how the offer is paid; else None.
+    `allowance_atomic` is how much of it Permit2 may move, where that is how the offer is paid; else None. `policy` is
+    what an AgentWallet lets its agent pay.
     """
 
     balance_atomic: int
     head: Head
     allowance_atomic: int | None = None
+    policy: Policy | None = None
 
 
 async def endpoints_by_chain(rpc_urls: Sequence[str]) -> dict[int, tuple[str, ...]]:
@@ -106,12 +110,14 @@ async def with_chain_decimals(option: Option, endpoints: Mapping[int, Sequence[s
     return replace(option, terms=replace(option.terms, offer=replace(offer, asset=asset)))
 
 
-async def check_before_signing(offer: Offer, payer: Address, rpc_urls: Sequence[str]) -> ChainFacts:
+async def check_before_signing(
+    offer: Offer, payer: Address, rpc_urls: Sequence[str], *, agent: Address | None = None
+) -> ChainFacts:
     """Return the facts for the balance check, once everything else about token and payer is in order.
 
     Raises `TermsNotAllowed` for another chain, an address without contract, other decimals or another EIP-712 domain
     than the offer's, and where Permit2 or the x402 proxy is missing that the offer needs; `PayerHasCode` for a wallet
-    that is a contract; `ChainUnavailable`.
+    that is a contract, unless it is an AgentWallet that lets `agent` pay this; `ChainUnavailable`.
     """
     async with Rpc(rpc_urls) as rpc:
         token = Token(rpc, offer.asset.address)
@@ -126,12 +132,17 @@ async def check_before_signing(offer: Offer, payer: Address, rpc_urls: Sequence[
             allowance_atomic = permit2.allowance_atomic
         payer_facts = await token.payer_facts(payer)
         head = await read_head(rpc)
-    if payer_facts.has_code:
+        policy = None
+        if agent is not None:
+            state = await read_wallet(rpc, payer, offer.asset.address, day_of(head.timestamp_s))
+            _check_wallet(offer, payer, state, agent)
+            policy = state.policy
+    if agent is None and payer_facts.has_code:
         raise PayerHasCode(
             f"the wallet {address_text(payer)} is a contract on {offer.network.label} (EIP-7702 delegation included); "
             "the token would refuse its key's signatures"
         )
-    return ChainFacts(payer_facts.balance_atomic, head, allowance_atomic)
+    return ChainFacts(payer_facts.balance_atomic, head, allowance_atomic, policy)
 
 
 def _check_token(offer: Offer, facts: TokenFacts) -> None:
@@ -165,6 +176,27 @@ def _check_permit2(offer: Offer, facts: Permit2Facts) -> None:
         raise TermsNotAllowed(f"Permit2 on {offer.network.label} signs in another EIP-712 domain than the known one")
     if not facts.proxy_has_code:
         raise TermsNotAllowed(f"the x402 proxy for {offer.scheme} is not deployed on {offer.network.label}")
+
+
+def _check_wallet(offer: Offer, wallet: Address, state: WalletState, agent: Address) -> None:
+    name, policy = f"the wallet {address_text(wallet)}", state.policy
+    if state.is_frozen:
+        raise TermsNotAllowed(f"{name} is frozen", remedy="its owner must name an agent again")
+    if state.agent != agent:
+        raise TermsNotAllowed(
+            f"{name} is spent by {address_text(state.agent)}, the signer holds {address_text(agent)}",
+            remedy="name the key of the wallet's agent with --signer",
+        )
+    wanted = WalletRail.EIP3009 if proxy_of(offer) is None else WalletRail.PERMIT2
+    if policy.rail is not wanted:
+        raise TermsNotAllowed(
+            f"{name} pays {offer.asset.symbol} by {policy.rail.name.lower()}, this offer is paid by "
+            f"{wanted.name.lower()}",
+            remedy="its owner chooses one with `farebox wallet policy`",
+        )
+    if offer.amount_atomic > policy.unit_atomic:
+        unit, price = (format_amount(amount, offer.asset) for amount in (policy.unit_atomic, offer.amount_atomic))
+        raise PriceAboveCap(f"one payment of {name} is at most {unit}, this call costs {price}")
 
 
 async def _chain_id(url: str) -> int | None:

@@ -92,6 +92,14 @@ def buy(
     ttl: Annotated[
         str | None, typer.Option("--ttl", metavar="TIME", help="How long the signatures live, as 12h or 7d. [7d]")
     ] = None,
+    wallet: Annotated[
+        str | None,
+        typer.Option(
+            "--wallet",
+            metavar="ADDRESS",
+            help="Pay out of this AgentWallet, whose agent is --signer. --count is for each day, two days ahead.",
+        ),
+    ] = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
     auto_refill: Annotated[
@@ -172,10 +180,11 @@ def buy(
             rpc_urls=urls,
             allow_http=allow_http,
             allow_v1=allow_v1,
+            wallet=wallet,
         )
         spec = signer_spec(signer, pool, name)
-        with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as wallet:
-            plan, choice = asyncio.run(plan_buy(pool, order, wallet, int(time.time())))
+        with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as key:
+            plan, choice = asyncio.run(plan_buy(pool, order, key, int(time.time())))
             document: dict[str, Any] = {"ok": True, "dry_run": dry_run, "plan": plan_document(plan, choice)}
             if seller is not None:
                 seller.check(plan.draft.terms.offer)
@@ -187,7 +196,7 @@ def buy(
                 if encrypt_with is not None:
                     pool.begin_sealing(encrypt_with)
                 with progress_bar("signing") as advance:
-                    purchase = carry_out(pool, plan, wallet, progress=advance)
+                    purchase = carry_out(pool, plan, key, progress=advance)
                 remember_signer(pool.home, name, absolute_spec(spec))
                 if seller is not None:
                     remember_seller(pool.home, name, seller, purchase.offer)

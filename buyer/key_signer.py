@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from buyer.signing import Transaction
 from contracts.address import Address, address_text
+from contracts.evm.agent_wallet import approval_digest
 from contracts.nesting import recursion_limit_kept
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
@@ -41,6 +42,11 @@ class KeySigner:
     def sign_digest(self, digest: bytes) -> bytes:
         """Return the 65-byte signature over an EIP-712 digest that our own command made."""
         return self._key.sign(digest)
+
+    def sign_approvals(self, digests: Sequence[bytes], domain: Domain) -> list[bytes]:
+        """Return one 65-byte signature over an AgentWallet's `Approve` for each 32-byte digest, in order."""
+        wallet, chain_id = domain.verifying_contract, domain.chain_id
+        return [self._key.sign(approval_digest(wallet, chain_id, digest)) for digest in digests]
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""

@@ -28,7 +28,7 @@ from buyer.presign import Draft, Plan, carry_out, check_wallet, choose_option, c
 from buyer.probe import probe_base, probe_request
 from buyer.purchase import Purchase, RefillPolicy, check_model, check_name
 from buyer.signers import Signer
-from contracts.address import address_text
+from contracts.address import address_text, parse_address
 from contracts.errors import BudgetExceeded, NameUnknown, PriceAboveCap, TermsChanged, UsageError
 from contracts.money import Asset, format_amount, parse_amount
 
@@ -73,6 +73,7 @@ class BuyOrder:
     allow_http: bool = False
     allow_v1: bool = False
     schemes: Sequence[str] = ()
+    wallet: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,8 @@ async def plan_buy(pool: Pool, order: BuyOrder, signer: Signer, now_s: int) -> t
     check_model(order.model)
     if (order.count is None) == (order.budget is None):
         raise UsageError("--count or --budget: give one of them")
+    if order.wallet is not None and order.count is None:
+        raise UsageError("--wallet: is bought for with --count, the calls of one day")
     choice: Choice | None = None
     try:
         existing = pool.purchase(order.name)
@@ -226,9 +229,10 @@ async def _new_draft(order: BuyOrder, signer: Signer) -> tuple[Draft, Choice]:
         allow_v1=order.allow_v1,
         schemes=order.schemes or ("exact",),
     )
+    payer = signer.address if order.wallet is None else parse_address(order.wallet, "--wallet")
     endpoint = normalise_endpoint(order.endpoint, allow_http=order.allow_http)
     probe = probe_base(endpoint, order.model)
-    choice, urls = await choose_option(probe.asked, policy, probe.url, signer.address, order.rpc_urls)
+    choice, urls = await choose_option(probe.asked, policy, probe.url, payer, order.rpc_urls)
     offer = choice.terms.offer
     cap_atomic = policy.price_cap_atomic(offer.asset)
     draft = Draft(
@@ -236,7 +240,9 @@ async def _new_draft(order: BuyOrder, signer: Signer) -> tuple[Draft, Choice]:
         kind="pool",
         endpoint=endpoint,
         model=order.model,
-        payer=signer.address,
+        payer=payer,
+        agent=None if order.wallet is None else signer.address,
+        calls_per_day=None if order.wallet is None else order.count,
         terms=choice.terms,
         price_cap_atomic=offer.amount_atomic if cap_atomic is None else cap_atomic,
         ttl_s=TTL_S_DEFAULT if order.ttl_s is None else order.ttl_s,
@@ -256,6 +262,8 @@ async def _top_up_draft(order: BuyOrder, existing: Purchase, signer: Signer) -> 
         )
     if existing.state != "active":
         raise UsageError(f"{existing.name}: is {existing.state}", remedy="buy under another name")
+    if order.wallet is not None and parse_address(order.wallet, "--wallet") != existing.payer:
+        raise UsageError(f"{existing.name}: is paid by {address_text(existing.payer)}", remedy="leave out --wallet")
     check_wallet(existing, signer)
     offer = existing.offer
     cap_atomic = existing.price_cap_atomic
@@ -283,6 +291,8 @@ async def _top_up_draft(order: BuyOrder, existing: Purchase, signer: Signer) -> 
         refill=existing.refill,
         rpc_urls=tuple(order.rpc_urls) or existing.rpc_urls,
         existing=existing,
+        agent=existing.agent,
+        calls_per_day=None if existing.agent is None else order.count,
     )
 
 

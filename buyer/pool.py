@@ -147,10 +147,11 @@ class Pool:
         return {(offer.network.caip2, offer.asset.address_text): offer.asset for offer in offers}
 
     def spendable(self, purchase: Purchase, now_s: int) -> int:
-        """Return how many authorizations can be claimed now: of the current terms, and not too old."""
+        """Return how many authorizations can be claimed now: of the current terms, not too old, not of another day."""
         query = """SELECT count(*) FROM authorizations
-                   WHERE state = 'ready' AND purchase_id = ? AND terms_id = ? AND valid_before_s >= ?"""
-        values = (purchase.id, purchase.terms_id, usable_until_s(purchase, now_s))
+                   WHERE state = 'ready' AND purchase_id = ? AND terms_id = ? AND valid_before_s >= ?
+                       AND valid_after_s <= ?"""
+        values = (purchase.id, purchase.terms_id, usable_until_s(purchase, now_s), now_s)
         count: int = self.database.read(lambda connection: connection.execute(query, values).fetchone()[0])
         return count
 

@@ -21,6 +21,7 @@ from buyer.chain import (
     read_holdings,
     with_chain_decimals,
 )
+from buyer.day_slots import SlotBook, missing
 from buyer.fresh import facilitator_of, fresh_authorization
 from buyer.journal import (
     Intent,
@@ -31,19 +32,22 @@ from buyer.journal import (
     intents_of,
     store_signed,
 )
-from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, SIGN_CHUNK, SIGN_COUNT_MAX, TTL_S_MIN
+from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, SIGN_CHUNK, SIGN_COUNT_MAX, TTL_S_DEFAULT, TTL_S_MIN
 from buyer.nonces import draw_nonces
 from buyer.policy import Choice, SpendPolicy, acceptable, choose
 from buyer.pool import Pool
 from buyer.purchase import Purchase, RefillPolicy, Terms
 from buyer.rows import find_purchase, insert_purchase, insert_terms, refill_text, urls_text
-from buyer.signing import Signer
+from buyer.signing import PaymentSigner, Signer
+from buyer.slot_signer import SlotSigner
 from contracts.address import Address, address_text
 from contracts.crash import checkpoint
 from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowed, UsageError
+from contracts.evm.agent_wallet import Policy, slot_authorization, slot_window
 from contracts.limits import VALIDITY_S_MAX
 from contracts.money import format_amount
 from contracts.offers import Offer
+from contracts.schemes.authorization import Authorization
 from contracts.schemes.rails import rail_of
 from contracts.storage import Connection
 
@@ -54,7 +58,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A purchase as asked for, before anything is on disk. `existing` is the one of that name that is topped up."""
+    """A purchase as asked for, before anything is on disk. `existing` is the one of that name that is topped up.
+
+    Where `payer` is an AgentWallet, its `agent` signs, so many calls a day; `ttl_s` says nothing then.
+    """
 
     name: str
     kind: str
@@ -67,6 +74,8 @@ class Draft:
     refill: RefillPolicy | None
     rpc_urls: tuple[str, ...]
     existing: Purchase | None = None
+    agent: Address | None = None
+    calls_per_day: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Plan:
     """What will be signed. `count` new authorizations, after `resumed` unfinished ones of an earlier run.
 
     `worst_case_loss_atomic` is what this run adds; `live_atomic` is what the wallet has promised before, over all
-    purchases, unfinished ones of this purchase included.
+    purchases, unfinished ones of this purchase included. `days` are (day, count) of what an AgentWallet pays.
     """
 
     draft: Draft
@@ -83,6 +92,7 @@ class Plan:
     facts: ChainFacts
     live_atomic: int
     valid_before_s: int
+    days: tuple[tuple[int, int], ...] = ()
 
     @property
     def price_atomic(self) -> int:
@@ -124,15 +134,16 @@ def count_for_budget(budget_atomic: int, price_atomic: int) -> int:
     return count
 
 
-async def prepare(pool: Pool, draft: Draft, count: int, now_s: int) -> Plan:
+async def prepare(pool: Pool, draft: Draft, count: int, now_s: int, *, replace_spent: bool = True) -> Plan:
     """Check everything and return what would be signed; nothing is written and no signer asked.
 
-    `count` are the authorizations wanted in all; unfinished ones of an earlier run count towards it. Raises
+    `count` are the authorizations wanted in all; unfinished ones of an earlier run count towards it. For an AgentWallet
+    they are those of each day, today's and the next ones', spent ones counting unless `replace_spent`. Raises
     `UsageError`, `TermsNotAllowed`, `PayerHasCode`, `InsufficientBalance`, `InsufficientAllowance`, `ChainUnavailable`.
     """
     offer = draft.terms.offer
-    _check_numbers(count, draft.ttl_s, offer.max_timeout_s)
-    facts = await check_before_signing(offer, draft.payer, draft.rpc_urls)
+    _check_numbers(count, TTL_S_DEFAULT if draft.agent else draft.ttl_s, offer.max_timeout_s)
+    facts = await check_before_signing(offer, draft.payer, draft.rpc_urls, agent=draft.agent)
     chain_now_s = facts.head.timestamp_s - EXPIRY_CHAIN_MARGIN_S
     resumed: tuple[Intent, ...] = ()
     if draft.existing is not None:
@@ -140,14 +151,18 @@ async def prepare(pool: Pool, draft: Draft, count: int, now_s: int) -> Plan:
         pending = pool.database.read(lambda connection: intents_of(connection, existing))
         resumed = tuple(intent for intent in pending if intent.authorization.valid_before_s > chain_now_s)
     live_atomic = pool.payer_exposure_atomic(offer.network.chain_id, offer.asset.address, draft.payer)
+    days: tuple[tuple[int, int], ...] = ()
+    if facts.policy is not None:
+        days = _days(pool, draft, facts.policy, count, facts.head.timestamp_s, replace_spent=replace_spent)
     plan = Plan(
         draft=draft,
-        count=max(0, count - len(resumed)),
+        count=sum(more for _, more in days) if draft.agent else max(0, count - len(resumed)),
+        days=days,
         resumed=resumed,
         facts=facts,
         live_atomic=live_atomic,
         # A chain whose clock is ahead of ours must not shorten what was asked for.
-        valid_before_s=max(now_s, facts.head.timestamp_s) + draft.ttl_s,
+        valid_before_s=slot_window(days[-1][0])[1] if days else max(now_s, facts.head.timestamp_s) + draft.ttl_s,
     )
     if live_atomic + plan.count * plan.price_atomic > facts.balance_atomic:
         raise InsufficientBalance(
@@ -172,9 +187,10 @@ def carry_out(
     Raises what the caps and the signer raise. After a failure everything signed so far is in the pool, and the rest is
     an intent.
     """
-    if signer.address != plan.draft.payer:
+    if signer.address != (plan.draft.agent or plan.draft.payer):
         raise TermsNotAllowed("the signer's wallet is not the one that was checked")
     now_s = int(clock())
+    book = SlotBook.of(pool.home, plan.draft.terms.offer, plan.draft.payer)
 
     def reserve(connection: Connection) -> tuple[Purchase, list[Intent]]:
         purchase = _purchase_on_disk(connection, plan.draft, now_s)
@@ -184,10 +200,7 @@ def carry_out(
         new = intend(
             connection,
             purchase,
-            [
-                fresh_authorization(purchase.offer, purchase.payer, nonce, plan.valid_before_s)
-                for nonce in draw_nonces(connection, purchase, plan.count)
-            ],
+            _fresh(connection, purchase, plan, book),
             balance_atomic=plan.facts.balance_atomic,
             allowance_atomic=plan.facts.allowance_atomic,
             from_block=plan.facts.head.number,
@@ -198,14 +211,16 @@ def carry_out(
     purchase, intents = pool.database.transact(reserve)
     pool.generation.raise_lease()
     checkpoint("buyer.intended")
-    _sign_and_store(pool, intents, signer, progress, clock)
+    book.note(intent.authorization for intent in intents)
+    payer = signer if plan.draft.agent is None else SlotSigner(signer, plan.draft.payer)
+    _sign_and_store(pool, intents, payer, progress, clock)
     return purchase
 
 
 def check_wallet(purchase: Purchase, signer: Signer) -> None:
     """Refuse, with `TermsNotAllowed`, to sign for a purchase that another wallet pays."""
-    if signer.address != purchase.payer:
-        payer, held = address_text(purchase.payer), address_text(signer.address)
+    if signer.address != (purchase.agent or purchase.payer):
+        payer, held = address_text(purchase.agent or purchase.payer), address_text(signer.address)
         raise TermsNotAllowed(
             f"{purchase.name} is paid by {payer}, the signer holds {held}",
             remedy="name the wallet of the purchase with --signer, or buy under another name",
@@ -213,7 +228,7 @@ def check_wallet(purchase: Purchase, signer: Signer) -> None:
 
 
 def _sign_and_store(
-    pool: Pool, intents: list[Intent], signer: Signer, progress: Progress | None, clock: Callable[[], float]
+    pool: Pool, intents: list[Intent], signer: PaymentSigner, progress: Progress | None, clock: Callable[[], float]
 ) -> None:
     by_terms: dict[int, list[Intent]] = {}
     for intent in intents:
@@ -254,6 +269,8 @@ def _purchase_on_disk(connection: Connection, draft: Draft, now_s: int) -> Purch
             rpc_urls=draft.rpc_urls,
             terms=draft.terms,
             now_s=now_s,
+            agent=draft.agent,
+            calls_per_day=draft.calls_per_day,
         )
         return find_purchase(connection, draft.name)
     terms_id = existing.terms_id
@@ -262,13 +279,15 @@ def _purchase_on_disk(connection: Connection, draft: Draft, now_s: int) -> Purch
         if draft.terms.offer.domain == existing.offer.domain and rail_of(draft.terms.offer) is rail_of(existing.offer):
             _carry_over(connection, existing, draft.terms.offer, terms_id)
     connection.execute(
-        "UPDATE purchases SET terms_id = ?, price_cap_atomic = ?, ttl_s = ?, refill = ?, rpc_urls = ? WHERE id = ?",
+        """UPDATE purchases SET terms_id = ?, price_cap_atomic = ?, ttl_s = ?, refill = ?, rpc_urls = ?,
+               calls_per_day = coalesce(?, calls_per_day) WHERE id = ?""",
         (
             terms_id,
             str(draft.price_cap_atomic),
             draft.ttl_s,
             refill_text(draft.refill),
             urls_text(draft.rpc_urls),
+            draft.calls_per_day,
             existing.id,
         ),
     )
@@ -284,6 +303,50 @@ def _carry_over(connection: Connection, existing: Purchase, offer: Offer, terms_
            WHERE purchase_id = ? AND terms_id = ? AND state = 'ready' AND payee = ? AND value_atomic = ?""",
         (terms_id, existing.id, existing.terms_id, offer.pay_to, str(offer.amount_atomic)),
     )
+
+
+def _days(
+    pool: Pool, draft: Draft, policy: Policy, count: int, now_s: int, *, replace_spent: bool
+) -> tuple[tuple[int, int], ...]:
+    """Return (day, how many) an AgentWallet's agent signs now. Raises `BudgetExceeded` when no day has a slot left."""
+    offer = draft.terms.offer
+    book = SlotBook.of(pool.home, offer, draft.payer)
+
+    def read(connection: Connection) -> list[tuple[int, int, int]]:
+        short = missing(connection, draft.existing, offer, count, now_s, replace_spent=replace_spent)
+        return [(day, more, book.left(connection, policy, day)) for day, more in short]
+
+    wanted = pool.database.read(read)
+    days = tuple((day, min(more, left)) for day, more, left in wanted if left)
+    if wanted and not days:
+        raise BudgetExceeded(
+            f"the wallet's policy allows {policy.slots} payments a day from day {policy.from_day} on, and leaves none "
+            "for today and the days ahead",
+            remedy="wait for the next day, or raise the policy with `farebox wallet policy`",
+        )
+    return days
+
+
+def _fresh(connection: Connection, purchase: Purchase, plan: Plan, book: SlotBook) -> list[Authorization]:
+    offer, policy = purchase.offer, plan.facts.policy
+    if policy is None:
+        return [
+            fresh_authorization(offer, purchase.payer, nonce, plan.valid_before_s)
+            for nonce in draw_nonces(connection, purchase, plan.count)
+        ]
+    return [
+        slot_authorization(
+            purchase.payer,
+            policy,
+            day=day,
+            number=number,
+            payee=offer.pay_to,
+            value_atomic=offer.amount_atomic,
+            facilitator=facilitator_of(offer),
+        )
+        for day, count in plan.days
+        for number in book.draw(connection, policy, day, count)
+    ]
 
 
 def _check_numbers(count: int, ttl_s: int, max_timeout_s: int) -> None:

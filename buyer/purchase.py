@@ -66,7 +66,8 @@ class Purchase:
 
     `endpoint` is the base URL without trailing slash and without `/v1`; paid requests go only to `origin`.
     `price_cap_atomic` is the most one call may cost, also after a refill. `is_restored`: it comes from an older copy of
-    the pool, and nothing of it is handed out until the chain was asked.
+    the pool, and nothing of it is handed out until the chain was asked. Where `payer` is an AgentWallet, `agent` is the
+    key that signs for it, and `calls_per_day` how many calls are signed ahead for each day.
     """
 
     id: int
@@ -84,6 +85,8 @@ class Purchase:
     terms_id: int
     terms: Terms
     is_restored: bool = False
+    agent: Address | None = None
+    calls_per_day: int | None = None
 
     @property
     def offer(self) -> Offer:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from buyer.agent_notes import recheck
 from buyer.asked import PaymentAsked
+from buyer.day_slots import missing
 from buyer.journal import intents_of, room_atomic
 from buyer.limits import SELLER_TIMEOUT_S_MAX, SIGN_COUNT_MAX
 from buyer.policy import SpendPolicy
@@ -31,6 +32,7 @@ from contracts.errors import (
     TermsChanged,
 )
 from contracts.money import format_amount
+from contracts.storage import Connection
 
 __all__ = ["Processed", "process", "terms_now", "top_up"]
 
@@ -92,8 +94,11 @@ async def top_up(
     rpc_urls: Sequence[str],
     progress: Progress | None = None,
     clock: Callable[[], float] = time.time,
+    replace_spent: bool = True,
 ) -> int:
     """Sign `count` more for a purchase under its caps and return how many were signed.
+
+    What an AgentWallet pays is signed by the day: so many that each day has `count` (see `prepare`).
 
     The caller holds the purchase's lock. Terms are what the seller offers now, if the price cap allows it.
     """
@@ -112,8 +117,9 @@ async def top_up(
         refill=purchase.refill,
         rpc_urls=urls,
         existing=purchase,
+        agent=purchase.agent,
     )
-    plan = await prepare(pool, draft, count, int(clock()))
+    plan = await prepare(pool, draft, count, int(clock()), replace_spent=replace_spent)
     carry_out(pool, plan, signer, progress=progress, clock=clock)
     return plan.count + len(plan.resumed)
 
@@ -157,6 +163,8 @@ async def _refill(
             return Processed(purchase.name, "removed", "drained: nothing of it is left to spend", chain=chain)
         return Processed(purchase.name, "skipped", f"{purchase.state}: it is not refilled", chain=chain)
     pending = len(pool.database.read(lambda connection: intents_of(connection, purchase)))
+    if purchase.agent is not None:
+        return await _sign_ahead(pool, purchase, urls, open_wallet, chain=chain, progress=progress, clock=clock)
     count = _wanted(pool, purchase, now_s)
     if not pending and count == 0:
         return Processed(purchase.name, "skipped", _why_not(pool, purchase, now_s), chain=chain)
@@ -172,6 +180,42 @@ async def _refill(
         signer.close()
     reason = "an interrupted signing was finished" if pending else f"{signed} more were signed"
     return Processed(purchase.name, "refilled", reason, signed=signed, chain=chain)
+
+
+async def _sign_ahead(
+    pool: Pool,
+    purchase: Purchase,
+    urls: tuple[str, ...],
+    open_wallet: Callable[[], Signer],
+    *,
+    chain: dict[str, int],
+    progress: Progress | None,
+    clock: Callable[[], float],
+) -> Processed:
+    """Sign the calls of today and of the days ahead that an AgentWallet's purchase has not signed yet."""
+    calls, now_s = purchase.calls_per_day or 0, int(clock())
+
+    def look(connection: Connection) -> bool:
+        short = missing(connection, purchase, purchase.offer, calls, now_s, replace_spent=False)
+        return bool(short or intents_of(connection, purchase))
+
+    if not pool.database.read(look):
+        return Processed(purchase.name, "skipped", "today and the days ahead are signed", chain=chain)
+    signer = open_wallet()
+    try:
+        signed = await top_up(
+            pool,
+            purchase,
+            max(calls, 1),
+            signer,
+            rpc_urls=urls,
+            progress=progress,
+            clock=clock,
+            replace_spent=False,
+        )
+    finally:
+        signer.close()
+    return Processed(purchase.name, "refilled", f"{signed} were signed for the days ahead", signed=signed, chain=chain)
 
 
 def _wanted(pool: Pool, purchase: Purchase, now_s: int) -> int:

@@ -14,7 +14,7 @@ from buyer.flow import Lost, NeverLeft, Outgoing
 from buyer.http import open_client, send
 from buyer.limits import SIGNER_ANSWER_BYTES_MAX, SIGNER_PARALLEL, SIGNER_TIMEOUT_S
 from buyer.signing import Transaction
-from buyer.typed_documents import authorization_document, cancellation_document
+from buyer.typed_documents import approval_document, authorization_document, cancellation_document
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import FareboxError, MalformedMessage, SignerFailed, UsageError
 from contracts.offers import Offer
@@ -52,6 +52,10 @@ class RemoteSigner:
     def sign_cancellations(self, nonces: Sequence[bytes], domain: Domain) -> list[bytes]:
         """Return one signature over `CancelAuthorization` for each nonce, in order."""
         return self._sign_all([cancellation_document(self._address, nonce, domain) for nonce in nonces])
+
+    def sign_approvals(self, digests: Sequence[bytes], domain: Domain) -> list[bytes]:
+        """Return one 65-byte signature over an AgentWallet's `Approve` for each 32-byte digest, in order."""
+        return self._sign_all([approval_document(digest, domain) for digest in digests])
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""

@@ -58,6 +58,8 @@ def purchase_from_row(row: Row) -> Purchase:
         terms_id=row["terms_id"],
         terms=terms_from_row(row),
         is_restored=row["restored_s"] is not None,
+        agent=None if row["agent"] is None else Address(row["agent"]),
+        calls_per_day=row["calls_per_day"],
     )
 
 
@@ -112,11 +114,14 @@ def insert_purchase(
     rpc_urls: tuple[str, ...],
     terms: Terms,
     now_s: int,
+    agent: Address | None = None,
+    calls_per_day: int | None = None,
 ) -> int:
     """Store a new purchase with its first terms and return its id. A one-shot purchase begins draining."""
     cursor = connection.execute(
         """INSERT INTO purchases (name, kind, state, endpoint, model, payer, price_cap_atomic, ttl_s, refill, rpc_urls,
-                                  terms_id, created_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
+                                  terms_id, created_s, agent, calls_per_day)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
         (
             name,
             kind,
@@ -130,6 +135,8 @@ def insert_purchase(
             urls_text(rpc_urls),
             insert_terms(connection, terms, now_s),
             now_s,
+            agent,
+            calls_per_day,
         ),
     )
     return _returned_id(cursor)

@@ -12,7 +12,7 @@ from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
 from contracts.typed_data import Domain
 
-__all__ = ["Signer", "Transaction"]
+__all__ = ["PaymentSigner", "Signer", "Transaction"]
 
 
 class Transaction(msgspec.Struct, frozen=True):
@@ -27,18 +27,28 @@ class Transaction(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class Signer(Protocol):
-    """Signs for one address. Every method raises `SignerFailed`."""
+class PaymentSigner(Protocol):
+    """Signs payments of one address. Every method raises `SignerFailed`."""
 
     @property
     def address(self) -> Address:
         """The wallet that pays."""
 
     def sign_authorizations(self, authorizations: Sequence[Authorization], offer: Offer) -> list[bytes]:
-        """Return one 65-byte signature for each, in order, made in the way `offer` is paid."""
+        """Return one 65-byte signature for each, in order, made in the way `offer` is paid.
+
+        What a contract wallet signs is longer.
+        """
+
+
+class Signer(PaymentSigner, Protocol):
+    """Holds the key of one address."""
 
     def sign_cancellations(self, nonces: Sequence[bytes], domain: Domain) -> list[bytes]:
         """Return one signature over `CancelAuthorization` for each nonce, in order."""
+
+    def sign_approvals(self, digests: Sequence[bytes], domain: Domain) -> list[bytes]:
+        """Return one 65-byte signature over an AgentWallet's `Approve` for each 32-byte digest, in order."""
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from buyer.claim import usable_until_s
 from buyer.generation import Generation
 from buyer.lease import Worker, is_known, recover
-from buyer.limits import LEASE_SHARE
+from buyer.limits import LEASE_SHARE, WALLET_DAY_BEGINS_S
 from buyer.moves import move_sql
 from buyer.purchase import Purchase
 from buyer.rows import authorization_from_row
@@ -41,7 +42,7 @@ _FREE = """
     SELECT authorizations.* FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
     WHERE authorizations.state = 'ready' AND authorizations.purchase_id = :purchase
         AND authorizations.terms_id = :terms AND purchases.state != 'removed' AND purchases.restored_s IS NULL
-        AND valid_before_s >= :until
+        AND valid_before_s >= :until AND valid_after_s <= :begun
 """
 
 
@@ -76,17 +77,18 @@ class Slots:
         self._lock = threading.Lock()
         self.worker = Worker(database, era())
 
-    def take(self, purchase: Purchase, until_s: int) -> tuple[Slot, str]:
-        """Return the next slot of `purchase` that lives until `until_s`, and the name of the lease it is held under.
+    def take(self, purchase: Purchase, now_s: int) -> tuple[Slot, str]:
+        """Return the next slot of `purchase` that can be sent now, and the name of the lease it is held under.
 
         Raises `AuthorizationsExhausted`, `PoolRestored` or `StoreUnavailable`.
         """
+        until_s = usable_until_s(purchase, now_s)
         key = (purchase.id, purchase.terms_id)
         with patiently(self._lock):
             while True:
                 slots = self._slots.get(key)
                 if not slots:
-                    slots = self._slots[key] = self._lease(purchase, until_s)
+                    slots = self._slots[key] = self._lease(purchase, until_s, now_s)
                 slot = heapq.heappop(slots)
                 if slot[0] >= until_s:
                     return slot, self.worker.id
@@ -112,13 +114,14 @@ class Slots:
             self._slots.clear()
             self.worker.close()
 
-    def _lease(self, purchase: Purchase, until_s: int) -> list[Slot]:
+    def _lease(self, purchase: Purchase, until_s: int, now_s: int) -> list[Slot]:
         """Take a share of what is free; else, from what living workers hold unclaimed. Never returns an empty list."""
         self._be_alive()
         values: Values = {
             "purchase": purchase.id,
             "terms": purchase.terms_id,
             "until": until_s,
+            "begun": max(0, now_s - WALLET_DAY_BEGINS_S),
             "lease": self.worker.id,
         }
         # Rows of our own that are in no list of ours: their terms were pinned anew.

@@ -74,11 +74,10 @@ class Spender:
         `reopen` it); `RequestAlreadyPaid`; `StoreUnavailable`.
         """
         self._catch_up()
-        until_s = usable_until_s(purchase, now_s)
         while True:
             # Written down outside of every lock, so that threads which wait for a server share its commits. A slot that
             # another thread has meanwhile taken up again is won by one of them.
-            slot, lease = self._slots.take(purchase, until_s)
+            slot, lease = self._slots.take(purchase, now_s)
             _, row_id, authorization, signature = slot
             values: steps.Values = {
                 "id": row_id,

@@ -13,7 +13,7 @@ from contracts.schemes.permit2 import Proxy
 from contracts.schemes.rails import proxy_of
 from contracts.typed_data import Domain
 
-__all__ = ["authorization_document", "cancellation_document"]
+__all__ = ["approval_document", "authorization_document", "cancellation_document"]
 
 _Members = Sequence[tuple[str, str]]
 
@@ -26,6 +26,7 @@ _TRANSFER: _Members = (
     ("nonce", "bytes32"),
 )
 _CANCEL: _Members = (("authorizer", "address"), ("nonce", "bytes32"))
+_APPROVE: _Members = (("digest", "bytes32"),)
 _PERMIT2: _Members = (
     ("permitted", "TokenPermissions"),
     ("spender", "address"),
@@ -48,6 +49,11 @@ def cancellation_document(payer: Address, nonce: bytes, domain: Domain) -> dict[
     """Return the EIP-3009 revocation of one authorization."""
     message = {"authorizer": address_text(payer), "nonce": "0x" + nonce.hex()}
     return _document("CancelAuthorization", {"CancelAuthorization": _CANCEL}, message, _token_domain(domain))
+
+
+def approval_document(digest: bytes, domain: Domain) -> dict[str, Any]:
+    """Return an agent's approval of one payment of the AgentWallet in `domain`."""
+    return _document("Approve", {"Approve": _APPROVE}, {"digest": "0x" + digest.hex()}, _token_domain(domain))
 
 
 def _transfer(authorization: Authorization, domain: Domain) -> dict[str, Any]:

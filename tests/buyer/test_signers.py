@@ -26,12 +26,14 @@ from contracts.errors import (
     TermsNotAllowed,
     UsageError,
 )
+from contracts.evm.agent_wallet import approval_digest
 from contracts.networks import Network
 from contracts.offers import PERMIT2
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import cancel_digest
 from contracts.schemes.rails import rail_of
 from contracts.signature import recover
+from contracts.typed_data import Domain
 from tests.buyer.parts import NOW_S, closed_port_url, offer_of, serving
 from tests.buyer.signing_server import SigningServer
 
@@ -61,6 +63,9 @@ def check_signs(signer: Signer) -> None:
         signatures = signer.sign_authorizations(wanted, offer)
         for authorization, signature in zip(wanted, signatures, strict=True):
             assert recover(rail_of(offer).digest(authorization, offer), signature) == signer.address
+    wallet = Domain("AgentWallet", "1", 31337, OFFER.pay_to)
+    (approval,) = signer.sign_approvals([b"d" * 32], wallet)
+    assert recover(approval_digest(OFFER.pay_to, 31337, b"d" * 32), approval) == signer.address
     (cancelled,) = signer.sign_cancellations([bytes(32)], OFFER.domain)
     assert recover(cancel_digest(signer.address, bytes(32), OFFER.domain), cancelled) == signer.address
 

@@ -1,0 +1,181 @@
+"""Pools that an AgentWallet pays: slots drawn once for ever, signed two days ahead, spent only inside their day."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from buyer.home import Home
+from buyer.pool import Claim, Counts, Pool
+from buyer.presign import Draft, carry_out, prepare
+from buyer.purchase import Purchase
+from buyer.refill import process
+from buyer.signers import KeySigner
+from contracts.address import Address
+from contracts.errors import AuthorizationsExhausted, BudgetExceeded, PriceAboveCap, TermsNotAllowed
+from contracts.evm.agent_wallet import DAY_S, Slot, set_agent_call, slot_of
+from contracts.evm.devnet import Devnet
+from tests.buyer.parts import Shop, serving, terms_of
+from tests.buyer.test_restored_pool import Backup
+from tests.contracts.wallets import SLOTS, UNIT, Wallet, create_wallet, pass_days, send, to_noon
+
+A_DAY = 2
+
+
+@pytest.fixture(params=["eip3009", "permit2"])
+def wallet(chain: Devnet, request: pytest.FixtureRequest) -> Wallet:
+    to_noon(chain)
+    return create_wallet(chain, request.param)
+
+
+@pytest.fixture
+def pool(home: Home) -> Iterator[Pool]:
+    with Pool.open(home) as opened:
+        yield opened
+
+
+def now_s(wallet: Wallet) -> int:
+    return int(wallet.chain.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+
+
+def draft_of(wallet: Wallet, name: str = "p", **changes: object) -> Draft:
+    made = Draft(
+        name=name,
+        kind="pool",
+        endpoint="http://127.0.0.1:8402",
+        model="m",
+        payer=wallet.address,
+        terms=terms_of(wallet.offer),
+        price_cap_atomic=UNIT,
+        ttl_s=86_400,
+        refill=None,
+        rpc_urls=(wallet.chain.rpc_url,),
+        agent=wallet.agent.address,
+        calls_per_day=A_DAY,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def agent_of(wallet: Wallet) -> KeySigner:
+    return KeySigner(wallet.chain.accounts[2].key)
+
+
+def buy(pool: Pool, wallet: Wallet, count: int = A_DAY, name: str = "p") -> Purchase:
+    existing = next((purchase for purchase in pool.purchases() if purchase.name == name), None)
+    plan = asyncio.run(prepare(pool, draft_of(wallet, name, existing=existing), count, now_s(wallet)))
+    return carry_out(pool, plan, agent_of(wallet), clock=lambda: now_s(wallet))
+
+
+def spend(pool: Pool, wallet: Wallet, purchase: Purchase, key: str) -> Claim:
+    spender = pool.spender()
+    try:
+        claim = spender.claim(purchase, key, now_s(wallet))
+        spender.sent(claim)
+        spender.served(claim, status=200, receipt=None, latency_ms=1)
+        return claim
+    finally:
+        spender.close()
+
+
+def slots(pool: Pool) -> list[Slot]:
+    rows = pool.database.read(lambda c: c.execute("SELECT nonce FROM authorizations ORDER BY id").fetchall())
+    return [found for row in rows if (found := slot_of(bytes(row["nonce"]))) is not None]
+
+
+def test_today_and_two_days_are_signed_and_each_is_spent_in_its_own_day(pool: Pool, wallet: Wallet) -> None:
+    purchase = buy(pool, wallet)
+    today = wallet.today()
+    assert [(slot.day - today, slot.number) for slot in slots(pool)] == [
+        (day, number) for day in range(3) for number in range(A_DAY)
+    ]
+    for day in range(3):
+        for number in range(A_DAY):
+            claim = spend(pool, wallet, purchase, f"{day} {number}")
+            assert wallet.settle(claim.authorization, claim.signature)["status"] == "0x1"
+        with pytest.raises(AuthorizationsExhausted):
+            spend(pool, wallet, purchase, f"{day}, one too many")
+        pass_days(wallet.chain, 1)
+    assert wallet.received() == 3 * A_DAY * UNIT
+    assert pool.counts("p") == Counts(spent=3 * A_DAY)
+
+
+def test_nothing_is_handed_out_that_its_day_may_not_outlast(pool: Pool, wallet: Wallet) -> None:
+    purchase = buy(pool, wallet)
+    end_s = (wallet.today() + 1) * DAY_S
+    for left_s, words in ((120 + 60 + 10, None), (120 + 50, "no authorization")):
+        spender = pool.spender()
+        if words is None:
+            spender.abort(spender.claim(purchase, "r", end_s - left_s))
+        else:
+            with pytest.raises(AuthorizationsExhausted, match=words):
+                spender.claim(purchase, "r", end_s - left_s)
+        spender.close()
+
+
+def test_a_slot_is_drawn_once_by_all_purchases_of_a_wallet_together(pool: Pool, wallet: Wallet) -> None:
+    buy(pool, wallet, SLOTS - 1, "one")
+    buy(pool, wallet, SLOTS, "two")
+    drawn = slots(pool)
+    assert len(set(drawn)) == len(drawn) == 3 * SLOTS
+    with pytest.raises(BudgetExceeded, match="leaves none"):
+        buy(pool, wallet, 1, "three")
+
+
+def test_a_restored_pool_draws_no_slot_again(home: Home, wallet: Wallet, tmp_path: Path) -> None:
+    with Pool.open(home) as pool:
+        buy(pool, wallet, 1)
+        before = set(slots(pool))
+    backup = Backup(home, tmp_path / "backup")
+    with Pool.open(home) as pool:
+        buy(pool, wallet, 2)
+        since = set(slots(pool))
+    backup.restore()
+    with Pool.open(home) as pool:
+        assert set(slots(pool)) == before
+        buy(pool, wallet, 3)
+        assert not set(slots(pool)) & (since - before)
+
+
+def test_process_signs_the_day_that_came_into_sight(pool: Pool, wallet: Wallet) -> None:
+    with serving(Shop([wallet.offer])) as url:
+        plan = asyncio.run(prepare(pool, draft_of(wallet, endpoint=url), A_DAY, now_s(wallet)))
+        carry_out(pool, plan, agent_of(wallet), clock=lambda: now_s(wallet))
+
+        def run() -> tuple[str, int]:
+            done = process(pool, pool.purchase("p"), lambda: agent_of(wallet), clock=lambda: now_s(wallet))
+            result = asyncio.run(done)
+            assert result.error is None, result
+            return result.action, result.signed
+
+        assert run() == ("skipped", 0)
+        spend(pool, wallet, pool.purchase("p"), "what is spent is not replaced")
+        assert run() == ("skipped", 0)
+        pass_days(wallet.chain, 1)
+        assert run() == ("refilled", A_DAY)
+        assert max(slot.day for slot in slots(pool)) == wallet.today() + 2
+        assert run() == ("skipped", 0)
+
+
+def test_what_the_wallet_would_refuse_is_not_signed(pool: Pool, wallet: Wallet) -> None:
+    dear = replace(wallet.offer, amount_atomic=UNIT + 1)
+    with pytest.raises(PriceAboveCap, match="at most"):
+        asyncio.run(prepare(pool, draft_of(wallet, terms=terms_of(dear)), 1, now_s(wallet)))
+    other_rail = replace(wallet.offer, method="eip3009" if wallet.offer.method == "permit2" else "permit2")
+    with pytest.raises(TermsNotAllowed):
+        asyncio.run(prepare(pool, draft_of(wallet, terms=terms_of(other_rail)), 1, now_s(wallet)))
+    with pytest.raises(TermsNotAllowed, match="is spent by"):
+        asyncio.run(prepare(pool, draft_of(wallet, agent=wallet.offer.pay_to), 1, now_s(wallet)))
+    send(wallet.chain, wallet.owner, set_agent_call(wallet.address, Address(bytes(20))))
+    with pytest.raises(TermsNotAllowed, match="frozen"):
+        buy(pool, wallet)
+    assert pool.purchases() == []
+
+
+def test_the_agents_key_alone_signs_for_the_wallet(pool: Pool, wallet: Wallet) -> None:
+    plan = asyncio.run(prepare(pool, draft_of(wallet), 1, now_s(wallet)))
+    with pytest.raises(TermsNotAllowed, match="not the one that was checked"):
+        carry_out(pool, plan, KeySigner(wallet.chain.accounts[3].key), clock=lambda: now_s(wallet))
