@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from random import Random
 
 from gateway.bidder.features import Row, View, view_of
@@ -45,11 +45,16 @@ NO_EXPLORATION = Exploration(share=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A decision with what it was taken on: the offers looked at, their rows, and the place of the one bought."""
+    """A decision with what it was taken on: the offers looked at, their rows, and the place of the one bought.
+
+    `order` are the places of all offers, what is bought first, then the best that is left: where to turn when a seller
+    turns out not to be there.
+    """
 
     decision: Decision
     view: View
     index: int | None = None
+    order: Sequence[int] = ()
 
     @property
     def row(self) -> Row | None:
@@ -92,9 +97,13 @@ def choose(
 
 @dataclass(frozen=True, slots=True)
 class _Best:
-    """What the policy would do: the place of its offer (None: nothing), and the probability of having drawn it."""
+    """What the policy would do: the place of its offer (None: nothing), and the probability of having drawn it.
+
+    `worth` says how good each offer is, in whatever the policy counts by.
+    """
 
     index: int | None
+    worth: Sequence[float]
     probabilities: Sequence[float] | None = None
     p_good: Sequence[float] | None = None
     utilities: Sequence[float] | None = None
@@ -112,17 +121,17 @@ def _best(view: View, policy: Policy, random: Random) -> _Best:
         total = sum(weights)
         if total > 0 and isfinite(total):
             shares = [weight / total for weight in weights]
-            return _Best(random.choices(range(len(shares)), weights=shares)[0], shares)
-        return _Best(None)
+            return _Best(random.choices(range(len(shares)), weights=shares)[0], shares, shares)
+        return _Best(None, weights)
     if estimate.order is not None:
-        return _Best(_argmax(estimate.order))
+        return _Best(_argmax(estimate.order), estimate.order)
     chances = [_chance(p) for p in estimate.p_good or ()]
     value = view.task.value
     utilities = [value * p - offer.price for p, offer in zip(chances, view.offers, strict=True)]
     index = _argmax(utilities)
     if index is not None and utilities[index] <= 0:
         index = None
-    return _Best(index, p_good=chances, utilities=utilities)
+    return _Best(index, utilities, p_good=chances, utilities=utilities)
 
 
 def _explored(view: View, best: _Best, policy: Policy, random: Random, exploration: Exploration) -> Chosen:
@@ -162,7 +171,14 @@ def _chosen(
         None if best.p_good is None else best.p_good[index],
         None if best.utilities is None else best.utilities[index],
     )
-    return Chosen(decision, view, index)
+    return Chosen(decision, view, index, _order(best.worth, index))
+
+
+def _order(worth: Sequence[float], first: int) -> list[int]:
+    def key(place: int) -> tuple[bool, float]:
+        return place != first, -worth[place] if isfinite(worth[place]) else inf
+
+    return sorted(range(len(worth)), key=key)
 
 
 def _is_sound(task: Task) -> bool:
