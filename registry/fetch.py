@@ -20,8 +20,10 @@ from registry.card import host_of
 from registry.guard import GuardedNetwork, NetworkPolicy, Refused, Resolver, resolve
 from registry.limits import (
     FETCH_CONCURRENCY,
-    FETCH_HOST_FAILURES_MAX,
+    FETCH_HOST_STRIKES_MAX,
+    FETCH_PER_GATEWAY,
     FETCH_PER_HOST,
+    FETCH_SLOW_S,
     FETCH_TIMEOUT_S,
     REDIRECTS_MAX,
 )
@@ -55,7 +57,7 @@ class Answer:
 
 class Fetcher:
     """Fetches for one run; an async context manager. At most so many at once, and few to one host, which is
-    not asked again in this run once it was silent a few times.
+    not asked again in this run once it was silent or slow a few times.
 
     `resolver` stands in for the system's in tests.
     """
@@ -70,7 +72,8 @@ class Fetcher:
         )
         self._all = asyncio.Semaphore(FETCH_CONCURRENCY)
         self._hosts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCH_PER_HOST))
-        self._dead: Counter[str] = Counter()
+        self._gateways: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(FETCH_PER_GATEWAY))
+        self._strikes: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,9 +91,11 @@ class Fetcher:
         headers: Iterable[_Header] = (),
         redirects_max: int = REDIRECTS_MAX,
         timeout_s: float = FETCH_TIMEOUT_S,
+        is_gateway: bool = False,
     ) -> Answer:
         """Return the answer to a GET, following at most `redirects_max` redirects, each checked like the first URL.
 
+        `is_gateway`: the host is the user's choice and speaks for many others, so one that is slow is not its fault.
         Raises `Unfetched` when there is none, when it is longer than `body_max`, or not over after `timeout_s`.
         """
         fields = [("accept", "application/json"), *headers]
@@ -105,7 +110,7 @@ class Fetcher:
                 target = _joined(target, location)
             raise Unfetched("too_many_redirects", f"more than {redirects_max}")
 
-        return await self._within(timeout_s, url, follow)
+        return await self._within(timeout_s, url, follow, is_gateway=is_gateway)
 
     async def ask(
         self,
@@ -127,25 +132,30 @@ class Fetcher:
 
         return await self._within(timeout_s, url, once)
 
-    async def _within(self, timeout_s: float, url: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _within(
+        self, timeout_s: float, url: str, work: Callable[[], Awaitable[Answer]], *, is_gateway: bool = False
+    ) -> Answer:
         host = host_of(url) or ""
+        turns = self._gateways if is_gateway else self._hosts
         # The host's turn first: a thousand files on one slow host must not take everybody's places.
-        async with self._hosts[host], self._all:
-            if self._dead[host] >= FETCH_HOST_FAILURES_MAX:
+        async with turns[host], self._all:
+            if self._strikes[host] >= FETCH_HOST_STRIKES_MAX:
                 raise Unfetched("host_down", host)
+            started_s = time.monotonic()
             try:
                 async with asyncio.timeout(timeout_s):
                     return await work()
             except TimeoutError:
-                self._dead[host] += 1
                 raise Unfetched("timeout", f"not over after {timeout_s:g} s") from None
             except Refused as refusal:
                 raise Unfetched(refusal.code, refusal.detail) from None
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as problem:
-                self._dead[host] += 1
+                self._strikes[host] += not is_gateway
                 raise Unfetched("unreachable", type(problem).__name__) from None
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError) as problem:
                 raise Unfetched("broken_off", type(problem).__name__) from None
+            finally:
+                self._strikes[host] += not is_gateway and time.monotonic() - started_s > FETCH_SLOW_S
 
     async def _exchange(
         self, method: str, url: str, headers: Sequence[_Header], body: bytes, body_max: int, *, strict: bool

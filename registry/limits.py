@@ -31,8 +31,11 @@ REDIRECTS_MAX = 3
 # Open connections, in all and to one host, which may carry a thousand registrations.
 FETCH_CONCURRENCY = 16
 FETCH_PER_HOST = 2
-# After so many connections without an answer a host is left alone for the rest of a run.
-FETCH_HOST_FAILURES_MAX = 3
+# A gateway speaks for many hosts.
+FETCH_PER_GATEWAY = 8
+# After so many connections that failed, or took this long, a host is left alone for the rest of a run.
+FETCH_HOST_STRIKES_MAX = 3
+FETCH_SLOW_S = 5.0
 # A file is asked for again after this long, and a dead one later after every failure.
 DOCUMENT_TTL_S = 86_400
 FAILED_TTL_S = 3_600

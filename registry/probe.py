@@ -16,7 +16,7 @@ from contracts.asked import read_asked
 from contracts.errors import FareboxError, NotForSale
 from contracts.limits import BODY_402_BYTES_MAX
 from contracts.offers import Offer, offer_from_wire
-from registry.card import Card
+from registry.card import Card, host_of
 from registry.documents import read_json
 from registry.fetch import Answer, Fetcher, Unfetched
 from registry.limits import MODELS_BYTES_MAX, MODELS_MAX, PROBE_ENDPOINTS_MAX, PROBE_TIMEOUT_S, WORD_CHARS_MAX
@@ -26,8 +26,10 @@ __all__ = ["INFERENCE_PATHS", "Probe", "cheapest", "endpoints_of", "probe", "rea
 
 # OpenAI- and Anthropic-shaped routes, in the order in which a base URL is asked.
 INFERENCE_PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/responses", "/v1/messages")
-# Services that may answer an HTTP request with a price; MCP and A2A speak protocols of their own, ENS and email none.
-_PROBED_NAMES = ("x402", "openai", "inference", "llm", "api", "http", "https", "rest", "web", "openapi", "")
+# Names of services are free; these speak protocols of their own, or none at all.
+_NOT_PROBED = ("mcp", "a2a", "oasf", "ens", "did", "email")
+# And these promise most, in this order.
+_FIRST = ("x402", "openai", "inference", "llm", "api")
 _NO_SUCH_ROUTE = (404, 405)
 _BODY = msgspec.json.encode(
     {"model": "default", "messages": [{"role": "user", "content": "."}], "input": ".", "prompt": ".", "max_tokens": 1}
@@ -56,13 +58,12 @@ class Probe:
 def endpoints_of(card: Card) -> tuple[str, ...]:
     """Return the endpoints of a card that may be for sale over HTTP, those that say so first."""
     named = [
-        (_PROBED_NAMES.index(service.name.lower()), service.endpoint)
+        (_FIRST.index(name) if name in _FIRST else len(_FIRST), service.endpoint)
         for service in card.services
-        if service.name.lower() in _PROBED_NAMES and service.endpoint.startswith(("https://", "http://"))
+        if (name := service.name.lower()) not in _NOT_PROBED and host_of(service.endpoint) is not None
     ]
-    return tuple(dict.fromkeys(endpoint for _, endpoint in sorted(named, key=lambda pair: pair[0])))[
-        :PROBE_ENDPOINTS_MAX
-    ]
+    in_order = (endpoint for _, endpoint in sorted(named, key=lambda pair: pair[0]))
+    return tuple(dict.fromkeys(in_order))[:PROBE_ENDPOINTS_MAX]
 
 
 async def probe(endpoint: str, fetcher: Fetcher, model: str | None = None) -> Probe:
@@ -72,7 +73,7 @@ async def probe(endpoint: str, fetcher: Fetcher, model: str | None = None) -> Pr
     try:
         if base is None:
             return read_probe(endpoint, await _unpaid(endpoint, fetcher, model))
-        listing = await fetcher.get(base + "/v1/models", body_max=MODELS_BYTES_MAX, redirects_max=0)
+        listing = await fetcher.ask("GET", base + "/v1/models", body_max=MODELS_BYTES_MAX)
         models = read_models(listing)
         wanted = model or (models[0] if models else None)
         for path in INFERENCE_PATHS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from contracts.address import Address
 from contracts.erc8004 import AGENT_WALLET_KEY
@@ -31,6 +30,14 @@ _RELATED = """
     UNION SELECT value FROM identity_events
     WHERE chain_id = :chain_id AND agent_id = :agent_id AND kind = 'metadata' AND name = :wallet_key
 """
+# Whatever a crowd says, an agent has a score only by proof of payment, by a trusted reviewer, or by one's own calls.
+_HEARD = """
+    SELECT chain_id, agent_id FROM payment_proofs
+    UNION SELECT chain_id, agent_id FROM feedback_events WHERE client IN (SELECT address FROM trusted_reviewers)
+"""
+_PAID = (
+    "SELECT chain_id, agent_id FROM agents WHERE wallet = ? UNION SELECT chain_id, agent_id FROM agents WHERE owner = ?"
+)
 
 
 def read_reputation(connection: Connection, agent: AgentId, calls: Sequence[PaidCall], now_s: int) -> Reputation:
@@ -70,15 +77,14 @@ def related_to(connection: Connection, agent: AgentId) -> frozenset[Address]:
 def scores(
     connection: Connection, agents: Sequence[AgentId], *, calls: Sequence[PaidCall], now_s: int
 ) -> dict[AgentId, float]:
-    """Return the scores of those of `agents` that are rated."""
-    rated_ids = {
-        (row[0], row[1]) for row in connection.execute("SELECT DISTINCT chain_id, agent_id FROM feedback_events")
-    }
-    read = partial(read_reputation, connection, calls=calls, now_s=now_s)
+    """Return the scores of those of `agents` that are rated. Looks only at agents about whom something counts."""
+    heard = {(row[0], row[1]) for row in connection.execute(_HEARD)}
+    for payee in {call.payee for call in calls}:
+        heard.update((row[0], row[1]) for row in connection.execute(_PAID, (payee, payee)))
     found = {}
     for agent in agents:
-        if calls or (agent.chain_id, agent.number) in rated_ids:
-            score = read(agent).score
+        if (agent.chain_id, agent.number) in heard:
+            score = read_reputation(connection, agent, calls, now_s).score
             if score is not None:
                 found[agent] = score
     return found

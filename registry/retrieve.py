@@ -59,7 +59,9 @@ async def retrieve(
         if location.kind == "ipfs" and location.cid is not None:
             return await _from_ipfs(location, location.cid, fetcher, gateways)
         if location.kind == "ar":
-            answer = await fetcher.get(f"{gateways.arweave}/{location.url}", body_max=DOCUMENT_BYTES_MAX)
+            answer = await fetcher.get(
+                f"{gateways.arweave}/{location.url}", body_max=DOCUMENT_BYTES_MAX, is_gateway=True
+            )
             return _of(answer, (*location.codes, "content_unproven"))
         if location.url is not None:
             conditions = [("if-none-match", etag), ("if-modified-since", last_modified)]
@@ -88,6 +90,7 @@ async def _from_ipfs(location: Location, cid: Cid, fetcher: Fetcher, gateways: G
             f"{gateways.ipfs}{path}?format=raw",
             body_max=DOCUMENT_BYTES_MAX + 1024,
             headers=[("accept", "application/vnd.ipld.raw")],
+            is_gateway=True,
         )
         if raw.status == 200:
             if not block_matches(cid, raw.body):
@@ -95,7 +98,7 @@ async def _from_ipfs(location: Location, cid: Cid, fetcher: Fetcher, gateways: G
             content = file_in_block(cid, raw.body)
             if content is not None:
                 return Retrieved(content, codes=codes, is_lasting=True)
-    answer = await fetcher.get(gateways.ipfs + path, body_max=DOCUMENT_BYTES_MAX)
+    answer = await fetcher.get(gateways.ipfs + path, body_max=DOCUMENT_BYTES_MAX, is_gateway=True)
     return _of(answer, (*codes, "content_unproven"))
 
 

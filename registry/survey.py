@@ -38,13 +38,16 @@ __all__ = ["Surveyor", "survey", "verdict_of"]
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
+# Only agents with something to ask at; those never looked at first, then those whose last look is the oldest.
 _DUE = f"""
     {CANDIDATE} LEFT JOIN standings USING (chain_id, agent_id)
-    WHERE documents.card IS NOT NULL AND (standings.surveyed_at_s IS NULL OR standings.surveyed_at_s <= ?
-        OR standings.uri_key IS NOT agents.uri_key OR standings.owner IS NOT agents.owner
-        OR standings.wallet IS NOT agents.wallet)
-    ORDER BY agents.number DESC LIMIT ?
-"""
+    WHERE EXISTS (SELECT 1 FROM services WHERE services.uri_key = agents.uri_key AND services.host IS NOT NULL)
+        AND coalesce(json_extract(documents.card, '$.x402'), 1) <> 0
+        AND (standings.surveyed_at_s IS NULL OR standings.surveyed_at_s <= ?
+            OR standings.uri_key IS NOT agents.uri_key OR standings.owner IS NOT agents.owner
+            OR standings.wallet IS NOT agents.wallet)
+    ORDER BY coalesce(standings.surveyed_at_s, 0), agents.number DESC LIMIT ?
+"""  # noqa: S608 - our own words
 
 
 class Surveyor:

@@ -14,7 +14,7 @@ import pytest
 
 from registry.fetch import Fetcher, Unfetched
 from registry.guard import NetworkPolicy, Refused, forbidden
-from registry.limits import DOCUMENT_BYTES_MAX
+from registry.limits import DOCUMENT_BYTES_MAX, FETCH_HOST_STRIKES_MAX
 from registry.retrieve import Gateways, retrieve, retrieve_well_known
 from tests.registry.strangers import Request, strangers
 
@@ -199,6 +199,20 @@ async def test_one_slow_host_holds_up_only_its_own_files() -> None:
         assert (await fetcher.get(web.page("quick", "/", b"ok"), body_max=10)).body == b"ok"
         release.set()
         assert {answer.status for answer in await asyncio.gather(*slow)} == {200}
+
+
+async def test_a_host_without_answers_is_left_alone_for_the_rest_of_a_run_but_a_gateway_is_not() -> None:
+    async with strangers() as web, web.fetcher() as fetcher:
+        codes = {}
+        for is_gateway in (True, False):
+            failed = []
+            for _ in range(FETCH_HOST_STRIKES_MAX + 1):
+                with pytest.raises(Unfetched) as refused:
+                    await fetcher.get("http://dead:9/", body_max=10, is_gateway=is_gateway)
+                failed.append(refused.value.code)
+            codes[is_gateway] = failed
+    assert codes[True] == ["unreachable"] * (FETCH_HOST_STRIKES_MAX + 1)
+    assert codes[False] == ["unreachable"] * FETCH_HOST_STRIKES_MAX + ["host_down"]
 
 
 async def test_an_unchanged_file_is_not_sent_again() -> None:

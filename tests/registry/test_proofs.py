@@ -1,0 +1,150 @@
+"""Goal: a rating is paid only when the chain shows it: this payer, this agent, real money, before, and never twice.
+
+Method: one good claim with its receipt, one fact changed at a time; then the whole way, with a payment on a chain.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.address import Address, address_text
+from contracts.evm.devnet import Devnet
+from contracts.keccak import keccak
+from contracts.networks import ASSETS, Network
+from contracts.storage import Connection
+from contracts.typed_data import word_of_address, word_of_uint
+from registry.candidates import find_candidate
+from registry.index import Index
+from registry.proofs import Claim, is_paid, prove_payments, read_claim
+from registry.ratings import read_reputation
+from tests.registry.shelf import CHAIN_ID, NOW_S, OWNER, WALLET, add_agent, agent, shelf
+from tests.registry.strangers import Web, strangers
+
+CLIENT, OTHER = Address(b"\x0c" * 20), Address(b"\x0d" * 20)
+BASE = Network(8453)
+USDC = ASSETS[8453][0].address
+TRANSACTION = b"\x07" * 32
+CLAIM = Claim(CLIENT, 1, TRANSACTION, 100)
+ROW = {"client": CLIENT, "feedback_index": 1, "block": 100}
+TRANSFER = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
+
+
+def word(address: Address) -> str:
+    return "0x" + word_of_address(address).hex()
+
+
+def receipt(
+    *,
+    status: str = "0x1",
+    block: int = 99,
+    token: Address = USDC,
+    payer: Address = CLIENT,
+    payee: Address = WALLET,
+    value: int = 1000,
+    topic: str = TRANSFER,
+) -> dict[str, Any]:
+    log = {"address": address_text(token), "topics": [topic, word(payer), word(payee)], "data": hex(value)}
+    return {"status": status, "blockNumber": hex(block), "logs": [{"address": "0x", "topics": [], "data": "0x"}, log]}
+
+
+def proof(**changes: Any) -> dict[str, Any]:
+    stated = {
+        "fromAddress": address_text(CLIENT),
+        "toAddress": address_text(WALLET),
+        "chainId": 8453,
+        "txHash": "0x" + TRANSACTION.hex(),
+    }
+    return {"proofOfPayment": {**stated, **changes}}
+
+
+def test_a_payment_of_the_reviewer_to_the_agent_before_the_rating_proves_it() -> None:
+    assert is_paid(CLAIM, receipt(), (OWNER, WALLET), BASE)
+    assert is_paid(CLAIM, receipt(block=100, payee=OWNER), (OWNER, WALLET), BASE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        receipt(status="0x0"),
+        receipt(block=101),
+        receipt(payer=OTHER),
+        receipt(payee=OTHER),
+        receipt(value=0),
+        receipt(token=OTHER),
+        receipt(topic="0x" + keccak(b"Approval(address,address,uint256)").hex()),
+        {"status": "0x1"},
+        None,
+        "nonsense",
+    ],
+)
+def test_anything_else_proves_nothing(wrong: Any) -> None:
+    assert not is_paid(CLAIM, wrong, (OWNER, WALLET), BASE)
+
+
+@pytest.mark.parametrize("spelled", [{}, {"chainId": "8453"}, {"fromAddress": f"eip155:8453:{address_text(CLIENT)}"}])
+def test_a_claim_is_read_in_every_spelling_in_use(spelled: dict[str, Any]) -> None:
+    assert read_claim(proof(**spelled), ROW, 8453) == CLAIM
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        {},
+        {"proofOfPayment": "paid, honestly"},
+        proof(chainId=1),
+        proof(fromAddress=address_text(OTHER)),
+        proof(txHash="0x12"),
+        proof(txHash=None),
+    ],
+)
+def test_a_claim_of_somebody_else_elsewhere_or_of_nothing_is_none(document: Any) -> None:
+    assert read_claim(document, ROW, 8453) is None
+
+
+def _rate(index: Index, client: Address, uri: str, file_hash: bytes, *, log_index: int) -> None:
+    def insert(connection: Connection) -> None:
+        connection.execute(
+            "INSERT INTO feedback_events (chain_id, block, log_index, transaction_hash, block_hash, time_s, kind,"
+            " agent_id, client, feedback_index, value, decimals, tag1, uri, file_hash)"
+            " VALUES (?, 1000, ?, x'00', x'00', ?, 'given', 1, ?, 1, '80', 0, 'starred', ?, ?)",
+            (CHAIN_ID, log_index, NOW_S, client, uri, file_hash),
+        )
+
+    index.database.transact(insert)
+
+
+async def test_of_two_ratings_with_one_payment_and_one_with_a_changed_file_a_single_one_counts(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    payer, payee = chain.accounts[3], chain.accounts[4]
+    wallet = Address(bytes.fromhex(payee.address[2:]))
+    client = Address(bytes.fromhex(payer.address[2:]))
+    chain.mint(payer.address, 1000)
+    transfer = keccak(b"transfer(address,uint256)")[:4] + word_of_address(wallet) + word_of_uint(1000)
+    sent = chain.send(payer.address, chain.token, transfer)
+    data = json.dumps(proof(chainId=CHAIN_ID, txHash=sent["transactionHash"], fromAddress=payer.address)).encode()
+    with shelf(tmp_path) as index:
+        add_agent(index, 1, "", owner=OWNER, wallet=wallet)
+        async with strangers() as web, web.fetcher() as fetcher:
+            _publish(web, index, client, data)
+            candidate = index.database.read(lambda connection: find_candidate(connection, f"{CHAIN_ID}:1"))
+            assert await prove_payments(index.database, fetcher, candidate, [chain.rpc_url], NOW_S) == 1
+            assert await prove_payments(index.database, fetcher, candidate, [chain.rpc_url], NOW_S) == 0
+        reputation = index.database.read(lambda connection: read_reputation(connection, agent(1), [], NOW_S))
+    (stars,) = reputation.tags
+    assert (stars.raw, stars.paid) == (3, 1)
+    assert reputation.score == pytest.approx(0.8)
+
+
+def _publish(web: Web, index: Index, client: Address, data: bytes) -> None:
+    """Rate three times: with proof; as another reviewer with the same proof; with another file than was rated with."""
+    uri = web.page("files", "/rating", data)
+    _rate(index, client, uri, keccak(data), log_index=0)
+    _rate(index, OTHER, uri, keccak(data), log_index=1)
+    _rate(index, Address(b"\x0e" * 20), uri, b"\x01" * 32, log_index=2)
