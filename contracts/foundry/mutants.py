@@ -62,8 +62,8 @@ MUTANTS = (
     ),
     Mutant(
         "65-byte signature",
-        "        bool allowed;\n",
-        "        bool allowed;\n"
+        "        bool allowed = false;\n",
+        "        bool allowed = false;\n"
         "        if (signature.length == 65 && _isApproved(hash, signature)) return 0x1626ba7e;\n",
     ),
     Mutant("payments may start before their day", "if (payment.validAfter < _startOf(payment.day)) return 0;", ""),

@@ -224,7 +224,7 @@ contract AgentWallet is ERC2771Context, Ownable2Step, EIP712, ERC165, IERC1271 {
     function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4) {
         if (hash == 0) return REFUSED;
         if (hash == _cancelling) return IERC1271.isValidSignature.selector;
-        bool allowed;
+        bool allowed = false;
         if (signature.length == SLOT_SIGNATURE_LENGTH) {
             Messages.Payment memory payment = abi.decode(signature[66:], (Messages.Payment));
             allowed = _digestOfSlot(uint8(signature[0]), payment) == hash;
