@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -13,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool, Spender
 from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestAlreadyPaid, RequestInProgress
+from contracts.offers import PERMIT2
 from contracts.storage.presence import FilePresence
-from tests.buyer.parts import NOW_S, add_purchase, add_signed
+from tests.buyer.parts import NOW_S, add_purchase, add_signed, offer_of
 
 WORKERS = 2
 KEYS = st.sampled_from([f"request {number}" for number in range(6)])
@@ -24,13 +26,15 @@ WHO = st.integers(0, WORKERS - 1)
 class PoolMachine(RuleBasedStateMachine):
     """Two workers on one pool, with top-ups, lost answers, repetitions, closings and power losses."""
 
+    OFFER = offer_of()
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.home = self.new_home(Path(self.folder.name) / "home")
         self.boot = 0
         self.pool = Pool.open(self.home, era="boot 0")
-        self.purchase = add_purchase(self.pool)
+        self.purchase = add_purchase(self.pool, offer=self.OFFER)
         self.workers = [self.pool.spender(lease_size=3) for _ in range(WORKERS)]
         self.signed = 0
         # The model: which request an authorization was shown to a seller for, and those that were answered.
@@ -156,6 +160,26 @@ class PoolMachine(RuleBasedStateMachine):
         self.sent = [(other, claim) for other, claim in self.sent if other != who]
 
 
+class Permit2Machine(PoolMachine):
+    """The same over Permit2, whose nonces are bits in words of the purchase's own."""
+
+    OFFER = replace(offer_of(), method=PERMIT2)
+
+    @rule(count=st.integers(200, 300))
+    def sign_more_than_a_word_holds(self, count: int) -> None:
+        self.sign_more(count, 2)
+
+    @invariant()
+    def every_word_is_filled_bit_by_bit(self) -> None:
+        query = "SELECT nonce FROM authorizations"
+        nonces = self.pool.database.read(lambda c: [bytes(row["nonce"]) for row in c.execute(query)])
+        words: dict[bytes, list[int]] = {}
+        for nonce in nonces:
+            words.setdefault(nonce[:31], []).append(nonce[31])
+        assert all(sorted(bits) == list(range(len(bits))) for bits in words.values())
+        assert len(words) == -(-len(nonces) // 256)
+
+
 def abandon(worker: Spender) -> None:
     """Let go of a worker's lock as the kernel does for a dead process, without a word to the store."""
     presence = worker._slots.worker._presence
@@ -169,6 +193,10 @@ PoolMachine.TestCase.settings = settings(
     max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPoolMachine = PoolMachine.TestCase
+Permit2Machine.TestCase.settings = settings(
+    max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPermit2Machine = Permit2Machine.TestCase
 
 
 def test_counts_know_what_was_signed() -> None:
