@@ -32,6 +32,7 @@ FareboxError
     ├── AboveCeiling              the request may cost more than its payment allows
     └── PaymentRefused            a payment that parses but is not acceptable
         ├── NoMatchingOffer       the echoed terms are none of ours
+        ├── ExtensionEchoMismatch   an extension of ours comes back changed
         ├── InvalidSignature      the signature is not the payer's
         ├── RecipientMismatch     it pays somebody else
         ├── TokenMismatch         it pays in another token
@@ -71,6 +72,7 @@ __all__ = [
     "ConfigInvalid",
     "ContractPayer",
     "ExposureExceeded",
+    "ExtensionEchoMismatch",
     "FacilitatorMismatch",
     "FacilitatorUnavailable",
     "FactoryNotAllowed",
@@ -352,6 +354,13 @@ class NoMatchingOffer(PaymentRefused):
 
     code, x402_reason = "no_matching_offer", "invalid_payment_requirements"
     remedy = "pay one of the offers in `accepts`, echoed unchanged"
+
+
+class ExtensionEchoMismatch(PaymentRefused):
+    """The payment echoes an extension that the 402 declared, and lacks or changes a part of its `info`."""
+
+    code, x402_reason = "extension_echo_mismatch", "extension_echo_mismatch"
+    remedy = "echo what the 402 declares and add to it, or leave `extensions` out"
 
 
 class InvalidSignature(PaymentRefused):

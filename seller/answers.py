@@ -111,7 +111,9 @@ class Answers:
     def _payment_answer(self, quote: Quote, message: str, code: str, reason: str, extra: RawHeaders) -> Answer:
         resource = ResourceInfo(url=self._base_url + quote.path, description=_DESCRIPTION, mime_type=_MIME)
         accepts = [requirements(offer) for offer in quote.offers]
-        header = PaymentRequired(x402_version=2, error=reason, resource=resource, accepts=accepts)
+        header = PaymentRequired(
+            x402_version=2, error=reason, resource=resource, accepts=accepts, extensions=quote.extensions or None
+        )
         document: dict[str, Any] = {"x402Version": 2, "accepts": accepts, "resource": resource}
         legacies = [requirements_v1(offer, resource.url, _DESCRIPTION, _MIME) for offer in quote.offers]
         legacy = next((each for each in legacies if each is not None), None)

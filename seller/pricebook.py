@@ -7,7 +7,7 @@ whatever is not listed is not sold and not given away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.address import Address, address_text
@@ -15,6 +15,7 @@ from contracts.errors import ConfigInvalid, MalformedMessage, NameUnknown
 from contracts.offers import PERMIT2, Offer
 from contracts.typed_data import Domain
 from seller.config import RouteSettings, SellerConfig
+from seller.extensions import declared
 from seller.limits import METERED_OFFER_TIMEOUT_S, OFFER_TIMEOUT_S
 from seller.price_settings import PriceSettings
 from seller.pricing import UsagePrice
@@ -34,6 +35,7 @@ class Quote:
     model: str | None
     offers: tuple[Offer, ...]
     usage: UsagePrice | None = None
+    extensions: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def offer(self) -> Offer:
@@ -124,7 +126,9 @@ def _route(settings: RouteSettings, config: SellerConfig, facilitator: Address |
         else:
             assert facilitator is not None, "checked before"
             offers = (_offer_by_usage(config, usage.ceiling_atomic, facilitator),)
-        return Quote(settings.match, settings.path, model, offers, usage)
+        # A facilitator is not told of token permits.
+        extensions = declared(settings.path, model, offers, sponsors=config.settler.kind == "chain")
+        return Quote(settings.match, settings.path, model, offers, usage, extensions)
 
     return Route(
         match=settings.match,

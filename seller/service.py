@@ -24,9 +24,11 @@ from contracts.errors import (
 from contracts.evm.rpc import Rpc
 from contracts.lifecycle import Money
 from contracts.schemes.rails import rail_of
+from contracts.wire import PaymentPayload
 from seller.answers import Answers
 from seller.claims import Claim, Replay
 from seller.config import SellerConfig
+from seller.extensions import check_echo
 from seller.ledger import Ledger
 from seller.limits import QUEUED_LIFE_S, URGENT_LIFE_S
 from seller.metrics import Metrics
@@ -207,6 +209,8 @@ class Seller:
         is_queued = self.config.settle == "async" or quote.usage is not None
         life_s = QUEUED_LIFE_S if is_queued else URGENT_LIFE_S
         await self.open()
+        if isinstance(payment, PaymentPayload):
+            check_echo(payment.extensions, quote.extensions)
         verified = await self.verifier.verify(payment, quote.offers, life_s)
         checkpoint("seller.verified")
         await self.check_token()

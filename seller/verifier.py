@@ -37,6 +37,7 @@ from contracts.signature import ACCOUNT_SIGNATURE_BYTES
 from contracts.typed_data import word_of_address
 from contracts.wire import PaymentPayload
 from seller.clock import ChainClock, is_in_doubt, verify_in_time, why_not_in_time
+from seller.extensions import payment_id
 from seller.limits import URGENT_LIFE_S
 from seller.payers import KnownPayer, Payers
 from seller.settlement.calls import payment_calls, refusal_of
@@ -76,9 +77,9 @@ class Verifier:
         try:
             verified = await verify_in_time(payment, offers, life_s, self._clock.head_s)
         except InvalidSignature as error:
-            candidate = self._with_permit(payment, unverified(payment, offers))
+            candidate = self._with_extensions(payment, unverified(payment, offers))
             return await self._by_contract(candidate, error)
-        return self._with_permit(payment, verified)
+        return self._with_extensions(payment, verified)
 
     async def facts(self, payment: VerifiedPayment, *, fresh: bool = False) -> tuple[VerifiedPayment, KnownPayer]:
         """Return the payment, marked where its payer is a contract, and what the chain says of the payer.
@@ -140,7 +141,7 @@ class Verifier:
                 "the payer's balance does not cover the price",
                 x402_reason="permit2_insufficient_balance" if by_permit2 else None,
             )
-        if payment.token_permit is None and (payer.allowance_atomic or 0) < authorization.value_atomic and by_permit2:
+        if by_permit2 and (payer.allowance_atomic or 0) < authorization.value_atomic:
             return AllowanceRequired("the payer lets Permit2 move less than the price")
         if await self._says(_PAUSED):
             return TokenPaused("the token is paused and moves nothing")
@@ -181,13 +182,15 @@ class Verifier:
             permit2_nonce=authorization.nonce if _is_over_permit2(payment) else None,
         )
 
-    def _with_permit(self, payment: Payment, verified: VerifiedPayment) -> VerifiedPayment:
-        if not isinstance(payment, PaymentPayload) or not _is_over_permit2(verified):
+    def _with_extensions(self, payment: Payment, verified: VerifiedPayment) -> VerifiedPayment:
+        """Add what the extensions of a payment bring along. Raises a refusal or `MalformedMessage`."""
+        if not isinstance(payment, PaymentPayload) or payment.extensions is None:
             return verified
-        permit = token_permit(
-            payment.extensions, verified.authorization, verified.offer, int(time.time()), URGENT_LIFE_S
-        )
-        return verified if permit is None else msgspec.structs.replace(verified, token_permit=permit)
+        permit = None
+        if _is_over_permit2(verified):
+            authorization, now_s = verified.authorization, int(time.time())
+            permit = token_permit(payment.extensions, authorization, verified.offer, now_s, URGENT_LIFE_S)
+        return msgspec.structs.replace(verified, token_permit=permit, payment_id=payment_id(payment.extensions))
 
     async def _says(self, question: bytes) -> bool:
         """Ask the token a question of yes or no; a token that does not know it says no."""

@@ -322,6 +322,7 @@ def settle_by_hand(chain: Devnet, case: Case) -> None:
 
 # The specification's reasons that the SDK's EVM code does not use itself.
 SPECIFIED = {
+    "extension_echo_mismatch",
     "insufficient_funds",
     "invalid_payload",
     "invalid_payment_requirements",
