@@ -107,11 +107,13 @@ class Ledger:
         balance_atomic: Callable[[int], int | None],
         since_block: int,
         now_s: int,
+        amount_known: bool = False,
     ) -> Claim | Replay:
         """Take the payment's key for this request, durably, and decide how it will be settled.
 
-        `balance_atomic` is told what the ledger has settled of this payer and returns what the payer has. A kept answer
-        is returned in place of a claim. Raises `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed` (402),
+        `balance_atomic` is told what the ledger has settled of this payer and returns what the payer has. With
+        `amount_known` what is metered is over already, as for a facilitator, and settles like any other payment. A kept
+        answer is returned in place of a claim. Raises `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed` (402),
         `ExposureExceeded` (429), `InsufficientFunds` (402), or a failure of ours (503).
         """
 
@@ -133,7 +135,7 @@ class Ledger:
                 caps,
                 payment.offer.amount_atomic,
                 payment.authorization.valid_before_s - now_s,
-                metered=payment.is_metered,
+                metered=payment.is_metered and not amount_known,
                 contract_payer=payment.contract_payer,
             )
             if row is not None:

@@ -332,6 +332,7 @@ class Facilitator:
             balance_atomic=lambda _: facts.balance_atomic,
             since_block=self._seen.get((authorization.payer, authorization.nonce), facts.block),
             now_s=int(time.time()),
+            amount_known=True,
         )
         if not isinstance(claim, Claim):
             raise AlreadyServed("it was settled before")
