@@ -14,7 +14,7 @@ from contracts.event_stream import EventSplitter, event_data
 from contracts.wire import decode_json
 from seller.bounds import BoundedRequest
 from seller.pricing import Usage, UsagePrice
-from seller.usage import Dialect, hides_nothing_else, merged
+from seller.usage import Dialect, is_usage_only, merged
 
 __all__ = ["Meter"]
 
@@ -71,4 +71,4 @@ class Meter:
             return False
         self.usage = merged(self.usage, self._dialect.usage_of(document))
         self.deltas += self._dialect.deltas_of(document)
-        return hides_nothing_else(document)
+        return is_usage_only(document)

@@ -12,7 +12,7 @@ from typing import Any
 
 from seller.pricing import Usage
 
-__all__ = ["DIALECTS", "Dialect", "hides_nothing_else", "merged"]
+__all__ = ["DIALECTS", "Dialect", "is_usage_only", "merged"]
 
 Document = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ def merged(earlier: Usage, later: Usage) -> Usage:
     )
 
 
-def hides_nothing_else(event: Document) -> bool:
+def is_usage_only(event: Document) -> bool:
     """Tell whether an event is the one that `stream_options.include_usage` adds: usage, and no choices."""
     return event.get("choices") == [] and isinstance(event.get("usage"), dict)
 

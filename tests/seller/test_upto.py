@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from contracts.address import parse_address
+from contracts.errors import StoreUnavailable
 from contracts.event_stream import EventSplitter
 from contracts.evm.devnet import Devnet
 from contracts.lifecycle import Money
@@ -26,6 +27,7 @@ from gateway.demo.model_server import model_server_app
 from seller.facilitate.app import facilitator_app
 from seller.ledger import Ledger
 from seller.proxy import ReverseProxy
+from seller.service import Seller
 from seller.settlement.supported import warn_of_changed_facilitator
 from tests.paying import offer_in
 from tests.seller.shop import BUYER, CHAT, GAS, OTHER, Shop, error_of, is_replayed, open_shop, receipt_of
@@ -48,6 +50,12 @@ CEILING = 100 * 400 + 7 * 1000
 USED = 100 * INPUT + 7 * OUTPUT
 PATHS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages")
 EVENTS = [(b"content-type", b"text/event-stream")]
+PIECE = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+
+
+def usage_event(given: int, made: int) -> bytes:
+    """Return the event that `stream_options.include_usage` adds."""
+    return b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n' % (given, made)
 
 
 def request(path: str = CHAT, **fields: Any) -> dict[str, Any]:
@@ -190,12 +198,12 @@ async def test_exposure_counts_the_ceiling_until_the_charge_is_known(chain: Devn
     async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
         tap = Tap()
         shop.middleware.app = tap
-        tap.turns.put_nowait(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+        tap.turns.put_nowait(PIECE)
         asking = asyncio.ensure_future(ask(shop, stream=True))
         while not shop.seller.ledger.sums().payments:  # noqa: ASYNC110 - a row in a store
             await asyncio.sleep(0.01)
         assert shop.seller.ledger.sums().exposure_atomic == CEILING
-        tap.turns.put_nowait(b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n')
+        tap.turns.put_nowait(usage_event(1, 2))
         tap.turns.put_nowait(None)
         assert (await asking).content.endswith(b'"x"}}]}\n\n')
         assert shop.seller.ledger.sums().exposure_atomic == 100 + 14
@@ -330,8 +338,7 @@ async def test_a_server_that_dies_in_mid_stream_is_paid_for_what_was_noted_and_n
     async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
         tap = Tap()
         shop.middleware.app = tap
-        piece = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
-        tap.turns.put_nowait(piece)
+        tap.turns.put_nowait(PIECE)
         asking = asyncio.ensure_future(ask(shop, stream=True))
         while not shop.seller.ledger.sums().payments:  # noqa: ASYNC110 - a row in a store
             await asyncio.sleep(0.01)
@@ -342,11 +349,49 @@ async def test_a_server_that_dies_in_mid_stream_is_paid_for_what_was_noted_and_n
         sums = other.sums()
         due = 100 * (len(PROMPT) // 8) + 7
         assert (sums.payments, sums.outstanding_atomic) == ({Money.QUEUED.value: 1}, due)
-        tap.turns.put_nowait(piece * 5)
+        tap.turns.put_nowait(PIECE * 5)
         tap.turns.put_nowait(None)
         await asyncio.wait([asking])
         assert other.sums().outstanding_atomic == due
         other.close()
+
+
+async def test_a_store_that_fails_at_the_end_is_told_the_charge_before_the_next_payment(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        database = shop.seller.ledger.database
+        write = database.write
+
+        async def fail(*_: Any, **__: Any) -> Any:
+            raise StoreUnavailable("the disk is full")
+
+        async def stream(_scope: Any, _receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+            await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+            # The delivery is on disk; from here on nothing is written.
+            monkeypatch.setattr(database, "write", fail)
+            await send({"type": "http.response.body", "body": usage_event(1, 2)})
+
+        shop.middleware.app = stream
+        assert (await ask(shop, stream=True)).status_code == 200
+        assert shop.seller.ledger.sums().outstanding_atomic == CEILING
+        monkeypatch.setattr(database, "write", write)
+        shop.middleware.app = model_server_app([MODEL])
+        assert (await ask(shop)).status_code == 200
+        await shop.settled()
+        assert shop.earned == 100 + 2 * 7 + USED
+
+
+async def test_a_mounted_middleware_charges_and_another_process_settles(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
+        assert (await ask(shop, stream=True)).status_code == 200
+        assert shop.seller.ledger.sums().outstanding_atomic == USED
+        settling = Seller(shop.seller.config, settles=True)
+        await settling.open()
+        await shop.settled()
+        await settling.close()
+        assert shop.earned == USED
 
 
 @pytest.mark.parametrize("stream", [False, True])
