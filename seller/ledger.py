@@ -113,8 +113,8 @@ class Ledger:
 
         `balance_atomic` is told what the ledger has settled of this payer and returns what the payer has. With
         `amount_known` what is metered is over already, as for a facilitator, and settles like any other payment. A kept
-        answer is returned in place of a claim. Raises `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed` (402),
-        `ExposureExceeded` (429), `InsufficientFunds` (402), or a failure of ours (503).
+        answer is returned in place of a claim. Raises `RequestInProgress` or `AlreadyServed` (409), `PaymentReplayed`
+        (402), `ExposureExceeded` (429), `InsufficientFunds` (402), or a failure of ours (503).
         """
 
         owner = f"{self.owner.id}/{next(self._numbers)}"
