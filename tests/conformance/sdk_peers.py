@@ -27,7 +27,7 @@ from x402.mechanisms.evm.exact import (
     register_exact_evm_facilitator,
     register_exact_evm_server,
 )
-from x402.mechanisms.evm.signers import EthAccountSigner
+from x402.mechanisms.evm.signers import EthAccountSigner, EthAccountSignerWithRPC
 from x402.mechanisms.evm.upto import UptoEvmClientScheme, UptoEvmFacilitatorScheme
 from x402.schemas import PaymentPayload, PaymentRequirements
 
@@ -154,6 +154,7 @@ def paying_client(
     account: DevAccount,
     *,
     token: str | None = None,
+    reads_chain: bool = False,
     cap_atomic: int = 1_000_000,
     v1_name: str | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
@@ -161,9 +162,10 @@ def paying_client(
     """Return the SDK's httpx client, funded by `account`, with its spend controls opened for `token`, or the dollar.
 
     With `v1_name`, the v1 name of the network, it is a v1 client: it is kept from seeing v2 headers. `transport` is
-    what the SDK's own transport sends through.
+    what the SDK's own transport sends through. One that `reads_chain` sees whether it must approve Permit2.
     """
-    signer = EthAccountSigner(Account.from_key(account.key))
+    wallet = Account.from_key(account.key)
+    signer = EthAccountSignerWithRPC(wallet, chain.rpc_url) if reads_chain else EthAccountSigner(wallet)
     client = register_exact_evm_client(x402Client(), signer)
     client.register("eip155:*", UptoEvmClientScheme(signer))
     allowed: Any = [

@@ -99,15 +99,18 @@ class Street:
         """Return the token of a rail as settings spell it: 18 decimals without EIP-3009 for Permit2, else 6."""
         if rail is Rail.PERMIT2:
             token, named = self.chain.plain_token, {"name": "Plain Dollar", "version": "1", "symbol": "PLAIN"}
-            return {"address": token, "decimals": 18, **named}
+            return {"address": token, "decimals": 18, "permit": True, **named}
         return {"address": self.chain.token, "decimals": 6, "name": "USDC", "version": "2", "symbol": "USDC"}
 
-    def payer(self, rail: Rail) -> DevAccount:
-        """Return a new account with money for a rail: approved for Permit2 where the rail goes through it."""
+    def payer(self, rail: Rail, *, approved: bool = True) -> DevAccount:
+        """Return a new account with money for a rail; where the rail goes through Permit2, that is approved to move it.
+
+        Not `approved`, the account has never sent a transaction and has nothing to pay one with.
+        """
         account, asset = Account.create(), self.asset(rail)
         token, amount_atomic = asset["address"], _PURSE_TOKENS * 10 ** asset["decimals"]
         self.chain.mint(account.address, amount_atomic, token)
-        if rail is not Rail.EIP3009:
+        if rail is not Rail.EIP3009 and approved:
             self.chain.fund_gas(account.address, _PURSE_WEI)
             self.chain.rpc("anvil_impersonateAccount", account.address)
             self.chain.approve_permit2(account.address, amount_atomic, token)

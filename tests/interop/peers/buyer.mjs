@@ -7,12 +7,13 @@ const { UptoEvmScheme } = require("@x402/evm/upto/client");
 const { privateKeyToAccount } = require("viem/accounts");
 
 // POSTs `body` to `url` with @x402/fetch, paying with `key` in any of `assets`, each up to its own cap. With `release`,
-// posts there as soon as the first piece of the answer has come, and reads the rest after.
-export async function buy({ url, body, key, network, assets, release }) {
+// posts there as soon as the first piece of the answer has come, and reads the rest after. With `rpcUrl` the client can
+// see on chain whether it must approve Permit2.
+export async function buy({ url, body, key, network, assets, release, rpcUrl }) {
   const account = privateKeyToAccount(key);
   const paying = wrapFetchWithPaymentFromConfig(fetch, {
     schemes: [
-      { network, client: new ExactEvmScheme(account) },
+      { network, client: new ExactEvmScheme(account, rpcUrl ? { rpcUrl } : undefined) },
       { network, client: new UptoEvmScheme(account) },
     ],
     spendControls: {
