@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from contracts.address import Address
 from contracts.networks import DEVNET_CHAIN_ID, find_asset, parse_network
@@ -22,6 +23,8 @@ _VERDICT_WEIGHTS = {"verified": 1.0, "unproven": 0.35, "blocked": 0.01, "unknown
 _UNRATED = 0.6
 # Far above what others ask for the like, a price is a trap or a mistake; it sinks in proportion, to here.
 _PRICE_FIT_MIN = 0.02
+# Tokens that results name; a search sees few.
+_TOKENS_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,12 @@ def price_of(offered: Offered) -> Fraction | None:
     """Return a price in whole units where the token is a dollar we know: a stranger's may call itself anything."""
     if offered.network is None or offered.price_atomic is None or offered.decimals is None:
         return None
-    network = parse_network(offered.network)
-    known = find_asset(network, Address(offered.asset or b""))
-    is_dollar = known.is_dollar if known is not None else network.chain_id == DEVNET_CHAIN_ID
+    is_dollar = _is_dollar(offered.network, offered.asset)
     return Fraction(int(offered.price_atomic), 10**offered.decimals) if is_dollar else None
+
+
+@lru_cache(_TOKENS_MAX)
+def _is_dollar(network: str, asset: bytes | None) -> bool:
+    chain = parse_network(network)
+    known = find_asset(chain, Address(asset or b""))
+    return known.is_dollar if known is not None else chain.chain_id == DEVNET_CHAIN_ID
