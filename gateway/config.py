@@ -14,6 +14,7 @@ from buyer.home import STORE_VARIABLE, Home
 from contracts.errors import ConfigInvalid, FareboxError
 from contracts.settings import StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url, shown_store_url
+from gateway.routing_settings import RoutingSettings
 
 __all__ = ["GatewayConfig", "Listen", "Shown", "host_only", "load_config", "override", "parse_listen", "shown"]
 
@@ -88,7 +89,8 @@ class GatewayConfig(StrictModel):
     than this machine can connect. `max_price` caps one call unless the client's own `x-farebox-max-price` is lower.
     `fallback` is the base URL of an OpenAI-compatible server that answers every model not named `paid/…`; with it, a
     bare name never pays. The key in the environment variable `fallback_key_env` is sent there in place of the client's
-    Authorization.
+    Authorization. `routing` says, by model ("*" for all others), how calls are placed that several purchases could
+    answer.
     """
 
     listen: ListenText = "127.0.0.1:8403"
@@ -100,6 +102,7 @@ class GatewayConfig(StrictModel):
     rpc: list[str] = pydantic.Field(default_factory=list)
     fallback: BaseUrl | None = None
     fallback_key_env: Variable | None = None
+    routing: dict[str, RoutingSettings] = pydantic.Field(default_factory=dict)
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> GatewayConfig:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from buyer.budgets import budget_units
 from buyer.client_keys import ClientKey
 from buyer.flow import Outcome, Outgoing, pay_with_pool
 from buyer.pool import Claim, Pool, Spender
@@ -34,6 +35,8 @@ from contracts.errors import (
 )
 from contracts.stream_receipts import STREAM_RECEIPT
 from gateway.attempts import Attempt, Attempts, Broken, Record
+from gateway.bidder.service import Bidder
+from gateway.bidder.task import Outcome as Ended
 from gateway.client import Client
 from gateway.config import GatewayConfig
 from gateway.envelope import Headers, Problem, Refused
@@ -44,6 +47,7 @@ from gateway.limits import CALL_TIMEOUT_S
 from gateway.metrics import Metrics
 from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay, sold_by_usage
 from gateway.requests import Call
+from gateway.routing import Routed, Router
 from gateway.shelf import Shelf
 from gateway.upstream import Answer, Upstream
 
@@ -66,14 +70,20 @@ class _Order:
 
     request_key: str
     fingerprint: str
-    candidates: list[Purchase]
+    routed: Routed
 
 
 class Desk:
     """Serves calls out of one pool. `clock` is unix seconds. `stopping` is set once no new call should be sent here."""
 
     def __init__(
-        self, config: GatewayConfig, pool: Pool, upstream: Upstream, *, clock: Callable[[], float] = time.time
+        self,
+        config: GatewayConfig,
+        pool: Pool,
+        upstream: Upstream,
+        *,
+        bidder: Bidder | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -82,6 +92,7 @@ class Desk:
         self.shelf = Shelf(pool)
         self.attempts = Attempts()
         self.metrics = Metrics(self.shelf.counts)
+        self.router = Router(config.routing, bidder or Bidder())
         self._upstream = upstream
         self._fallback_key = config.fallback_key()
         self._spender: Spender = pool.spender()
@@ -186,15 +197,16 @@ class Desk:
             if earlier.state in ("unknown", "spent"):
                 # Only the seller that saw the payment may see it again, and only it may have kept the answer.
                 self.metrics.repeated.labels("presented_again").inc()
-                return _Order(request_key, _own_id(call), [self._seller_of(earlier)])
+                return _Order(request_key, _own_id(call), Routed([self._seller_of(earlier)]))
         ranked = self.shelf.find(call.model.name, call.seller)
         _check_model(call, [purchase.model for purchase in ranked])
         caps = {"x-farebox-max-price": call.max_price, "max_price in gateway.yaml": self.config.max_price}
         affordable = self.shelf.affordable(ranked, {name: text for name, text in caps.items() if text is not None})
         candidates = self.shelf.open_for_business(affordable, self.clock())
+        routed = self.router.route(call, candidates, self.clock())
         if call.has_id:
-            return _Order(call.key, _own_id(call), candidates)
-        return _Order(f"{call.key}:{secrets.token_hex(8)}", call.key, candidates)
+            return _Order(call.key, _own_id(call), routed)
+        return _Order(f"{call.key}:{secrets.token_hex(8)}", call.key, routed)
 
     def _seller_of(self, earlier: Receipt) -> Purchase:
         try:
@@ -223,9 +235,11 @@ class Desk:
                 await self._end(attempt.record.claim, delivered=served and client.delivered)
 
     async def _pay_and_pass_on(self, call: Call, client: Client, attempt: Attempt, order: _Order) -> bool:
-        relay = Relay(call, client, attempt.record)
+        relay = Relay(call, client, attempt.record, extra=_decision_headers(order.routed))
+        started_s = self.clock()
         purchase, outcome, answer = await self._pay(call, order)
         if answer is None:
+            self._note_end(order.routed, purchase, outcome, started_s, is_ok=False)
             if isinstance(outcome.error, RequestAlreadyPaid) and outcome.claim is not None:
                 self.metrics.repeated.labels("already_paid").inc()
                 if not call.has_id:
@@ -237,10 +251,25 @@ class Desk:
         try:
             self._note_success(purchase, outcome)
             whole = await relay.answer(outcome, answer)
+            if not relay.was_left:
+                self._note_end(order.routed, purchase, outcome, started_s, is_ok=whole)
             await self._note_charge(relay, attempt)
             return whole
         finally:
             answer.close()
+
+    def _note_end(self, routed: Routed, purchase: Purchase, outcome: Outcome, started_s: float, *, is_ok: bool) -> None:
+        """Tell the bidder how long a call took and what it cost, as far as anybody knows."""
+        claim, now_s = outcome.claim, self.clock()
+        if claim is None or claim.spent:
+            return
+        receipt_amount = None if outcome.receipt is None else outcome.receipt.amount
+        amount_atomic = claim.authorization.value_atomic if receipt_amount is None else int(receipt_amount)
+        settlement = "unknown" if outcome.receipt is None else "stated"
+        if not is_ok and _charged_nothing(outcome):
+            amount_atomic, settlement = 0, "none"
+        ended = Ended(max(now_s - started_s, 0.0), is_ok, budget_units(amount_atomic, purchase.offer.asset))
+        self.router.ended(routed, purchase, ended, settlement, now_s)
 
     async def _note_charge(self, relay: Relay, attempt: Attempt) -> None:
         """Note what a stream by usage was charged, and that one whose client left is over: there is no more of it."""
@@ -257,7 +286,8 @@ class Desk:
     async def _pay(self, call: Call, order: _Order) -> tuple[Purchase, Outcome, Answer | None]:
         """Pay the first candidate that can be paid. Only while nothing has left the machine is the next one asked."""
         failure: FareboxError | None = None
-        for purchase in order.candidates:
+        for purchase in order.routed.purchases:
+            self.router.placed(order.routed, purchase, order.request_key, self.clock())
             headers = call.seller_headers()
             if sold_by_usage(purchase):
                 headers.append((STREAM_RECEIPT, "1"))
@@ -284,6 +314,8 @@ class Desk:
                 return purchase, outcome, answer
             if not isinstance(outcome.error, (AuthorizationsExhausted, BudgetExceeded, SellerUnreachable)):
                 raise _id_reused() if isinstance(outcome.error, RequestChanged) else outcome.error
+            if isinstance(outcome.error, SellerUnreachable):
+                self.router.unreachable(purchase, self.clock())
             if failure is None or isinstance(outcome.error, SellerUnreachable):
                 failure = outcome.error
         assert failure is not None, "an order names at least one purchase"
@@ -310,6 +342,14 @@ class Desk:
             raise Refused(Problem(504, "call_timed_out", "the fallback gave no whole answer in time")) from None
         finally:
             self.metrics.fallback.labels(outcome).inc()
+
+
+def _decision_headers(routed: Routed) -> Headers:
+    return [] if routed.decision_id is None else [(b"x-farebox-decision", routed.decision_id.encode())]
+
+
+def _charged_nothing(outcome: Outcome) -> bool:
+    return outcome.incoming is not None and outcome.incoming.headers.get("x-farebox-charged") == "false"
 
 
 def _check_model(call: Call, models: list[str]) -> None:

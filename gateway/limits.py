@@ -45,3 +45,9 @@ RECONCILE_EVERY_S = 15.0
 RECONCILE_EVERY_S_MAX = 600.0
 # Calls in flight get this long to end after SIGTERM; then they are recorded as unknown.
 STOP_TIMEOUT_S = 30.0
+# The furthest deadline that a client may state.
+DEADLINE_MS_MAX = 3_600_000
+# A seller that fails this often in a row is left alone this long, before one call tries it again.
+BREAKER_FAILURES = 3
+BREAKER_PAUSE_S = 30.0
+BREAKERS_MAX = 1_000

@@ -46,8 +46,9 @@ def sold_by_usage(purchase: Purchase) -> bool:
 class Relay:
     """Carries the answer of one call."""
 
-    def __init__(self, call: Call, client: Client, record: Record) -> None:
+    def __init__(self, call: Call, client: Client, record: Record, *, extra: Headers | None = None) -> None:
         self._call, self._client, self._record = call, client, record
+        self._extra = extra or []
         # What the seller says it charged by usage, once it has said so.
         self.charged_atomic: int | None = None
         # Whether a stream by usage was stopped because its client has left.
@@ -55,7 +56,7 @@ class Relay:
 
     async def answer(self, outcome: Outcome, answer: Answer) -> bool:
         """Pass a paid answer on chunk by chunk, a stream with its receipt at the end. Tell whether it is whole."""
-        headers = [*passed_on(answer.headers), _NO_STORE, *_receipt_headers(outcome)]
+        headers = [*passed_on(answer.headers), _NO_STORE, *_receipt_headers(outcome), *self._extra]
         if answer.headers.get("x-farebox-replayed") == "true":
             headers.append(_REPLAYED)
         length = answer.headers.get("content-length")

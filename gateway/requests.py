@@ -16,6 +16,7 @@ from gateway.envelope import Headers, Problem, Refused
 from gateway.gate import KEY_BYTES
 from gateway.limits import BODY_BYTES_MAX, BODY_TIMEOUT_S, HEADERS_BYTES_MAX, MODEL_CHARS_MAX, REQUEST_ID_CHARS_MAX
 from gateway.models import ModelName, parse_model
+from gateway.wishes import NO_WISHES, Wishes, parse_wishes
 
 __all__ = ["Call", "ClientGone", "parse_call", "read_body"]
 
@@ -49,7 +50,7 @@ class Call:
 
     Equal `key`s are attempts at one logical request, or may be: a key is made of the client's own id (`has_id`), else
     of caller, route and body. `digest` is the request's own. `max_price` is the text of `x-farebox-max-price`. The
-    caller came with `client_key`, if any.
+    caller came with `client_key`, if any. `wishes` say how soon and how urgently it wants its answer.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Call:
     max_price: str | None
     seller: str | None
     client_key: ClientKey | None = None
+    wishes: Wishes = NO_WISHES
 
     @property
     def route(self) -> str:
@@ -144,6 +146,7 @@ def parse_call(scope: Scope, body: bytes, client_key: ClientKey | None = None) -
         max_price=ours.get("max-price"),
         seller=ours.get("seller"),
         client_key=client_key,
+        wishes=parse_wishes(ours),
     )
 
 

@@ -24,6 +24,7 @@ from contracts.errors import ConfigInvalid, FareboxError
 from gateway.admin import admin_app
 from gateway.admin_token import TokenCheck, admin_token
 from gateway.app import GatewayApp, HostCheck
+from gateway.bidder.opening import open_bidder
 from gateway.config import GatewayConfig, Listen, parse_listen
 from gateway.desk import Desk
 from gateway.limits import POOL_POLL_S, STOP_TIMEOUT_S
@@ -71,10 +72,13 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
             stack.enter_context(_bound("listen", listen)),
             stack.enter_context(_bound("admin_listen", admin_listen)),
         ]
-        pool = Pool.open(config.open_home())
+        home = config.open_home()
+        pool = Pool.open(home)
         stack.callback(pool.close)
+        bidder = open_bidder(home)
+        stack.push_async_callback(bidder.close)
         upstream = await stack.enter_async_context(Upstream())
-        desk = Desk(config, pool, upstream)
+        desk = Desk(config, pool, upstream, bidder=bidder)
         stack.callback(desk.close)
         servers = [
             _Server(HostCheck(GatewayApp(desk), listen)),

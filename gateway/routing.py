@@ -1,0 +1,147 @@
+"""Which purchase answers a call when several could: the place where the gateway asks the bidder.
+
+What is handed to the bidder is within every cap already, and what it says is only an order; the pool's budgets and the
+purchase's terms are checked where the money is claimed, whatever stands first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from buyer.budgets import budget_units, parse_units
+from buyer.purchase import Purchase
+from contracts.errors import LocalRefusal
+from gateway.bidder.service import Bidder, Ticket
+from gateway.bidder.task import NORMAL, TIERS, Offer, Outcome, Task
+from gateway.breaker import Breakers
+from gateway.models import cheapest_first
+from gateway.requests import Call
+from gateway.routing_settings import RoutingSettings
+from gateway.wishes import work_of
+
+__all__ = ["NotWorthIt", "Routed", "Router", "offer_of", "task_of"]
+
+# What an answer is taken to be worth when nobody says: so much that price only orders, and nothing is skipped.
+_VALUE_PRICES = 4
+_EVERY_MODEL = "*"
+
+
+class NotWorthIt(LocalRefusal):
+    """No seller's price is worth its chance of a good answer in time. Nothing was paid."""
+
+    code = "not_worth_it"
+    remedy = "raise x-farebox-value, allow more time, or leave the value out"
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Purchases in the order in which to try them, and the decision behind it, where there was one to take."""
+
+    purchases: list[Purchase]
+    ticket: Ticket | None = None
+
+    @property
+    def decision_id(self) -> str | None:
+        """What `farebox bid explain` takes."""
+        return None if self.ticket is None else self.ticket.id
+
+
+class Router:
+    """Orders the purchases that could answer a call, and tells the bidder what became of it."""
+
+    def __init__(self, settings: dict[str, RoutingSettings], bidder: Bidder) -> None:
+        self._settings = settings
+        self.bidder = bidder
+        self.breakers = Breakers()
+
+    def route(self, call: Call, candidates: Sequence[Purchase], now_s: float) -> Routed:
+        """Return the order for `call` among purchases that are within its caps.
+
+        Raises `NotWorthIt`, or `LocalRefusal` where the settings leave nobody.
+        """
+        settings = self._settings_for(call.model.name)
+        allowed = _allowed(candidates, settings, call.model.name)
+        open_ones = [each for each in allowed if not self.breakers.is_open(each.origin, now_s)]
+        # With everybody's breaker open, trying is better than refusing: nothing is paid unless somebody answers.
+        usable = open_ones or allowed
+        if len(usable) == 1 and call.wishes.value_units is None:
+            return Routed(list(usable))
+        offers = {each.name: offer_of(each) for each in usable}
+        task = task_of(call, list(offers.values()), settings)
+        ticket = self.bidder.decide(
+            task, list(offers.values()), model=call.model.name, policy=settings.policy, explores=settings.explore
+        )
+        if ticket.chosen.decision.action != "buy":
+            if call.wishes.value_units is not None:
+                raise NotWorthIt(f"{call.model.name[:100]}: {ticket.chosen.decision.reason}")
+            return Routed(cheapest_first(usable))
+        by_name = {each.name: each for each in usable}
+        return Routed([by_name[offer.name] for offer in ticket.offers], ticket)
+
+    def placed(self, routed: Routed, purchase: Purchase, request_key: str, now_s: float) -> None:
+        """Note that a call is on its way to a seller."""
+        self.breakers.trying(purchase.origin, now_s)
+        if routed.ticket is not None:
+            self.bidder.placed(routed.ticket, request_key)
+
+    def unreachable(self, purchase: Purchase, now_s: float) -> None:
+        """Note that a seller was not there; nothing was paid."""
+        self.breakers.failed(purchase.origin, now_s)
+
+    def ended(self, routed: Routed, purchase: Purchase, outcome: Outcome, settlement: str, now_s: float) -> None:
+        """Note what became of a paid call."""
+        if outcome.is_ok:
+            self.breakers.succeeded(purchase.origin)
+        else:
+            self.breakers.failed(purchase.origin, now_s)
+        if routed.ticket is None:
+            return
+        for offer in routed.ticket.chosen.view.offers:
+            if offer.name == purchase.name:
+                self.bidder.ended(routed.ticket, offer, outcome, settlement=settlement)
+
+    def _settings_for(self, model: str) -> RoutingSettings:
+        return self._settings.get(model) or self._settings.get(_EVERY_MODEL) or RoutingSettings()
+
+
+def offer_of(purchase: Purchase) -> Offer:
+    """Return a purchase as something to choose. Its tier is what its terms say, "standard" where they do not."""
+    stated = (purchase.accepted.extra or {}).get("tier")
+    offer = purchase.offer
+    return Offer(
+        name=purchase.name,
+        seller=purchase.origin,
+        price_units=budget_units(offer.amount_atomic, offer.asset),
+        tier=TIERS.index(stated) if stated in TIERS else NORMAL,
+    )
+
+
+def task_of(call: Call, offers: Sequence[Offer], settings: RoutingSettings) -> Task:
+    """Return a call as a task: what it asks for in time and money, by its headers, else by the settings.
+
+    Every offer is within the caps already, so the dearest of them is the cap that the bidder sees.
+    """
+    dearest = max(offer.price_units for offer in offers)
+    value = call.wishes.value_units
+    if value is None and settings.value is not None:
+        value = parse_units(settings.value, "value")
+    return Task(
+        work=work_of(call.fields, len(call.body)),
+        slack_s=call.wishes.deadline_s or settings.deadline_s,
+        value_units=dearest * _VALUE_PRICES if value is None else value,
+        cap_units=dearest,
+        priority=call.wishes.priority,
+    )
+
+
+def _allowed(candidates: Sequence[Purchase], settings: RoutingSettings, model: str) -> list[Purchase]:
+    allowed = [
+        each
+        for each in candidates
+        if (settings.networks is None or each.offer.network.caip2 in settings.networks)
+        and (settings.sellers is None or each.origin in settings.sellers)
+    ]
+    if not allowed:
+        raise LocalRefusal(f"{model[:100]}: `routing` in gateway.yaml allows none of its sellers")
+    return allowed
