@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -42,10 +43,13 @@ class Purse(Protocol):
 
 
 class Buyers:
-    """Opens the clients of the matrix; those that are processes of their own are started once."""
+    """Opens the clients of the matrix; those that are processes of their own are started once.
 
-    def __init__(self, street: Street) -> None:
-        self._street = street
+    Official clients that `read_chain` see when Permit2 must be approved, and sign an approval where a seller takes one.
+    """
+
+    def __init__(self, street: Street, *, read_chain: bool = False) -> None:
+        self._street, self._read_chain = street, read_chain
         self._stack = ExitStack()
         self._kinds: dict[Client, Callable[[OpenStall, DevAccount], Purse]] = {
             Client.OURS: self._ours,
@@ -70,10 +74,10 @@ class Buyers:
         return _OurPurse(stall, f"keyfile:{self._street.key_file(payer)}")
 
     def _official_python(self, stall: OpenStall, payer: DevAccount) -> Purse:
-        return _PythonPurse(self._street, stall, payer, self._runner)
+        return _PythonPurse(self._street, stall, payer, self._runner, self._read_chain)
 
     def _official_fetch(self, stall: OpenStall, payer: DevAccount) -> Purse:
-        return _FetchPurse(self._street, stall, payer)
+        return _FetchPurse(self._street, stall, payer, self._read_chain)
 
     def _through_the_gateway(self, stall: OpenStall, payer: DevAccount) -> Purse:
         gateway = self._gateway
@@ -123,26 +127,32 @@ class _GatewayPurse:
 
 
 class _PythonPurse:
-    def __init__(self, street: Street, stall: OpenStall, payer: DevAccount, runner: asyncio.Runner) -> None:
-        self._street, self._stall, self._payer, self._runner = street, stall, payer, runner
+    def __init__(
+        self, street: Street, stall: OpenStall, payer: DevAccount, runner: asyncio.Runner, reads_chain: bool
+    ) -> None:
+        self._stall, self._runner = stall, runner
+        self._open = functools.partial(
+            paying_client,
+            street.chain,
+            payer,
+            token=stall.token,
+            cap_atomic=offered_atomic(stall.stall.rail),
+            reads_chain=reads_chain,
+        )
 
     def buy(self, body: dict[str, Any], release: str | None) -> Bought:
         return self._runner.run(self._buy(body, release))
 
     async def _buy(self, body: dict[str, Any], release: str | None) -> Bought:
-        stall = self._stall
-        cap_atomic = offered_atomic(stall.stall.rail)
-        async with (
-            paying_client(self._street.chain, self._payer, token=stall.token, cap_atomic=cap_atomic) as client,
-            client.stream("POST", stall.url + CHAT, json=body) as answer,
-        ):
+        async with self._open() as client, client.stream("POST", self._stall.url + CHAT, json=body) as answer:
             text, flowed = await _read_async(answer.aiter_bytes(), release)
         return Bought(answer.status_code, text, _told(answer.headers), _receipt(answer.headers), flowed)
 
 
 class _FetchPurse:
-    def __init__(self, street: Street, stall: OpenStall, payer: DevAccount) -> None:
+    def __init__(self, street: Street, stall: OpenStall, payer: DevAccount, reads_chain: bool) -> None:
         self._street, self._stall, self._payer = street, stall, payer
+        self._rpc_url = street.chain.rpc_url if reads_chain else None
 
     def buy(self, body: dict[str, Any], release: str | None) -> Bought:
         answer = self._street.node.call(
@@ -153,6 +163,7 @@ class _FetchPurse:
             network=self._street.chain.network,
             assets=[{"asset": self._stall.token, "cap": str(offered_atomic(self._stall.stall.rail))}],
             release=release,
+            rpcUrl=self._rpc_url,
         )
         told = answer["decoded"]
         receipt = None if told is None else Receipt(told["success"], told["payer"], told["transaction"])

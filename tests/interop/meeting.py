@@ -51,9 +51,12 @@ class _Books:
         return got - self._before[0], self._before[1] - paid
 
 
-def meet(street: Street, buyers: Buyers, client: Client, stall: OpenStall) -> None:
-    """Let `client` buy a whole answer and a stream. Raises `AssertionError` for the first thing that is not right."""
-    payer = street.payer(stall.stall.rail)
+def meet(street: Street, buyers: Buyers, client: Client, stall: OpenStall, *, approved: bool = True) -> None:
+    """Let `client` buy a whole answer and a stream, with a new account that has `approved` Permit2 where it must.
+
+    Raises `AssertionError` for the first thing that is not right.
+    """
+    payer = street.payer(stall.stall.rail, approved=approved)
     books = _Books(street, stall, payer)
     purse = buyers.open(client, stall, payer)
     _check(street, purse.buy(chat(), None), payer, stream=False)

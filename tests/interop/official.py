@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from x402 import x402ResourceServer
+from x402.extensions.eip2612_gas_sponsoring.server import declare_eip2612_gas_sponsoring_extension
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.middleware.fastapi import payment_middleware, set_settlement_overrides
 from x402.mechanisms.evm.exact import register_exact_evm_server
@@ -65,13 +66,19 @@ def forwarding_app(upstream: str, *, charges_usage: bool = False) -> FastAPI:
 
 
 def sell_with_the_sdk(app: FastAPI, facilitator_url: str, option: dict[str, Any]) -> None:
-    """Put the SDK's middleware in front of the app's chat completions. The facilitator must be serving already."""
+    """Put the SDK's middleware in front of the app's chat completions. The facilitator must be serving already.
+
+    Where payment goes through Permit2, the 402 says that a token permit will do for its approval.
+    """
     client = HTTPFacilitatorClient(FacilitatorConfig(url=facilitator_url))
     app.state.at_the_end.append(client.aclose)
     server = register_exact_evm_server(x402ResourceServer(client), networks=option["network"])
     upto: Any = UptoEvmServerScheme
     server.register(option["network"], upto())
-    routes: dict[str, Any] = {f"POST {CHAT}": {"accepts": option, "mimeType": "application/json"}}
+    route: dict[str, Any] = {"accepts": option, "mimeType": "application/json"}
+    if option["price"]["extra"].get("assetTransferMethod") == "permit2":
+        route["extensions"] = declare_eip2612_gas_sponsoring_extension()
+    routes: dict[str, Any] = {f"POST {CHAT}": route}
     app.middleware("http")(payment_middleware(routes, server))
 
 

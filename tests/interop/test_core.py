@@ -5,7 +5,6 @@ The whole of it is `make test-interop`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,27 +33,6 @@ def core() -> list[Cell]:
         settlement = settlements[number % len(settlements)]
         chosen.append(Cell(list(Client)[number % len(Client)], Stall(server, settlement, rail)))
     return chosen
-
-
-@pytest.fixture(scope="module")
-def no_proxy() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        yield
-
-
-@pytest.fixture(scope="module")
-def street(devnet: Devnet, no_proxy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
-    before = devnet.snapshot()
-    with Street(tmp_path_factory.mktemp("street"), devnet) as street:
-        yield street
-    devnet.revert(before)
-
-
-@pytest.fixture(scope="module")
-def buyers(street: Street) -> Iterator[Buyers]:
-    with Buyers(street) as buyers:
-        yield buyers
 
 
 def test_the_core_leaves_out_nobody() -> None:
