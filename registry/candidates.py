@@ -16,15 +16,15 @@ from registry.agent_id import AgentId, parse_agent_id
 from registry.card import Card
 from registry.verification import OnChain
 
-__all__ = ["CANDIDATE", "Candidate", "candidate_from", "find_candidate", "read_standing"]
+__all__ = ["ONE", "Candidate", "candidate_from", "find_candidate", "read_standing"]
 
-CANDIDATE = """
+_CANDIDATE = """
     SELECT agents.*, chains.identity, documents.card, documents.content_hash, documents.error, approvals.content_hash
         AS approved_hash
     FROM agents JOIN chains USING (chain_id) LEFT JOIN documents USING (uri_key)
         LEFT JOIN approvals USING (chain_id, agent_id)
 """
-_ONE = f"{CANDIDATE} WHERE agents.chain_id = ? AND agents.agent_id = ?"
+ONE = f"{_CANDIDATE} WHERE agents.chain_id = ? AND agents.agent_id = ?"
 # SQLite counts to here, and ids are dense from 0.
 _NUMBER_MAX = 2**63 - 1
 
@@ -47,7 +47,7 @@ def find_candidate(connection: Connection, text: str) -> Candidate:
     chain_id, registry, number = parse_agent_id(text)
     row = None
     if max(chain_id, number) <= _NUMBER_MAX:
-        row = connection.execute(_ONE, (chain_id, number)).fetchone()
+        row = connection.execute(ONE, (chain_id, number)).fetchone()
     if row is None:
         label = Network(chain_id).label
         raise NameUnknown(
@@ -63,7 +63,7 @@ def find_candidate(connection: Connection, text: str) -> Candidate:
 
 
 def candidate_from(row: Row) -> Candidate:
-    """Return the candidate in a row of `CANDIDATE`."""
+    """Return the candidate in a row of `ONE`."""
     card = None if row["card"] is None else msgspec.json.decode(row["card"], type=Card)
     owner, wallet = (None if row[name] is None else Address(row[name]) for name in ("owner", "wallet"))
     return Candidate(

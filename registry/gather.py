@@ -7,7 +7,7 @@ a day, a dead one after a wait that doubles with every failure. Stopping at any 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,11 +34,14 @@ Progress = Callable[[int, int], None]
 _FOREVER_S = 2**40
 
 _DUE = """
-    SELECT agents.uri_key, agents.uri, max(agents.uri_bytes) AS uri_bytes, documents.content_hash, documents.card,
-        documents.etag, documents.last_modified, coalesce(documents.failures, 0) AS failures
-    FROM agents LEFT JOIN documents ON documents.uri_key = agents.uri_key
+    SELECT agents.uri_key FROM agents LEFT JOIN documents USING (uri_key)
     WHERE agents.uri_key IS NOT NULL AND (documents.uri_key IS NULL OR documents.expires_at_s <= ?)
     GROUP BY agents.uri_key ORDER BY max(agents.number) DESC LIMIT ?
+"""
+_ONE = """
+    SELECT agents.uri_key, agents.uri, agents.uri_bytes, documents.card, documents.etag, documents.last_modified,
+        coalesce(documents.failures, 0) AS failures
+    FROM agents LEFT JOIN documents USING (uri_key) WHERE agents.uri_key = ? ORDER BY agents.uri_bytes DESC LIMIT 1
 """
 _STORE = """
     INSERT INTO documents (uri_key, uri, state, content_hash, content_bytes, card, warnings, error, failures, etag,
@@ -85,9 +88,13 @@ async def gather(
 
     Raises `StoreUnavailable` alone: whatever strangers do ends as an error code beside their URI.
     """
-    due = database.read(lambda connection: connection.execute(_DUE, (now_s, FETCH_RUN_MAX)).fetchall())
+    due = [
+        row[0] for row in database.read(lambda connection: connection.execute(_DUE, (now_s, FETCH_RUN_MAX)).fetchall())
+    ]
     gathered = Gathered()
-    async for batch in _batches(due, fetcher, gateways or Gateways()):
+    for start in range(0, len(due), FETCH_BATCH):
+        rows = database.read(partial(_batch, keys=due[start : start + FETCH_BATCH]))
+        batch = await asyncio.gather(*(_retrieved(row, fetcher, gateways or Gateways()) for row in rows))
         for _, found in batch:
             gathered.unchanged += found.is_unchanged
             gathered.failed += found.error is not None
@@ -115,19 +122,17 @@ def write_texts(database: Database) -> int:
     return database.transact(write, durable=False)
 
 
-async def _batches(
-    due: Sequence[Row], fetcher: Fetcher, gateways: Gateways
-) -> AsyncIterator[list[tuple[Row, Retrieved]]]:
-    """Yield what was retrieved, as it comes; at most one batch is on its way beyond the one being stored."""
+def _batch(connection: Connection, keys: Sequence[bytes]) -> list[Row]:
+    """Return what is known of some documents; one by one, since a URI may be as long as its file."""
+    rows = (connection.execute(_ONE, (key,)).fetchone() for key in keys)
+    return [row for row in rows if row is not None]
 
-    async def one(row: Row) -> tuple[Row, Retrieved]:
-        if row["uri_bytes"] > len(row["uri"].encode()):
-            return row, Retrieved(error="uri_too_long", is_lasting=True)
-        known = {"etag": row["etag"], "last_modified": row["last_modified"]} if row["card"] is not None else {}
-        return row, await retrieve(row["uri"], fetcher, gateways, **known)
 
-    for start in range(0, len(due), FETCH_BATCH):
-        yield await asyncio.gather(*(one(row) for row in due[start : start + FETCH_BATCH]))
+async def _retrieved(row: Row, fetcher: Fetcher, gateways: Gateways) -> tuple[Row, Retrieved]:
+    if row["uri_bytes"] > len(row["uri"].encode()):
+        return row, Retrieved(error="uri_too_long", is_lasting=True)
+    known = {"etag": row["etag"], "last_modified": row["last_modified"]} if row["card"] is not None else {}
+    return row, await retrieve(row["uri"], fetcher, gateways, **known)
 
 
 def _store(connection: Connection, batch: Iterable[tuple[Row, Retrieved]], now_s: int) -> None:

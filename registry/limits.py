@@ -42,8 +42,8 @@ FAILED_TTL_S = 3_600
 FAILED_TTL_S_MAX = 30 * 86_400
 # A file that was good is given up after so many failures in a row.
 FAILURES_UNTIL_GONE = 3
-# Documents stored in one transaction.
-FETCH_BATCH = 200
+# Documents held at once and stored in one transaction: a URI and what it leads to may be a megabyte together.
+FETCH_BATCH = 100
 # Documents of one run of `discover sync`; the next run goes on.
 FETCH_RUN_MAX = 50_000
 

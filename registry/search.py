@@ -25,22 +25,23 @@ __all__ = ["Query", "Result", "dollars", "search"]
 
 _WORD = re.compile(r"\w+")
 _DOLLARS = re.compile(r"\$?([0-9]{1,12}(?:\.[0-9]{1,18})?)", re.ASCII)
-# bm25 weights of name, description, skills, tags, endpoints.
+# bm25 weights of name, description, skills, tags, endpoints. What may be long is read of the best results alone.
 _FOUND = """
-    SELECT agents.chain_id, agents.agent_id, chains.identity, agents.owner, agents.wallet, agents.uri, documents.card,
+    SELECT agents.number, agents.chain_id, agents.agent_id, agents.owner, agents.wallet, agents.uri_key,
         standings.*, bm25(agent_text, 8.0, 3.0, 5.0, 3.0, 1.0) AS relevance
-    FROM agent_text JOIN agents ON agents.number = agent_text.rowid
-        JOIN chains ON chains.chain_id = agents.chain_id
-        JOIN documents ON documents.uri_key = agents.uri_key
+    FROM agent_text CROSS JOIN agents ON agents.number = agent_text.rowid
         {join} standings ON standings.chain_id = agents.chain_id AND standings.agent_id = agents.agent_id
             AND standings.uri_key IS agents.uri_key AND standings.owner IS agents.owner
             AND standings.wallet IS agents.wallet
     WHERE agent_text MATCH :words AND (:chain_id IS NULL OR agents.chain_id = :chain_id) AND {where}
     ORDER BY relevance LIMIT :limit
 """
+_LONG = """
+    SELECT agents.uri, documents.card FROM agents JOIN documents USING (uri_key) WHERE agents.number = ?
+"""
 _FOR_SALE = "standings.state = 'payable' AND standings.verdict <> 'blocked'"
 # Those that can be bought come first and alone; however well stuffed with words, spam cannot push them out.
-_SELLERS = _FOUND.format(join="JOIN", where=_FOR_SALE)
+_SELLERS = _FOUND.format(join="CROSS JOIN", where=_FOR_SALE)
 _OTHERS = _FOUND.format(join="LEFT JOIN", where=f"NOT coalesce({_FOR_SALE}, 0)")
 
 
@@ -99,7 +100,8 @@ def dollars(text: str, field: str) -> Fraction:
 def search(connection: Connection, query: Query, now_s: int, calls: Sequence[PaidCall] = ()) -> list[Result]:
     """Return the best results first; `calls` are one's own paid ones. Reads the local file alone."""
     rows = _rows(connection, query)
-    agents = [AgentId(row["chain_id"], Address(row["identity"]), row["agent_id"]) for row in rows]
+    registries = {row[0]: Address(row[1]) for row in connection.execute("SELECT chain_id, identity FROM chains")}
+    agents = [AgentId(row["chain_id"], registries[row["chain_id"]], row["agent_id"]) for row in rows]
     rated = scores(connection, agents, calls=calls, now_s=now_s)
     offers = [_offered(row) for row in rows]
     prices = [price_of(offer) for offer in offers]
@@ -122,7 +124,8 @@ def search(connection: Connection, query: Query, now_s: int, calls: Sequence[Pai
         )
         found.append((terms_of(facts, median), row, agent, offer))
     found.sort(key=lambda entry: (-entry[0].score, entry[2]))
-    return [_result(*entry, rating=rated.get(entry[2])) for entry in found[: query.limit]]
+    results = (_result(connection, *entry, rating=rated.get(entry[2])) for entry in found[: query.limit])
+    return [result for result in results if result is not None]
 
 
 def _rows(connection: Connection, query: Query) -> list[Row]:
@@ -151,14 +154,20 @@ def _offered(row: Row) -> Offered:
     return Offered(row["network"], row["asset"], row["price_atomic"], row["decimals"], row["symbol"])
 
 
-def _result(terms: Terms, row: Row, agent: AgentId, offered: Offered, *, rating: float | None) -> Result:
+def _result(
+    connection: Connection, terms: Terms, row: Row, agent: AgentId, offered: Offered, *, rating: float | None
+) -> Result | None:
+    """Return one result, or None where a sync in another process took its file away meanwhile."""
+    long = connection.execute(_LONG, (row["number"],)).fetchone()
+    if long is None or long["card"] is None:
+        return None
     owner, wallet, pay_to = (
         None if row[name] is None else Address(row[name]) for name in ("owner", "wallet", "pay_to")
     )
     return Result(
         agent=agent,
-        on_chain=OnChain(owner, wallet, row["uri"]),
-        card=msgspec.json.decode(row["card"], type=Card),
+        on_chain=OnChain(owner, wallet, long["uri"]),
+        card=msgspec.json.decode(long["card"], type=Card),
         terms=terms,
         state=row["state"] or "unprobed",
         verdict=row["verdict"] or "unknown",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from contracts.storage import Connection, Database
+from contracts.storage import Connection, Database, Row
 from registry.agent_id import AgentId
-from registry.candidates import CANDIDATE, Candidate, candidate_from
+from registry.candidates import ONE, Candidate, candidate_from
 from registry.card import Card
 from registry.documents import read_json
 from registry.fetch import Fetcher
@@ -39,15 +39,16 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 # Only agents with something to ask at; those never looked at first, then those whose last look is the oldest.
-_DUE = f"""
-    {CANDIDATE} LEFT JOIN standings USING (chain_id, agent_id)
+_DUE = """
+    SELECT agents.chain_id, agents.agent_id FROM agents JOIN documents USING (uri_key)
+        LEFT JOIN standings USING (chain_id, agent_id)
     WHERE EXISTS (SELECT 1 FROM services WHERE services.uri_key = agents.uri_key AND services.host IS NOT NULL)
         AND coalesce(json_extract(documents.card, '$.x402'), 1) <> 0
         AND (standings.surveyed_at_s IS NULL OR standings.surveyed_at_s <= ?
             OR standings.uri_key IS NOT agents.uri_key OR standings.owner IS NOT agents.owner
             OR standings.wallet IS NOT agents.wallet)
     ORDER BY coalesce(standings.surveyed_at_s, 0), agents.number DESC LIMIT ?
-"""  # noqa: S608 - our own words
+"""
 
 
 class Surveyor:
@@ -115,18 +116,17 @@ async def survey(
     Raises `StoreUnavailable` alone.
     """
     since_s = now_s if is_forced else now_s - SURVEY_TTL_S
-    rows = database.read(lambda connection: connection.execute(_DUE, (since_s, SURVEY_RUN_MAX)).fetchall())
-    due = [candidate for candidate in map(candidate_from, rows) if _may_sell(candidate)]
-    surveyor = Surveyor(fetcher)
+    due = database.read(lambda connection: connection.execute(_DUE, (since_s, SURVEY_RUN_MAX)).fetchall())
+    surveyor, looked_at = Surveyor(fetcher), 0
     for start in range(0, len(due), SURVEY_BATCH):
-        batch = due[start : start + SURVEY_BATCH]
-        pins = database.read(partial(_pins_of, batch=batch))
+        batch, pins = database.read(partial(_batch, places=due[start : start + SURVEY_BATCH]))
         found = await asyncio.gather(*(surveyor.look(candidate, pins.get(candidate.agent, ())) for candidate in batch))
         findings = list(zip(batch, found, strict=True))
         database.transact(partial(_store, findings=findings, now_s=now_s), durable=False)
         if progress is not None:
-            progress(start + len(batch), len(due))
-    return len(due)
+            progress(min(start + SURVEY_BATCH, len(due)), len(due))
+        looked_at += len(batch)
+    return looked_at
 
 
 def _may_sell(candidate: Candidate) -> bool:
@@ -134,8 +134,14 @@ def _may_sell(candidate: Candidate) -> bool:
     return card is not None and card.x402 is not False and bool(endpoints_of(card))
 
 
-def _pins_of(connection: Connection, batch: Sequence[Candidate]) -> dict[AgentId, list[Pin]]:
-    return {candidate.agent: read_pins(connection, candidate.agent) for candidate in batch}
+def _batch(connection: Connection, places: Sequence[Row]) -> tuple[list[Candidate], dict[AgentId, list[Pin]]]:
+    """Return the agents at `places` that may sell something, and the user's pins for them."""
+    batch = []
+    for chain_id, agent_id in places:
+        row = connection.execute(ONE, (chain_id, agent_id)).fetchone()
+        if row is not None and _may_sell(candidate := candidate_from(row)):
+            batch.append(candidate)
+    return batch, {candidate.agent: read_pins(connection, candidate.agent) for candidate in batch}
 
 
 def _store(connection: Connection, findings: Sequence[tuple[Candidate, list[Finding]]], now_s: int) -> None:
