@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
 
 from contracts.address import parse_address
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC
@@ -30,7 +34,7 @@ class Books:
     signed: int
     states: Counter[str]
     by_nonce: dict[bytes, tuple[str, str | None]]
-    payments: list[sqlite3.Row]
+    payments: list[Mapping[str, Any]]
     used_before: Counter[bytes]
     used_after: Counter[bytes]
     earned_atomic: int
@@ -42,9 +46,10 @@ class Books:
 def read_books(town: Town) -> Books:
     """Read all books."""
     used_before, _ = _chain(town)
-    authorizations = _rows(town.pool_file, "SELECT nonce, state, request_key FROM authorizations")
-    payments = _rows(town.seller_file, "SELECT * FROM payments")
-    sums = {row["name"]: int(str(row["amount_atomic"])) for row in _rows(town.seller_file, "SELECT * FROM books")}
+    authorizations = _rows(town, "buyer", "SELECT nonce, state, request_key FROM authorizations")
+    payments = _rows(town, "seller", "SELECT * FROM payments")
+    books = _rows(town, "seller", "SELECT * FROM books")
+    sums = {row["name"]: int(str(row["amount_atomic"])) for row in books}
     used_after, earned_atomic = _chain(town)
     return Books(
         signed=len(authorizations),
@@ -109,10 +114,14 @@ def _still_open(books: Books, ledger: dict[bytes, str]) -> list[str]:
     return found
 
 
-def _rows(file: Path, query: str) -> list[sqlite3.Row]:
+def _rows(town: Town, room: str, query: str) -> list[Mapping[str, Any]]:
+    if town.store:
+        with psycopg.connect(town.store, options=f"-c search_path=farebox_{room}", row_factory=dict_row) as session:
+            return list(session.execute(query).fetchall())
+    file = town.pool_file if room == "buyer" else town.seller_file
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
         connection.row_factory = sqlite3.Row
-        return connection.execute(query).fetchall()
+        return [dict(row) for row in connection.execute(query)]
 
 
 def _chain(town: Town) -> tuple[Counter[bytes], int]:

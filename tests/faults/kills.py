@@ -15,7 +15,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.faults.asking import Answer, ask_until_final, body_of
 from tests.faults.audit import differences, read_books
 from tests.faults.town import Town, clean_environment, town
 from tests.faults.warm import Warm
+from tests.stores.servers import own_server
 
 __all__ = ["Tally", "storm"]
 
@@ -89,14 +91,18 @@ def storm(
     per_town: int = KILLS_PER_TOWN,
     seed: int = 1,
     say: Say = None,
+    new_store: Callable[[], str] = str,
 ) -> Tally:
-    """Kill `kills` times and return what was found. `say(tally, new problems)` is called from time to time."""
+    """Kill `kills` times and return what was found. `say(tally, new problems)` is called from time to time.
+
+    `new_store` gives each town the URL of an empty database; by default it has files of its own.
+    """
     tally, dice = Tally(), random.Random(seed)
     for number in range(0, kills, per_town):
         place = folder / f"town-{number}"
         place.mkdir()
         policy = POLICIES[(number // per_town) % len(POLICIES)]
-        with town(place, chain, warm, settle=policy) as here:
+        with town(place, chain, warm, settle=policy, store=new_store()) as here:
             _storm_in(here, min(per_town, kills - number), tally, dice, say)
     return tally
 
@@ -167,11 +173,22 @@ def _wait_quiet(here: Town) -> None:
         time.sleep(0.1)
 
 
+@contextmanager
+def _stores(kind: str) -> Iterator[Callable[[], str]]:
+    if kind == "sqlite":
+        yield str
+        return
+    with own_server() as server:
+        server.wait_settled()
+        yield server.new_database
+
+
 def main() -> None:
     """Run a storm and print its figures as one JSON document; exit 1 when anything was lost or doubled."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kills", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1, help="of the choice of victims and moments")
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="of pool and ledger")
     options = parser.parse_args()
     started = time.monotonic()
 
@@ -184,8 +201,8 @@ def main() -> None:
         )
 
     with tempfile.TemporaryDirectory(prefix="farebox-kills-") as folder:
-        with Warm(clean_environment()) as warm, Devnet() as chain:
-            tally = storm(Path(folder), warm, chain, options.kills, seed=options.seed, say=say)
+        with Warm(clean_environment()) as warm, Devnet() as chain, _stores(options.store) as new_store:
+            tally = storm(Path(folder), warm, chain, options.kills, seed=options.seed, say=say, new_store=new_store)
     sys.stdout.write(json.dumps({**tally.document(), "seconds": round(time.monotonic() - started)}, indent=2) + "\n")
     sys.stdout.write("".join(f"{problem}\n" for problem in tally.problems[:50]))
     sys.exit(bool(tally.problems))

@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 from coincurve import PrivateKey
 
+from buyer.home import STORE_VARIABLE
 from contracts.address import address_text
 from contracts.evm.devnet import Devnet
 from contracts.keccak import keccak
@@ -57,6 +58,8 @@ class Town:
     exposure: str = "1.00"
     # Whether the seller settles by itself, without a settlement worker.
     seller_settles: bool = False
+    # A PostgreSQL database for pool and ledger; without it each has a file of its own.
+    store: str = ""
     # Variables of every process, besides its home.
     environment: dict[str, str] = field(default_factory=dict)
     # How wrong the clock of a part is, in seconds; "farebox" stands for the commands that run to their end.
@@ -73,6 +76,8 @@ class Town:
         self.home = self.folder / "home"
         self.home.mkdir(mode=0o700)
         self.pool_file, self.seller_file = self.home / "buyer.db", self.folder / "seller.db"
+        if self.store:
+            self.environment[STORE_VARIABLE] = self.store
         self.chain.mint(self.wallet, WALLET_ATOMIC)
         self._write_key("buyer.key", self.wallet_key)
         self._write_key("settler.key", self.chain.accounts[1].key)
@@ -193,6 +198,8 @@ class Town:
             pay_to=self.payee,
         )
         text = text.replace("settle: auto", f"settle: {self.settle}")
+        if self.store:
+            text = text.replace("sqlite:///seller.db", self.store)
         return text.replace('per_payer: "1.00"', f'per_payer: "{self.exposure}"')
 
     def _write_key(self, name: str, key: bytes) -> None:
@@ -203,10 +210,17 @@ class Town:
 
 @contextmanager
 def town(
-    folder: Path, chain: Devnet, warm: Warm, *, settle: str = "auto", rpc_url: str = "", exposure: str = "1.00"
+    folder: Path,
+    chain: Devnet,
+    warm: Warm,
+    *,
+    settle: str = "auto",
+    rpc_url: str = "",
+    exposure: str = "1.00",
+    store: str = "",
 ) -> Iterator[Town]:
     """Give a town in `folder`, and end all its processes afterwards; after a failure the logs are shown."""
-    built = Town(folder, chain, warm, settle, rpc_url, exposure)
+    built = Town(folder, chain, warm, settle, rpc_url, exposure, store=store)
     try:
         yield built
     except BaseException:
