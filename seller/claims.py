@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable
 from contracts.lifecycle import Money, Work
+from contracts.schemes.erc6492 import bare
 from contracts.schemes.rails import rail_of
 from contracts.storage import Connection, Row
 from seller import spool
@@ -69,7 +70,7 @@ def is_same_payment(row: Row, payment: VerifiedPayment) -> bool:
         row["valid_after_s"],
         row["valid_before_s"],
         row["facilitator"],
-        row["signature"],
+        bare(bytes(row["signature"])),
     ) == (
         rail_of(payment.offer).NAME,
         authorization.payer,
@@ -79,7 +80,7 @@ def is_same_payment(row: Row, payment: VerifiedPayment) -> bool:
         str(authorization.valid_after_s),
         str(authorization.valid_before_s),
         authorization.facilitator,
-        payment.signature,
+        bare(payment.signature),
     )
 
 

@@ -30,7 +30,7 @@ from contracts.keccak import keccak
 from contracts.networks import PERMIT2
 from contracts.offers import Offer
 from contracts.schemes import exact_eip3009
-from contracts.schemes.erc6492 import MAGIC
+from contracts.schemes.erc6492 import MAGIC, bare
 from contracts.schemes.gas_sponsoring import token_permit
 from contracts.schemes.rails import rail_of
 from contracts.signature import ACCOUNT_SIGNATURE_BYTES
@@ -78,6 +78,7 @@ class Verifier:
             verified = await verify_in_time(payment, offers, life_s, self._clock.head_s)
         except InvalidSignature as error:
             candidate = self._with_extensions(payment, unverified(payment, offers))
+            candidate = msgspec.structs.replace(candidate, contract_payer=True)
             return await self._by_contract(candidate, error)
         return self._with_extensions(payment, verified)
 
@@ -159,11 +160,15 @@ class Verifier:
         """
         permit2 = _is_over_permit2(candidate)
         try:
-            if not self._payers.remembered(candidate.authorization.payer, permit2=permit2):
+            # A wallet is deployed by its first payment: what is remembered of one that was not may be over.
+            is_wrapped = candidate.signature.endswith(MAGIC)
+            if is_wrapped or not self._payers.remembered(candidate.authorization.payer, permit2=permit2):
                 self._wallets.take_question()
-            if (await self._known(candidate)).has_code:
+            if (await self._known(candidate, fresh=is_wrapped)).has_code:
+                # Deployed once more, it would fail and burn all gas.
+                candidate = msgspec.structs.replace(candidate, signature=bare(candidate.signature))
                 await self._wallets.vouch(candidate)
-            elif candidate.signature.endswith(MAGIC):
+            elif is_wrapped:
                 await self._wallets.check_undeployed(candidate)
             else:
                 raise error
@@ -171,7 +176,7 @@ class Verifier:
             if len(candidate.signature) != ACCOUNT_SIGNATURE_BYTES:
                 raise
             raise error from None
-        return msgspec.structs.replace(candidate, contract_payer=True)
+        return candidate
 
     async def _known(self, payment: VerifiedPayment, *, fresh: bool = False) -> KnownPayer:
         authorization = payment.authorization

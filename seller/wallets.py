@@ -14,7 +14,7 @@ from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable, ContractPayer, FactoryNotAllowed, InvalidSignature, MalformedMessage
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.keccak import keccak
-from contracts.schemes.erc6492 import unwrap
+from contracts.schemes.erc6492 import bare, unwrap
 from contracts.schemes.rails import rail_of
 from contracts.typed_data import padded_bytes, word_of_uint
 from seller.limits import GAS_PER_SIGNATURE_CHECK, WALLET_QUESTIONS_MAX, WALLET_QUESTIONS_PER_S
@@ -49,11 +49,9 @@ class Wallets:
     async def vouch(self, payment: VerifiedPayment) -> None:
         """Ask the payer, which has code, for its word on the signature. Raises `ContractPayer`, `ChainUnavailable`."""
         self.take_question()
-        wrapped = unwrap(payment.signature)
-        signature = payment.signature if wrapped is None else wrapped.signature
         digest = rail_of(payment.offer).digest(payment.authorization, payment.offer)
         payer = address_text(payment.authorization.payer)
-        data = _IS_VALID_SIGNATURE + digest + word_of_uint(64) + padded_bytes(signature)
+        data = _IS_VALID_SIGNATURE + digest + word_of_uint(64) + padded_bytes(bare(payment.signature))
         request = {"to": payer, "data": "0x" + data.hex(), "gas": hex(GAS_PER_SIGNATURE_CHECK)}
         try:
             answer = await self._rpc.call("eth_call", request, "latest")

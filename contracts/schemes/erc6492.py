@@ -13,7 +13,7 @@ from contracts.errors import MalformedMessage
 from contracts.schemes.authorization import Call
 from contracts.typed_data import padded_bytes, word_of_address, word_of_uint
 
-__all__ = ["MAGIC", "Wrapped", "unwrap", "wrap"]
+__all__ = ["MAGIC", "Wrapped", "bare", "unwrap", "wrap"]
 
 MAGIC = bytes.fromhex("6492" * 16)
 
@@ -35,6 +35,12 @@ def unwrap(signature: bytes) -> Wrapped | None:
         raise _malformed()
     factory = Address(body[12:32])
     return Wrapped(Call(factory, _tail(body, 32)), _tail(body, 64))
+
+
+def bare(signature: bytes) -> bytes:
+    """Return what the wallet itself is asked about: the inner signature of a wrapped one, else the same."""
+    wrapped = unwrap(signature)
+    return signature if wrapped is None else wrapped.signature
 
 
 def wrap(deployment: Call, signature: bytes) -> bytes:

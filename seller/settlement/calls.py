@@ -39,7 +39,7 @@ def payment_calls(payment: VerifiedPayment) -> list[Call]:
 def _calls(
     rail: Rail, authorization: Authorization, token: Address, amount_atomic: int, signed: Item | VerifiedPayment
 ) -> list[Call]:
-    # A wallet that does not exist yet is deployed first. Where it does by now, that call fails, and nothing else does.
+    # A wallet that does not exist yet is deployed first.
     wrapped = unwrap(signed.signature) if signed.contract_payer else None
     call = rail.settle_call(
         authorization,

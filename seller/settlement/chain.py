@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from contracts.address import Address, address_text
@@ -21,6 +21,7 @@ from contracts.lifecycle import MoneyEvent
 from contracts.networks import MULTICALL3
 from contracts.schemes import exact_eip3009
 from contracts.schemes.authorization import Call
+from contracts.schemes.erc6492 import bare
 from seller.limits import (
     CONFIRMATIONS,
     CONFIRMATIONS_DEFAULT,
@@ -92,6 +93,8 @@ class ChainSettler:
             items = items[:1]
         elif len(items) > 1:
             items = [item for item in items if not item.goes_alone]
+        if items[0].contract_payer:
+            items = [await self._as_deployed(items[0])]
         accepted, refused = await self._simulate(items)
         checkpoint("settle.simulated")
         verdicts = [await self._evidence.judge(item) for item in refused]
@@ -143,6 +146,11 @@ class ChainSettler:
             if not self._has_multicall:
                 _log.warning("there is no Multicall3 on this chain; payments are settled one by one")
         return self._has_multicall
+
+    async def _as_deployed(self, item: Item) -> Item:
+        """Return the item without its wallet's deployment where another payment has deployed it since."""
+        code = await self._rpc.call("eth_getCode", address_text(item.authorization.payer), "latest")
+        return item if code == "0x" else replace(item, signature=bare(item.signature))
 
     async def _simulate(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
         """Return (what the chain would settle, what it would refuse), trying each item alone after a failure."""
