@@ -7,11 +7,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from buyer.limits import URL_LENGTH_MAX
 from contracts.errors import UsageError
+from contracts.routes import INFERENCE_PATHS
 
-__all__ = ["INFERENCE_PATHS", "is_loopback", "normalise_endpoint", "origin_of", "parse_url"]
+__all__ = ["is_loopback", "normalise_endpoint", "origin_of", "parse_url"]
 
-# OpenAI- and Anthropic-shaped routes, in the order in which a probe tries them.
-INFERENCE_PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/responses", "/v1/messages")
 _SUFFIXES = (*INFERENCE_PATHS, "/chat/completions", "/v1")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

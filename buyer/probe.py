@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from buyer.asked import PaymentAsked, read_payment_asked
-from buyer.endpoint import INFERENCE_PATHS, origin_of
+from buyer.endpoint import origin_of
 from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
 from buyer.http import open_client, send
 from buyer.limits import PROBE_TIMEOUT_S
 from contracts.errors import MalformedMessage, NotForSale, SellerUnreachable
 from contracts.limits import BODY_402_BYTES_MAX
+from contracts.routes import INFERENCE_PATHS
 from contracts.wire import decode_json
 
 __all__ = ["Probe", "probe_base", "probe_url"]

@@ -16,16 +16,15 @@ from contracts.asked import read_asked
 from contracts.errors import FareboxError, NotForSale
 from contracts.limits import BODY_402_BYTES_MAX
 from contracts.offers import Offer, offer_from_wire
+from contracts.routes import INFERENCE_PATHS
 from registry.card import Card, host_of
 from registry.documents import read_json
 from registry.fetch import Answer, Fetcher, Unfetched
 from registry.limits import MODELS_BYTES_MAX, MODELS_MAX, PROBE_ENDPOINTS_MAX, PROBE_TIMEOUT_S, WORD_CHARS_MAX
 from registry.text import clean
 
-__all__ = ["INFERENCE_PATHS", "Probe", "cheapest", "endpoints_of", "probe", "read_models", "read_probe"]
+__all__ = ["Probe", "cheapest", "endpoints_of", "probe", "read_models", "read_probe"]
 
-# OpenAI- and Anthropic-shaped routes, in the order in which a base URL is asked.
-INFERENCE_PATHS = ("/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/responses", "/v1/messages")
 # Names of services are free; these speak protocols of their own, or none at all.
 _NOT_PROBED = ("mcp", "a2a", "oasf", "ens", "did", "email")
 # And these promise most, in this order.
