@@ -68,3 +68,5 @@ SELLERS_TRIED_MAX = 5
 # 256 in Permit2, well below every block's limit.
 REVOKED_NONCES_PER_TRANSACTION = 100
 REVOKED_WORDS_PER_TRANSACTION = 64
+# How long a relay may take to send what an owner signed.
+FORWARD_LIFE_S = 600

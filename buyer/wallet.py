@@ -1,6 +1,7 @@
 """What the owner of an `AgentWallet` does with it: create, fund, set policies, freeze, revoke, and look.
 
-Every act is planned first, priced, and shown; nothing is sent before `carry_out`.
+Every act is planned first, priced, and shown; nothing is signed or sent before `carry_out`. Where the wallet has an
+ERC-2771 forwarder, its owner may sign and leave the gas to another account, the relay.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from buyer.approval import token_at
 from buyer.chain import endpoints_by_chain
+from buyer.forwarding import Forwarding, forward, sign_requests
 from buyer.limits import REVOKED_NONCES_PER_TRANSACTION, REVOKED_WORDS_PER_TRANSACTION
 from buyer.signing import Signer, Transaction
 from buyer.transact import check_gas, price, submit
@@ -39,6 +41,7 @@ from contracts.evm.agent_wallet import (
     transfer_call,
     wallet_address,
 )
+from contracts.evm.forwarder import forwarder_address, forwarder_deployment
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token, read_head
 from contracts.keccak import keccak
@@ -48,6 +51,7 @@ from contracts.schemes.authorization import Call
 
 __all__ = [
     "Act",
+    "Hands",
     "Place",
     "PolicyTerms",
     "Shown",
@@ -90,6 +94,20 @@ class Act:
     wallet: Address
     what: str
     transactions: list[Transaction]
+    forwarding: Forwarding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Whose act it is, `signer`, and who sends it and pays the gas: `relay`, or the same."""
+
+    signer: Signer
+    relay: Signer | None = None
+
+    @property
+    def payer(self) -> Signer:
+        """Who pays the gas."""
+        return self.relay or self.signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,31 +141,36 @@ async def place_of(rpc_urls: Sequence[str]) -> Place:
     return Place(Network(chain_id), urls)
 
 
-async def plan_creation(place: Place, signer: Signer, agent: str, salt: str, forwarder: str | None) -> Act:
+async def plan_creation(place: Place, who: Hands, agent: str, salt: str, forwarder: str | None) -> Act:
     """Plan a wallet owned by the signer's account; without transactions when it is there already.
 
     The first wallet of a chain also brings its factory. `salt` is any text: it tells wallets of one owner and agent
-    apart.
+    apart. `forwarder` is an address, or "own" for Farebox's, which is brought where it is missing.
     """
+    owner = who.signer.address
     agent_address = parse_address(agent, "--agent")
-    trusted = ZERO if forwarder is None else parse_address(forwarder, "--forwarder")
+    trusted = _forwarder(forwarder)
     word = keccak(salt.encode()) if salt else bytes(32)
-    wallet = wallet_address(signer.address, agent_address, word, trusted)
+    wallet = wallet_address(owner, agent_address, word, trusted)
     what = f"create the wallet {address_text(wallet)} for the agent {address_text(agent_address)}"
     async with Rpc(place.rpc_urls) as rpc:
         if await _has_code(rpc, wallet):
             return Act(place, wallet, what, [])
+        calls = []
         if trusted != ZERO and not await _has_code(rpc, trusted):
-            raise UsageError(f"--forwarder: there is no contract at {address_text(trusted)} on {place.network.label}")
-        calls = [create_call(signer.address, agent_address, word, trusted)]
+            if trusted != forwarder_address():
+                where = f"{address_text(trusted)} on {place.network.label}"
+                raise UsageError(f"--forwarder: there is no contract at {where}", remedy="name one, or own")
+            calls.append(forwarder_deployment())
         factory_missing = not await _has_code(rpc, factory_address(trusted))
         if factory_missing:
-            calls.insert(0, factory_deployment(trusted))
-        transactions = await price(rpc, place.network.chain_id, signer.address, calls)
+            calls.append(factory_deployment(trusted))
+        calls.append(create_call(owner, agent_address, word, trusted))
+        transactions = await price(rpc, place.network.chain_id, who.payer.address, calls)
         if factory_missing:
             # A call to what is not there yet is estimated as a mere transfer.
-            transactions[1] = msgspec.structs.replace(transactions[1], gas_limit=_CREATION_GAS)
-        await check_gas(rpc, signer.address, transactions, "creating the wallet")
+            transactions[-1] = msgspec.structs.replace(transactions[-1], gas_limit=_CREATION_GAS)
+        await check_gas(rpc, who.payer.address, transactions, "creating the wallet")
     return Act(place, wallet, what, transactions)
 
 
@@ -163,10 +186,10 @@ async def plan_funding(place: Place, signer: Signer, wallet: Address, token: str
             f"{address_text(signer.address)} holds {format_amount(held, asset)}", remedy="fund less, or get more first"
         )
     what = f"send {format_amount(amount_atomic, asset)} to the wallet {address_text(wallet)}"
-    return await _act(place, signer, wallet, what, [transfer_call(asset.address, wallet, amount_atomic)])
+    return await _act(place, Hands(signer), wallet, what, [transfer_call(asset.address, wallet, amount_atomic)])
 
 
-async def plan_policy(place: Place, signer: Signer, wallet: Address, token: str, terms: PolicyTerms) -> Act:
+async def plan_policy(place: Place, who: Hands, wallet: Address, token: str, terms: PolicyTerms) -> Act:
     """Plan a token's policy, and with `allowance` how much of it Permit2 may move. Raises `TermsNotAllowed`."""
     if terms.rail not in _RAILS:
         raise UsageError(f"--rail: expected one of {', '.join(_RAILS)}, got {terms.rail[:20]!r}")
@@ -190,31 +213,29 @@ async def plan_policy(place: Place, signer: Signer, wallet: Address, token: str,
         allowance_atomic = parse_amount(terms.allowance, asset, "--allowance", zero_allowed=True)
         calls.append(execute_call(wallet, approve_call(asset.address, PERMIT2, allowance_atomic)))
     async with Rpc(place.rpc_urls) as rpc:
-        _check_owner(signer, (await read_keys(rpc, wallet)).owner)
+        _check_owner(who.signer, (await read_keys(rpc, wallet)).owner)
     day = Policy(unit_atomic, reserve_atomic, terms.slots, 0, 0, rail).day_cap_atomic
     what = f"let the agent of {address_text(wallet)} spend at most {format_amount(day, asset)} a day by {terms.rail}"
-    return await _act(place, signer, wallet, what, calls)
+    return await _act(place, who, wallet, what, calls)
 
 
-async def plan_agent(place: Place, signer: Signer, wallet: Address, agent: str | None) -> Act:
+async def plan_agent(place: Place, who: Hands, wallet: Address, agent: str | None) -> Act:
     """Plan to name another key as the agent; None freezes the wallet. Raises `TermsNotAllowed` but for the owner."""
     address = ZERO if agent is None else parse_address(agent, "--agent")
     async with Rpc(place.rpc_urls) as rpc:
-        _check_owner(signer, (await read_keys(rpc, wallet)).owner)
+        _check_owner(who.signer, (await read_keys(rpc, wallet)).owner)
     named = f"make {address_text(address)} the agent of" if agent else "freeze"
     what = f"{named} the wallet {address_text(wallet)}"
-    return await _act(place, signer, wallet, what, [set_agent_call(wallet, address)])
+    return await _act(place, who, wallet, what, [set_agent_call(wallet, address)])
 
 
-async def plan_revocation(
-    place: Place, signer: Signer, wallet: Address, token: str, *, day: str, slots: str | None
-) -> Act:
+async def plan_revocation(place: Place, who: Hands, wallet: Address, token: str, *, day: str, slots: str | None) -> Act:
     """Plan to burn slots of one day, all of them without `slots` ("7" or "0-99"), by the owner or the agent."""
     shown = await show(place, wallet, token)
-    if signer.address not in (shown.state.owner, shown.state.agent):
+    if who.signer.address not in (shown.state.owner, shown.state.agent):
         raise TermsNotAllowed(
             f"only the owner {address_text(shown.state.owner)} and the agent may revoke, not "
-            f"{address_text(signer.address)}",
+            f"{address_text(who.signer.address)}",
             remedy="name the owner's or the agent's key with --signer",
         )
     policy = shown.state.policy
@@ -231,7 +252,7 @@ async def plan_revocation(
         for start in range(first, last + 1, step)
     ]
     what = f"revoke the slots {first} to {last} of {day_text(number)} of the wallet {address_text(wallet)}"
-    return await _act(place, signer, wallet, what, calls)
+    return await _act(place, who, wallet, what, calls)
 
 
 async def show(place: Place, wallet: Address, token: str) -> Shown:
@@ -243,10 +264,13 @@ async def show(place: Place, wallet: Address, token: str) -> Shown:
     return Shown(place, wallet, asset, state, today)
 
 
-async def carry_out(act: Act, signer: Signer) -> list[str]:
+async def carry_out(act: Act, who: Hands) -> list[str]:
     """Send what was planned, wait until it is mined, and return the transactions' hashes."""
+    transactions = act.transactions
+    if act.forwarding is not None:
+        transactions = sign_requests(act.forwarding, who.signer, transactions)
     async with Rpc(act.place.rpc_urls) as rpc:
-        return await submit(rpc, signer, act.transactions, act.what)
+        return await submit(rpc, who.payer, transactions, act.what)
 
 
 async def asset_at(place: Place, token: str) -> Asset:
@@ -260,11 +284,21 @@ def day_text(day: int) -> str:
     return datetime.fromtimestamp(day * DAY_S, UTC).date().isoformat()
 
 
-async def _act(place: Place, signer: Signer, wallet: Address, what: str, calls: Sequence[Call]) -> Act:
+async def _act(place: Place, who: Hands, wallet: Address, what: str, calls: Sequence[Call]) -> Act:
     async with Rpc(place.rpc_urls) as rpc:
-        transactions = await price(rpc, place.network.chain_id, signer.address, calls)
-        await check_gas(rpc, signer.address, transactions, what)
-    return Act(place, wallet, what, transactions)
+        transactions = await price(rpc, place.network.chain_id, who.signer.address, calls)
+        forwarding = None
+        if who.relay is not None:
+            forwarder = (await read_keys(rpc, wallet)).forwarder
+            forwarding, transactions = await forward(rpc, forwarder, who.signer, who.relay, transactions)
+        await check_gas(rpc, who.payer.address, transactions, what)
+    return Act(place, wallet, what, transactions, forwarding)
+
+
+def _forwarder(given: str | None) -> Address:
+    if given is None:
+        return ZERO
+    return forwarder_address() if given == "own" else parse_address(given, "--forwarder")
 
 
 async def _has_code(rpc: Rpc, address: Address) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +14,7 @@ from buyer.wiring import closing, confirm, given_signer
 from contracts.console import exit_on_error, given_rpc_urls, print_document
 
 if TYPE_CHECKING:
-    from buyer.signing import Signer
-    from buyer.wallet import Act, Place
+    from buyer.wallet import Act, Hands, Place
     from contracts.address import Address
 
 __all__ = ["wallet_commands"]
@@ -25,6 +25,12 @@ wallet_commands = typer.Typer(
 
 Wallet = Annotated[str, typer.Argument(metavar="WALLET", help="The wallet's address.")]
 Token = Annotated[str, typer.Option("--token", metavar="ADDRESS", help="The token meant.")]
+Relay = Annotated[
+    str | None,
+    typer.Option(
+        "--relay", metavar="KIND:PLACE", help="Who sends it and pays the gas. The wallet needs a forwarder; see create."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost, send nothing.")]
 
 
@@ -37,8 +43,11 @@ def create(
     ] = "",
     forwarder: Annotated[
         str | None,
-        typer.Option("--forwarder", metavar="ADDRESS", help="An ERC-2771 forwarder, trusted as much as the owner."),
+        typer.Option(
+            "--forwarder", metavar="own|ADDRESS", help="Lets others pay the owner's gas; trusted as much as the owner."
+        ),
     ] = None,
+    relay: Relay = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
     dry_run: DryRun = False,
@@ -47,12 +56,12 @@ def create(
 ) -> None:
     """Create a wallet that the signer owns. Its address is known before, and the same on every chain."""
 
-    async def plan(place: Place, owner: Signer) -> Act:
+    async def plan(place: Place, who: Hands) -> Act:
         from buyer.wallet import plan_creation
 
-        return await plan_creation(place, owner, agent, salt, forwarder)
+        return await plan_creation(place, who, agent, salt, forwarder)
 
-    _do(plan, signer, rpc, dry_run=dry_run, yes=yes, as_json=as_json)
+    _do(plan, signer, rpc, relay=relay, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @wallet_commands.command()
@@ -69,10 +78,10 @@ def fund(
 ) -> None:
     """Send tokens of the signer's account to the wallet."""
 
-    async def plan(place: Place, payer: Signer) -> Act:
+    async def plan(place: Place, who: Hands) -> Act:
         from buyer.wallet import plan_funding
 
-        return await plan_funding(place, payer, _address(wallet), token, amount)
+        return await plan_funding(place, who.signer, _address(wallet), token, amount)
 
     _do(plan, signer, rpc, dry_run=dry_run, yes=yes, as_json=as_json)
 
@@ -93,6 +102,7 @@ def policy(
     allowance: Annotated[
         str | None, typer.Option("--allowance", metavar="AMOUNT", help="Most that Permit2 may move in all.")
     ] = None,
+    relay: Relay = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
     dry_run: DryRun = False,
@@ -101,14 +111,14 @@ def policy(
 ) -> None:
     """Set what the agent may spend of a token per day (UTC). The first policy holds at once, a change from tomorrow."""
 
-    async def plan(place: Place, owner: Signer) -> Act:
+    async def plan(place: Place, who: Hands) -> Act:
         from buyer.wallet import PolicyTerms, plan_policy
 
         return await plan_policy(
-            place, owner, _address(wallet), token, PolicyTerms(rail, unit, slots, reserve, allowance)
+            place, who, _address(wallet), token, PolicyTerms(rail, unit, slots, reserve, allowance)
         )
 
-    _do(plan, signer, rpc, dry_run=dry_run, yes=yes, as_json=as_json)
+    _do(plan, signer, rpc, relay=relay, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @wallet_commands.command()
@@ -118,6 +128,7 @@ def freeze(
     agent: Annotated[
         str | None, typer.Option("--agent", metavar="ADDRESS", help="Thaw it: this key signs from now on.")
     ] = None,
+    relay: Relay = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
     dry_run: DryRun = False,
@@ -126,12 +137,12 @@ def freeze(
 ) -> None:
     """Stop every payment of the wallet at once, signed or not. Or name another agent, which thaws it."""
 
-    async def plan(place: Place, owner: Signer) -> Act:
+    async def plan(place: Place, who: Hands) -> Act:
         from buyer.wallet import plan_agent
 
-        return await plan_agent(place, owner, _address(wallet), agent)
+        return await plan_agent(place, who, _address(wallet), agent)
 
-    _do(plan, signer, rpc, dry_run=dry_run, yes=yes, as_json=as_json)
+    _do(plan, signer, rpc, relay=relay, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @wallet_commands.command()
@@ -143,6 +154,7 @@ def revoke(
     slots: Annotated[
         str | None, typer.Option("--slots", metavar="FROM-TO", help="Which of the day, as 0-99. [all]")
     ] = None,
+    relay: Relay = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
     dry_run: DryRun = False,
@@ -151,12 +163,12 @@ def revoke(
 ) -> None:
     """Burn slots of one day, so that what was signed for them pays nothing. For the owner and the agent."""
 
-    async def plan(place: Place, owner: Signer) -> Act:
+    async def plan(place: Place, who: Hands) -> Act:
         from buyer.wallet import plan_revocation
 
-        return await plan_revocation(place, owner, _address(wallet), token, day=day, slots=slots)
+        return await plan_revocation(place, who, _address(wallet), token, day=day, slots=slots)
 
-    _do(plan, signer, rpc, dry_run=dry_run, yes=yes, as_json=as_json)
+    _do(plan, signer, rpc, relay=relay, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @wallet_commands.command("show")
@@ -174,10 +186,11 @@ def show_(wallet: Wallet, token: Token, rpc: RpcOption = None, as_json: Json = F
 
 
 def _do(
-    plan: Callable[[Place, Signer], Awaitable[Act]],
+    plan: Callable[[Place, Hands], Awaitable[Act]],
     signer: str | None,
     rpc: list[str] | None,
     *,
+    relay: str | None = None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -185,20 +198,23 @@ def _do(
     """Plan an act, ask, carry it out, and print what was done."""
     with exit_on_error(as_json=as_json):
         from buyer.signers import open_signer
-        from buyer.wallet import carry_out, place_of
+        from buyer.wallet import Hands, carry_out, place_of
         from buyer.wallet_documents import act_document, print_act, question
 
-        with closing(open_signer(given_signer(signer))) as owner:
+        with ExitStack() as stack:
+            owner = stack.enter_context(closing(open_signer(given_signer(signer))))
+            payer = None if relay is None else stack.enter_context(closing(open_signer(relay)))
+            who = Hands(owner, payer)
 
             async def planned() -> Act:
-                return await plan(await place_of(given_rpc_urls(rpc)), owner)
+                return await plan(await place_of(given_rpc_urls(rpc)), who)
 
             act = asyncio.run(planned())
             sent = None
             if not dry_run:
                 if act.transactions:
                     confirm(question(act), yes=yes)
-                sent = asyncio.run(carry_out(act, owner))
+                sent = asyncio.run(carry_out(act, who))
         document = act_document(act, sent)
         print_document(document, as_json=as_json, human=lambda: print_act(document))
 

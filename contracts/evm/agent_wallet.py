@@ -26,6 +26,7 @@ from eth_abi.abi import encode
 from contracts.address import ZERO, Address, address_text
 from contracts.errors import ChainUnavailable, UsageError
 from contracts.evm.artifact import load_artifact
+from contracts.evm.create2 import create2_address, deployed_address, deployment
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import call_object
 from contracts.keccak import keccak
@@ -79,9 +80,6 @@ _NONCE_TAG = keccak(b"Farebox AgentWallet slot 1")[:25]
 _APPROVE_TYPE_HASH = keccak(b"Approve(bytes32 digest)")
 _KINDS = {"eip3009": 1, "eip3009-receive": 2, "permit2": 3, "upto": 4}
 _KIND_RESERVED = 5
-# Arachnid's deployer, at this address on every chain: salt ‖ creation code → CREATE2.
-_CREATE2_DEPLOYER = Address(bytes.fromhex("4e59b44847b379578588920cA78FbF26c0B4956C"))
-_FACTORY_SALT = bytes(32)
 
 
 class WalletRail(IntEnum):
@@ -219,20 +217,20 @@ def reserved_signature(approval: bytes) -> bytes:
 
 def factory_deployment(forwarder: Address = ZERO) -> Call:
     """Return the call that puts the wallet factory at `factory_address(forwarder)`; anybody may send it, once."""
-    return Call(_CREATE2_DEPLOYER, _FACTORY_SALT + _factory_creation_code(forwarder))
+    return deployment(_factory_creation_code(forwarder))
 
 
 @lru_cache(maxsize=16)
 def factory_address(forwarder: Address = ZERO) -> Address:
     """Return where the factory of wallets that trust this ERC-2771 forwarder stands; zero for no forwarder."""
-    return _create2(_CREATE2_DEPLOYER, _FACTORY_SALT, _factory_creation_code(forwarder))
+    return deployed_address(_factory_creation_code(forwarder))
 
 
 def wallet_address(owner: Address, agent: Address, salt: bytes, forwarder: Address = ZERO) -> Address:
     """Return where the wallet of this owner, first agent and 32-byte salt is or will be."""
     arguments = (forwarder, owner, agent, PERMIT2, X402_EXACT_PROXY, X402_UPTO_PROXY)
     code = _bytecode("AgentWallet") + b"".join(word_of_address(argument) for argument in arguments)
-    return _create2(factory_address(forwarder), salt, code)
+    return create2_address(factory_address(forwarder), salt, code)
 
 
 def create_call(owner: Address, agent: Address, salt: bytes, forwarder: Address = ZERO) -> Call:
@@ -379,7 +377,3 @@ def _bytecode(name: str) -> bytes:
 def _factory_creation_code(forwarder: Address) -> bytes:
     arguments = (forwarder, PERMIT2, X402_EXACT_PROXY, X402_UPTO_PROXY)
     return _bytecode("AgentWalletFactory") + b"".join(word_of_address(argument) for argument in arguments)
-
-
-def _create2(deployer: Address, salt: bytes, creation_code: bytes) -> Address:
-    return Address(keccak(b"\xff" + deployer + salt + keccak(creation_code))[12:])

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from buyer.wallet_commands import wallet_commands
-from contracts.address import parse_address
+from contracts.address import address_text, parse_address
 from contracts.evm.devnet import Devnet
+from contracts.keccak import keccak
 from contracts.signature import SigningKey
 from tests.contracts.wallets import Wallet, offer_for, pass_days, to_noon
 
@@ -197,3 +198,36 @@ def test_what_is_mistyped_is_named(desk: Desk) -> None:
 def test_more_than_the_signer_holds_is_not_sent(desk: Desk) -> None:
     code, document = desk.run("fund", desk.wallet, "--amount", "100000", "--token", desk.chain.token, "--yes")
     assert (code, document["error"]["code"]) == (NOT_ALLOWED, "insufficient_balance")
+
+
+def test_an_owner_without_gas_makes_and_rules_a_wallet_through_a_relay(desk: Desk, tmp_path: Path) -> None:
+    owner = SigningKey(keccak(b"an owner without gas"))
+    owner_file, relay_file = tmp_path / "poor.key", tmp_path / "relay.key"
+    owner_file.write_text(keccak(b"an owner without gas").hex())
+    relay_file.write_text(desk.chain.accounts[6].key.hex())
+    for file in (owner_file, relay_file):
+        file.chmod(0o600)
+    relay = ("--relay", f"keyfile:{relay_file}")
+    poor = replace(desk, key_file=owner_file)
+    made = poor.done("create", "--agent", desk.chain.accounts[2].address, "--forwarder", "own", *relay)
+    poor = replace(poor, wallet=made["wallet"])
+    desk.chain.mint(poor.wallet, 10 * UNIT)
+    code, would = poor.run(*poor.policy("--allowance", "1"), *relay, "--dry-run")
+    assert (code, would["dry_run"]) == (OK, True)
+    poor.done(*poor.policy("--allowance", "1"), *relay)
+    shown = poor.shown()
+    assert shown["owner"] == address_text(owner.address)
+    assert shown["permit2_allowance_atomic"] == str(10**6)
+    wallet = poor.agents_wallet()
+    assert wallet.pays(wallet.authorization(0))
+    poor.done("revoke", poor.wallet, "--token", desk.chain.token, "--slots", "1", *relay)
+    assert not wallet.pays(wallet.authorization(1))
+    poor.done("freeze", poor.wallet, *relay)
+    assert not wallet.pays(wallet.authorization(2))
+    assert int(desk.chain.rpc("eth_getTransactionCount", address_text(owner.address), "latest"), 16) == 0
+
+
+def test_a_wallet_without_a_forwarder_refuses_a_relay_in_words(desk: Desk) -> None:
+    code, document = desk.run("freeze", desk.wallet, "--relay", f"keyfile:{desk.key_file}", "--yes")
+    assert (code, document["error"]["code"]) == (NOT_ALLOWED, "terms_not_allowed")
+    assert "forwarder" in document["error"]["message"]
