@@ -293,7 +293,8 @@ class Seller:
         """Compare the token on chain with the settings, once. Raises `ConfigInvalid` or `ChainUnavailable`."""
         if self._token_is_checked or self._rpc is None:
             return
-        await check_token(self._rpc, self.config.chain, self._asset)
+        methods = {offer.method for route in self.book.routes for quote in route.quotes for offer in quote.offers}
+        await check_token(self._rpc, self.config.chain, self._asset, methods)
         self._token_is_checked = True
 
     async def why_not_ready(self) -> str | None:

@@ -1,19 +1,24 @@
-"""Whether the token on chain is the one the settings describe."""
+"""Whether the token on chain is the one the settings describe, and the contracts are there that move it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
+from contracts.address import address_text
 from contracts.errors import ConfigInvalid
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
 from contracts.money import Asset
-from contracts.networks import Network
+from contracts.networks import PERMIT2, Network
+from contracts.offers import EIP3009, Offer
+from contracts.schemes.rails import proxy_of, rail_of
 from contracts.typed_data import Domain
 
-__all__ = ["check_token"]
+__all__ = ["check_rails", "check_token"]
 
 
-async def check_token(rpc: Rpc, network: Network, asset: Asset) -> None:
-    """Compare the chain behind `rpc` and its token with the settings.
+async def check_token(rpc: Rpc, network: Network, asset: Asset, methods: Collection[str] = ()) -> None:
+    """Compare the chain behind `rpc` and its token with the settings; `methods` are the ways in which prices are paid.
 
     Raises `ConfigInvalid` where no payment could be settled, or would be another amount; `ChainUnavailable`.
     """
@@ -31,3 +36,26 @@ async def check_token(rpc: Rpc, network: Network, asset: Asset) -> None:
         )
     if facts.decimals is not None and facts.decimals != asset.decimals:
         raise ConfigInvalid(f"{where}: has {facts.decimals} decimals, the settings say {asset.decimals}")
+    # A token that answers nothing at all is not judged by this answer.
+    if EIP3009 in methods and facts.decimals is not None and not facts.has_eip3009:
+        raise ConfigInvalid(
+            f"{where}: has no EIP-3009; no payment could be settled",
+            remedy="take payments for this token through Permit2: `methods: [permit2]`",
+        )
+
+
+async def check_rails(rpc: Rpc, offers: Iterable[Offer]) -> None:
+    """Check that what `offers` promise can be paid on the chain behind `rpc`.
+
+    Raises `ConfigInvalid` where the token has no EIP-3009, or Permit2 or the x402 proxy of a scheme is not there;
+    `ChainUnavailable`.
+    """
+    for rail, offer in {rail_of(offer).NAME: offer for offer in offers}.items():
+        proxy, where = proxy_of(offer), f"asset {offer.asset.address_text}"
+        if proxy is None:
+            if not await Token(rpc, offer.asset.address).has_eip3009():
+                raise ConfigInvalid(f"{where}: has no EIP-3009", remedy="sell with `methods: [permit2]`")
+            continue
+        for contract, name in ((PERMIT2, "Permit2"), (proxy.address, f"the x402 proxy of {rail}")):
+            if await rpc.call("eth_getCode", address_text(contract), "latest") in ("0x", None):
+                raise ConfigInvalid(f"{where}: {name} ({address_text(contract)}) is not on {offer.network.caip2}")

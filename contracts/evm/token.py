@@ -54,12 +54,16 @@ class PayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class TokenFacts:
-    """What the chain says of a token. `domain_separator` and `decimals` are None when the token does not tell them."""
+    """What the chain says of a token. `domain_separator` and `decimals` are None when the token does not tell them.
+
+    `has_eip3009` tells whether it answers for nonces (`authorizationState`), as every token with EIP-3009 does.
+    """
 
     chain_id: int
     has_code: bool
     domain_separator: bytes | None
     decimals: int | None
+    has_eip3009: bool
 
 
 def call_object(to: Address, data: bytes) -> dict[str, str]:
@@ -85,12 +89,13 @@ class Token:
 
     async def facts(self) -> TokenFacts:
         """Return what must be true before anything is signed for this token."""
-        chain_id, code, separator, decimals = await self._rpc.batch(
+        chain_id, code, separator, decimals, nonce = await self._rpc.batch(
             [
                 ("eth_chainId", []),
                 ("eth_getCode", [address_text(self.address), "latest"]),
                 ("eth_call", [call_object(self.address, _DOMAIN_SEPARATOR), "latest"]),
                 ("eth_call", [call_object(self.address, _DECIMALS), "latest"]),
+                ("eth_call", [call_object(self.address, _AUTHORIZATION_STATE + bytes(64)), "latest"]),
             ]
         )
         return TokenFacts(
@@ -98,6 +103,7 @@ class Token:
             has_code=bytes_of(code, "eth_getCode") != b"",
             domain_separator=_word(separator),
             decimals=None if (word := _word(decimals)) is None else int.from_bytes(word, "big"),
+            has_eip3009=_word(nonce) is not None,
         )
 
     async def payer_facts(self, payer: Address, *, permit2: bool = False) -> PayerFacts:
@@ -119,6 +125,15 @@ class Token:
         """Return the atomic balance of `owner`."""
         data = _BALANCE_OF + word_of_address(owner)
         return integer_of(await self._rpc.call("eth_call", call_object(self.address, data), "latest"), "balanceOf")
+
+    async def has_eip3009(self) -> bool:
+        """Tell whether the token knows the nonces of EIP-3009, and so its transfers."""
+        question = _AUTHORIZATION_STATE + bytes(64)
+        try:
+            answer = await self._rpc.call("eth_call", call_object(self.address, question), "latest")
+        except RpcRefused:
+            return False
+        return len(bytes_of(answer, "authorizationState")) == 32
 
     async def used_nonces(self, payer: Address, nonces: list[bytes]) -> list[bool]:
         """Return, for each 32-byte nonce, whether the token holds it used or revoked (`authorizationState`)."""

@@ -430,6 +430,7 @@ async def test_settings_that_name_another_token_domain_do_not_sell(chain: Devnet
         ({"name": "USD Coin"}, "EIP-712 domain"),
         ({"decimals": 18}, "6 decimals"),
         ({"address": chain.accounts[0].address}, "no contract"),
+        ({"address": chain.plain_token, "name": "Plain Dollar", "version": "1", "decimals": 18}, "no EIP-3009"),
     ):
         asset: dict[str, Any] = {
             "address": chain.token,
