@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from buyer.limits import CLAIM_MARGIN_S, SELLER_TIMEOUT_S_MAX
@@ -42,5 +43,5 @@ def usable_until_s(purchase: Purchase, now_s: int) -> int:
 
 
 def receipt_id(nonce: bytes) -> str:
-    """Return the public name of what one authorization was used for."""
-    return "rcpt_" + nonce.hex()[:24]
+    """Return the public name of what one authorization was used for. Nonces of one Permit2 word begin alike."""
+    return "rcpt_" + hashlib.sha256(nonce).hexdigest()[:24]

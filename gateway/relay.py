@@ -80,7 +80,10 @@ class Relay:
         if not self._client.started:
             await self._client.start(answer.status, headers)
         self.charged_atomic = None if metered is None else metered.charged_atomic
-        closing = _receipt_comment(outcome, last, self.charged_atomic) if answer.is_event_stream else b""
+        closing = b""
+        if answer.is_event_stream:
+            charged_atomic = _charged_in_head(outcome) if self.charged_atomic is None else self.charged_atomic
+            closing = _receipt_comment(outcome, last, charged_atomic)
         checkpoint("gateway.whole")
         if closing:
             self._record.add(closing)
@@ -172,12 +175,19 @@ def _receipt_headers(outcome: Outcome) -> Headers:
         # Written anew from what was read in it: a seller's own bytes do not get through.
         name = PAYMENT_RESPONSE if outcome.claim.purchase.x402_version == 2 else X_PAYMENT_RESPONSE
         headers.append((name.lower().encode(), encode_header(outcome.receipt).encode()))
-        if sold_by_usage(outcome.claim.purchase) and outcome.receipt.amount is not None:
-            # Checked against the signature where it was read.
-            headers.append((b"x-farebox-charged-atomic", b"%d" % int(outcome.receipt.amount)))
+    if (charged_atomic := _charged_in_head(outcome)) is not None:
+        headers.append((b"x-farebox-charged-atomic", b"%d" % charged_atomic))
     if transaction := _transaction(outcome.receipt):
         headers.append((b"x-farebox-transaction", transaction.encode()))
     return headers
+
+
+def _charged_in_head(outcome: Outcome) -> int | None:
+    """Return what a seller by usage says in its receipt that it charged; it was checked against the signature there."""
+    claim, receipt = outcome.claim, outcome.receipt
+    if claim is None or receipt is None or receipt.amount is None or not sold_by_usage(claim.purchase):
+        return None
+    return int(receipt.amount)
 
 
 def _receipt_comment(outcome: Outcome, last_chunk: bytes, charged_atomic: int | None) -> bytes:

@@ -117,6 +117,16 @@ def told(stream: bytes) -> dict[str, Any]:
     return document
 
 
+def test_a_stream_that_was_held_until_it_was_settled_says_its_charge_in_both_places(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    with town(chain, tmp_path, settle="auto") as street:
+        answer = street.ask(stream=True)
+        assert answer.content.startswith(frames())
+        assert answer.headers["x-farebox-charged-atomic"] == told(answer.content)["charged_atomic"] == str(USED)
+        assert street.earned_atomic == USED
+
+
 def test_a_streamed_chat_costs_exactly_what_the_model_reported_on_chain(chain: Devnet, tmp_path: Path) -> None:
     with town(chain, tmp_path, settle="async") as street:
         answer = street.ask(stream=True)
@@ -138,6 +148,13 @@ def test_a_document_costs_what_it_reported_and_says_so_in_a_header(chain: Devnet
         assert street.settled() == USED
         (receipt,) = street.receipts()
         assert receipt.charged_atomic == USED
+
+
+def test_receipts_of_one_pool_have_names_of_their_own(chain: Devnet, tmp_path: Path) -> None:
+    with town(chain, tmp_path, settle="async") as street:
+        names = {street.ask().headers["x-farebox-receipt"] for _ in range(3)}
+        assert names == {receipt.receipt_id for receipt in street.receipts()}
+        assert len(names) == 3
 
 
 def test_a_client_that_leaves_half_way_pays_for_what_was_made_on_chain(chain: Devnet, tmp_path: Path) -> None:
