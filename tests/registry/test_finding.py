@@ -90,11 +90,11 @@ async def test_the_live_verified_seller_is_found_before_all_kinds_of_impostor(we
 
 
 async def test_the_price_decides_between_equals_and_a_trap_price_sinks(web: Web, index: Index) -> None:
-    for number, price in ((1, 1000), (2, 900), (3, 1100), (4, 5_000_000_000)):
+    for number, price in ((1, 5_000_000_000), (2, 900), (3, 1100), (4, 1000)):
         register(web, index, number, f"seller{number}", offer(price_atomic=price))
     await refresh(web, index)
     order = [result.agent.number for result in found(index)]
-    assert order[-1] == 4
+    assert order[-1] == 1
     assert [result.agent.number for result in found(index, max_price=Fraction("0.00095"))] == [2]
     assert found(index, network=Network(8453)) == []
 

@@ -22,7 +22,7 @@ from registry.index import Index
 from registry.proofs import Claim, is_paid, prove_payments, read_claim
 from registry.ratings import read_reputation
 from tests.registry.shelf import CHAIN_ID, NOW_S, OWNER, WALLET, add_agent, agent, shelf
-from tests.registry.strangers import Web, strangers
+from tests.registry.strangers import strangers
 
 CLIENT, OTHER = Address(b"\x0c" * 20), Address(b"\x0d" * 20)
 BASE = Network(8453)
@@ -107,44 +107,40 @@ def test_a_claim_of_somebody_else_elsewhere_or_of_nothing_is_none(document: Any)
     assert read_claim(document, ROW, 8453) is None
 
 
-def _rate(index: Index, client: Address, uri: str, file_hash: bytes, *, log_index: int) -> None:
+def _rate(index: Index, client: Address, number: int, uri: str, file_hash: bytes) -> None:
     def insert(connection: Connection) -> None:
+        (log_index,) = connection.execute("SELECT count(*) FROM feedback_events").fetchone()
         connection.execute(
             "INSERT INTO feedback_events (chain_id, block, log_index, transaction_hash, block_hash, time_s, kind,"
             " agent_id, client, feedback_index, value, decimals, tag1, uri, file_hash)"
-            " VALUES (?, 1000, ?, x'00', x'00', ?, 'given', 1, ?, 1, '80', 0, 'starred', ?, ?)",
-            (CHAIN_ID, log_index, NOW_S, client, uri, file_hash),
+            " VALUES (?, 1000, ?, x'00', x'00', ?, 'given', 1, ?, ?, '80', 0, 'starred', ?, ?)",
+            (CHAIN_ID, log_index, NOW_S, client, number, uri, file_hash),
         )
 
     index.database.transact(insert)
 
 
-async def test_of_two_ratings_with_one_payment_and_one_with_a_changed_file_a_single_one_counts(
+async def test_a_payment_stands_behind_one_rating_and_only_of_the_file_that_was_rated_with(
     chain: Devnet, tmp_path: Path
 ) -> None:
-    payer, payee = chain.accounts[3], chain.accounts[4]
-    wallet = Address(bytes.fromhex(payee.address[2:]))
-    client = Address(bytes.fromhex(payer.address[2:]))
-    chain.mint(payer.address, 1000)
+    payer = chain.accounts[3].address
+    client, wallet = (Address(bytes.fromhex(account.address[2:])) for account in chain.accounts[3:5])
+    chain.mint(payer, 3000)
     transfer = keccak(b"transfer(address,uint256)")[:4] + word_of_address(wallet) + word_of_uint(1000)
-    sent = chain.send(payer.address, chain.token, transfer)
-    data = json.dumps(proof(chainId=CHAIN_ID, txHash=sent["transactionHash"], fromAddress=payer.address)).encode()
+    paid = [chain.send(payer, chain.token, transfer)["transactionHash"] for _ in range(2)]
+    files = [json.dumps(proof(chainId=CHAIN_ID, txHash=each, fromAddress=payer)).encode() for each in paid]
     with shelf(tmp_path) as index:
         add_agent(index, 1, "", owner=OWNER, wallet=wallet)
         async with strangers() as web, web.fetcher() as fetcher:
-            _publish(web, index, client, data)
+            uris = [web.page("files", f"/{at}", data) for at, data in enumerate(files)]
+            _rate(index, client, 1, uris[0], keccak(files[0]))
+            _rate(index, client, 2, uris[0], keccak(files[0]))
+            _rate(index, OTHER, 1, uris[0], keccak(files[0]))
+            _rate(index, client, 3, uris[1], b"\x01" * 32)
             candidate = index.database.read(lambda connection: find_candidate(connection, f"{CHAIN_ID}:1"))
             assert await prove_payments(index.database, fetcher, candidate, [chain.rpc_url], NOW_S) == 1
             assert await prove_payments(index.database, fetcher, candidate, [chain.rpc_url], NOW_S) == 0
         reputation = index.database.read(lambda connection: read_reputation(connection, agent(1), [], NOW_S))
     (stars,) = reputation.tags
-    assert (stars.raw, stars.paid) == (3, 1)
+    assert (stars.raw, stars.paid) == (4, 1)
     assert reputation.score == pytest.approx(0.8)
-
-
-def _publish(web: Web, index: Index, client: Address, data: bytes) -> None:
-    """Rate three times: with proof; as another reviewer with the same proof; with another file than was rated with."""
-    uri = web.page("files", "/rating", data)
-    _rate(index, client, uri, keccak(data), log_index=0)
-    _rate(index, OTHER, uri, keccak(data), log_index=1)
-    _rate(index, Address(b"\x0e" * 20), uri, b"\x01" * 32, log_index=2)
