@@ -78,6 +78,9 @@ class Devnet:
     without it every transaction is mined at once. `state_file` keeps the chain from one run to the next. `log_file`
     keeps anvil's log, which otherwise goes with the chain. Starting raises `ToolMissing` or `DevnetFailed`.
 
+    `fork_url` continues a real chain, with its id and its own Permit2, Multicall3 and x402 proxies; only the test
+    tokens are ours.
+
     `token` is the test dollar (EIP-3009, 6 decimals), `plain_token` one that is paid through Permit2 (ERC-2612, 18
     decimals): checksummed addresses. The x402 proxies stand at their canonical addresses.
     """
@@ -90,6 +93,7 @@ class Devnet:
         block_time_s: float | None = None,
         state_file: Path | None = None,
         log_file: Path | None = None,
+        fork_url: str | None = None,
     ) -> None:
         self.chain_id = chain_id
         self.network = f"eip155:{chain_id}"
@@ -101,6 +105,7 @@ class Devnet:
         self._block_time_s = block_time_s
         self._state_file = state_file
         self._log_file = log_file
+        self._fork_url = fork_url
         self._ids = itertools.count(1)
         self._client: httpx.Client | None = None
         self._close: weakref.finalize[..., Self] | None = None
@@ -221,7 +226,11 @@ class Devnet:
 
     def _options(self) -> list[str]:
         options = ["--host", "127.0.0.1", "--port", str(self._port), "--hardfork", "prague"]
-        options += ["--chain-id", str(self.chain_id), "--accounts", str(_ACCOUNTS), "--mnemonic", _PHRASE]
+        options += ["--accounts", str(_ACCOUNTS), "--mnemonic", _PHRASE]
+        if self._fork_url is None:
+            options += ["--chain-id", str(self.chain_id)]
+        else:
+            options += ["--fork-url", self._fork_url]
         if self._block_time_s is not None:
             options += ["--block-time", str(self._block_time_s)]
         if self._state_file is not None:
@@ -230,8 +239,15 @@ class Devnet:
 
     def _prepare(self) -> None:
         self.accounts = _derive_accounts()
-        for address, code in preinstalled_code(self.chain_id).items():
-            self.rpc("anvil_setCode", address_text(address), "0x" + code.hex())
+        if self._fork_url is None:
+            for address, code in preinstalled_code(self.chain_id).items():
+                self.rpc("anvil_setCode", address_text(address), "0x" + code.hex())
+        else:
+            self.chain_id = int(self.rpc("eth_chainId"), 16)
+            self.network = f"eip155:{self.chain_id}"
+            # Keys that everybody knows: on real chains thieves gave these accounts code (EIP-7702).
+            for account in self.accounts:
+                self.rpc("anvil_setCode", account.address, "0x")
         self._prepare_token(_OWNER, self.token, "TestUSD", *_TOKEN_ARGUMENTS)
         self._prepare_token(_PLAIN_OWNER, self.plain_token, "Plain18", *_PLAIN_ARGUMENTS)
 

@@ -28,14 +28,15 @@ from x402.mechanisms.evm.constants import (
     X402_UPTO_PERMIT2_PROXY_SETTLE_WITH_PERMIT_ABI,
 )
 
-from contracts.address import address_text
+from contracts.address import address_text, parse_address
 from contracts.evm.artifact import load_artifact
 from contracts.evm.devnet import Devnet
 from contracts.evm.rpc import RpcRefused
 from contracts.networks import PERMIT2, X402_EXACT_PROXY, X402_UPTO_PROXY
+from contracts.schemes.authorization import Call
+from tests.contracts import wallets
 
 CAP_ATOMIC = 3 * 10**18
-GAS = 500_000
 NOBODY = "0x" + "00" * 20
 
 SDK_ABI: dict[str, list[dict[str, Any]]] = {
@@ -97,9 +98,8 @@ def upto(chain: Devnet) -> Contract:
 
 def send(chain: Devnet, call: Any, sender: str) -> dict[str, Any]:
     """Send one call and return its receipt; the transaction is mined at once."""
-    transaction = {"from": sender, "to": call.address, "data": call._encode_transaction_data(), "gas": hex(GAS)}
-    receipt: dict[str, Any] = chain.rpc("eth_getTransactionReceipt", chain.rpc("eth_sendTransaction", transaction))
-    return receipt
+    data = bytes.fromhex(call._encode_transaction_data()[2:])
+    return wallets.send(chain, sender, Call(parse_address(call.address), data))
 
 
 def refused_as(chain: Devnet, call: Any, sender: str, error: str) -> bool:
