@@ -14,14 +14,15 @@ from typing import Any
 from contracts.address import Address, address_text
 from contracts.audit import Finding
 from contracts.errors import ChainUnavailable
-from contracts.evm.evidence import Fate, Shown, read_fates
+from contracts.evm.evidence import Fate, Shown, read_fates, read_permit2_fates
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Head, read_head
 from contracts.lifecycle import Money
 from contracts.money import Asset, format_amount
-from contracts.schemes.authorization import Authorization
+from contracts.schemes import exact_eip3009
 from contracts.storage import Connection, Database
 from seller import books
+from seller.settlement.outbox import Item, item_of
 
 __all__ = ["audit_accounts", "audit_books", "audit_chain"]
 
@@ -35,15 +36,18 @@ _COLUMNS = {"earned": "settled_atomic", "outstanding": "outstanding_atomic", "ex
 class _Payment:
     """One payment as the books have it."""
 
-    id: int
-    authorization: Authorization
+    item: Item
     money: Money
-    since_block: int
 
     @property
     def name(self) -> str:
         """What it is called in a finding."""
-        return f"payment {self.id} of {address_text(self.authorization.payer)}"
+        return f"payment {self.item.id} of {address_text(self.item.authorization.payer)}"
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it was served for nothing, so that the chain has nothing to show."""
+        return self.money is Money.SETTLED and self.item.charged_atomic == 0
 
 
 def audit_books(database: Database, chain_id: int, asset: Asset) -> list[Finding]:
@@ -72,13 +76,23 @@ async def audit_chain(database: Database, chain_id: int, asset: Asset, rpc: Rpc,
     finding = Finding("seller against the chain")
     payments = database.read(lambda connection: _payments(connection, chain_id, asset.address))
     head = await read_head(rpc)
-    asked = [(payment.authorization, payment.since_block) for payment in payments]
-    fates = await read_fates(rpc, asset.address, asked)
+    shown = await _shown(rpc, asset.address, payments)
     # A payment may have moved on since it was read, and before the chain was.
-    later = {it.id: it.money for it in database.read(lambda connection: _payments(connection, chain_id, asset.address))}
-    shown = [(it, what) for it, what in zip(payments, fates, strict=True) if later.get(it.id) is it.money]
-    _judge(asset, shown, head, depth, finding)
+    later = database.read(lambda connection: _payments(connection, chain_id, asset.address))
+    states = {it.item.id: it.money for it in later}
+    _judge(asset, [(it, what) for it, what in shown if states.get(it.item.id) is it.money], head, depth, finding)
     return finding
+
+
+async def _shown(rpc: Rpc, token: Address, payments: Sequence[_Payment]) -> list[tuple[_Payment, Shown]]:
+    """Return what the chain shows of each payment that it can show, by the way it was paid."""
+    by_token = [it for it in payments if it.item.rail.NAME == exact_eip3009.NAME]
+    by_permit2 = [it for it in payments if it.item.rail.NAME != exact_eip3009.NAME and not it.is_free]
+    shown: list[tuple[_Payment, Shown]] = []
+    for group, read in ((by_token, read_fates), (by_permit2, read_permit2_fates)):
+        asked = [(it.item.authorization, it.item.since_block) for it in group]
+        shown += zip(group, await read(rpc, token, asked) if asked else [], strict=True)
+    return shown
 
 
 async def audit_accounts(database: Database, chain_id: int, rpc: Rpc) -> list[Finding]:
@@ -149,8 +163,10 @@ def _added(shares: Iterable[dict[str, int]]) -> dict[str, int]:
 def _judge(asset: Asset, shown: Sequence[tuple[_Payment, Shown]], head: Head, depth: int, finding: Finding) -> None:
     settled_atomic = paid_atomic = young_atomic = unnoticed = 0
     for payment, what in shown:
-        value_atomic = payment.authorization.value_atomic
+        value_atomic = payment.item.charged_atomic
         is_paid = what.fate is Fate.PAID
+        if is_paid and what.amount_atomic not in (None, value_atomic):
+            finding.differ(f"{payment.name} is booked at {value_atomic}; on chain {what.amount_atomic} has moved")
         is_young = is_paid and what.block is not None and head.number - what.block + 1 < depth
         paid_atomic += value_atomic if is_paid and not is_young else 0
         young_atomic += value_atomic if is_young else 0
@@ -215,19 +231,4 @@ def _payments(connection: Connection, chain_id: int, token: Address) -> list[_Pa
     rows = connection.execute(
         "SELECT * FROM payments WHERE chain_id = ? AND token = ? ORDER BY id", (chain_id, token)
     ).fetchall()
-    return [
-        _Payment(
-            row["id"],
-            Authorization(
-                Address(row["payer"]),
-                Address(row["payee"]),
-                int(row["value_atomic"]),
-                int(row["valid_after_s"]),
-                int(row["valid_before_s"]),
-                bytes(row["nonce"]),
-            ),
-            Money(row["money"]),
-            row["since_block"],
-        )
-        for row in rows
-    ]
+    return [_Payment(item_of(row), Money(row["money"])) for row in rows]

@@ -112,6 +112,11 @@ class PriceBook:
         method: str = scope["method"]
         return self._routes.get(("GET" if method == "HEAD" else method, path))
 
+    @property
+    def offers(self) -> list[Offer]:
+        """Every way to pay anything."""
+        return [offer for route in self.routes for quote in route.quotes for offer in quote.offers]
+
     def methods(self, path: str) -> list[str]:
         """Return the methods listed for `path`."""
         return [method for method, listed in self._routes if listed == path]

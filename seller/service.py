@@ -43,7 +43,7 @@ from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
 from seller.settlement.supported import warn_of_changed_facilitator
-from seller.tokens import check_token
+from seller.tokens import check_rails, check_token
 from seller.verifier import Verifier
 from seller.verify import Payment, VerifiedPayment, unverified
 
@@ -164,8 +164,7 @@ class Seller:
             assert self._rpc is not None
             return ChainSettler(outbox, self._rpc, self.config.chain.chain_id, self._asset.address, self._key)
         assert self._rpc is not None
-        offers = [offer for route in self.book.routes for quote in route.quotes for offer in quote.offers]
-        terms = {rail_of(offer).NAME: offer for offer in offers}
+        terms = {rail_of(offer).NAME: offer for offer in self.book.offers}
         return FacilitatorSettler(outbox, self.config.settler.urls, terms, Evidence(self._rpc, self._asset.address))
 
     async def close(self) -> None:
@@ -293,8 +292,9 @@ class Seller:
         """Compare the token on chain with the settings, once. Raises `ConfigInvalid` or `ChainUnavailable`."""
         if self._token_is_checked or self._rpc is None:
             return
-        methods = {offer.method for route in self.book.routes for quote in route.quotes for offer in quote.offers}
-        await check_token(self._rpc, self.config.chain, self._asset, methods)
+        offers = self.book.offers
+        await check_token(self._rpc, self.config.chain, self._asset, {offer.method for offer in offers})
+        await check_rails(self._rpc, offers)
         self._token_is_checked = True
 
     async def why_not_ready(self) -> str | None:

@@ -45,17 +45,13 @@ async def check_token(rpc: Rpc, network: Network, asset: Asset, methods: Collect
 
 
 async def check_rails(rpc: Rpc, offers: Iterable[Offer]) -> None:
-    """Check that what `offers` promise can be paid on the chain behind `rpc`.
+    """Check that the contracts through which `offers` are paid stand on the chain behind `rpc`.
 
-    Raises `ConfigInvalid` where the token has no EIP-3009, or Permit2 or the x402 proxy of a scheme is not there;
-    `ChainUnavailable`.
+    Raises `ConfigInvalid` where Permit2, or the x402 proxy of a scheme, is not there; `ChainUnavailable`.
     """
     for rail, offer in {rail_of(offer).NAME: offer for offer in offers}.items():
-        proxy, where = proxy_of(offer), f"asset {offer.asset.address_text}"
-        if proxy is None:
-            if not await Token(rpc, offer.asset.address).has_eip3009():
-                raise ConfigInvalid(f"{where}: has no EIP-3009", remedy="sell with `methods: [permit2]`")
-            continue
-        for contract, name in ((PERMIT2, "Permit2"), (proxy.address, f"the x402 proxy of {rail}")):
-            if await rpc.call("eth_getCode", address_text(contract), "latest") in ("0x", None):
-                raise ConfigInvalid(f"{where}: {name} ({address_text(contract)}) is not on {offer.network.caip2}")
+        proxy = proxy_of(offer)
+        needed = [] if proxy is None else [(PERMIT2, "Permit2"), (proxy.address, f"the x402 proxy of {rail}")]
+        for contract, name in needed:
+            if await rpc.call("eth_getCode", address_text(contract), "latest") == "0x":
+                raise ConfigInvalid(f"methods: {name} ({address_text(contract)}) is not on {offer.network.caip2}")

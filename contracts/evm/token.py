@@ -126,15 +126,6 @@ class Token:
         data = _BALANCE_OF + word_of_address(owner)
         return integer_of(await self._rpc.call("eth_call", call_object(self.address, data), "latest"), "balanceOf")
 
-    async def has_eip3009(self) -> bool:
-        """Tell whether the token knows the nonces of EIP-3009, and so its transfers."""
-        question = _AUTHORIZATION_STATE + bytes(64)
-        try:
-            answer = await self._rpc.call("eth_call", call_object(self.address, question), "latest")
-        except RpcRefused:
-            return False
-        return len(bytes_of(answer, "authorizationState")) == 32
-
     async def used_nonces(self, payer: Address, nonces: list[bytes]) -> list[bool]:
         """Return, for each 32-byte nonce, whether the token holds it used or revoked (`authorizationState`)."""
         head = _AUTHORIZATION_STATE + word_of_address(payer)

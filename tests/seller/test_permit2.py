@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from contracts.address import address_text, parse_address
+from contracts.address import Address, address_text, parse_address
+from contracts.errors import ConfigInvalid
 from contracts.evm.devnet import Devnet
+from contracts.evm.rpc import Rpc
 from contracts.headers import decode_payment_required
 from contracts.networks import MULTICALL3, PERMIT2, X402_EXACT_PROXY, X402_UPTO_PROXY, Network
 from contracts.offers import EIP3009
 from contracts.schemes.permit2 import invalidate_call, word_and_bit
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
+from seller.audit import audit_books, audit_chain
 from seller.settlement.multicall import aggregate_call
 from tests.paying import authorize, encode, payment_document, sign_payment
 from tests.seller.permit2_shop import dollar, offer_of, paid, permit2_shop, plain, price_of, sponsored
@@ -308,3 +311,33 @@ async def settle_with_a_worker(shop: Shop) -> None:
 def rows(shop: Shop) -> list[Any]:
     database = shop.seller.ledger.database
     return database.read(lambda connection: connection.execute("SELECT * FROM payments").fetchall())
+
+
+async def test_a_token_without_eip3009_is_not_sold_for_by_it(chain: Devnet, tmp_path: Path) -> None:
+    async with permit2_shop(chain, tmp_path, asset=plain(chain), methods=["eip3009"]) as shop:
+        with pytest.raises(ConfigInvalid, match="has no EIP-3009"):
+            await shop.seller.check_token()
+
+
+@pytest.mark.parametrize("contract", [PERMIT2, X402_EXACT_PROXY])
+async def test_a_chain_without_the_contracts_of_permit2_is_not_sold_on(
+    chain: Devnet, tmp_path: Path, contract: Address
+) -> None:
+    async with permit2_shop(chain, tmp_path) as shop:
+        chain.rpc("anvil_setCode", address_text(contract), "0x")
+        with pytest.raises(ConfigInvalid, match=f"{address_text(contract)}.* is not on eip155"):
+            await shop.seller.check_token()
+
+
+async def test_the_books_of_both_rails_agree_with_the_chain(chain: Devnet, tmp_path: Path) -> None:
+    async with permit2_shop(chain, tmp_path, methods=["permit2", "eip3009"], settle="async") as shop:
+        key, quote = chain.accounts[BUYER].key, shop.seller.book.routes[0].quote_for(None)
+        for offer in quote.offers * 2:
+            assert (await shop.buy(sign_payment(key, offer))).status_code == 200
+        await shop.settled()
+        database, asset = shop.seller.ledger.database, shop.seller.config.token
+        assert [finding.differences for finding in audit_books(database, chain.chain_id, asset)] == [[], []]
+        async with Rpc([chain.rpc_url]) as rpc:
+            found = await audit_chain(database, chain.chain_id, asset, rpc, depth=1)
+        assert found.differences == []
+        assert "4 payments: 0.004 USDC settled by the books, 0.004 USDC received on chain" in found.found
