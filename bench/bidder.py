@@ -1,7 +1,8 @@
 """How much of the reachable utility each way of choosing sellers gets: `python -m bench bidder`.
 
-Every seed draws one market (`bench.market`); every policy is run past it; what each gets is divided by what a chooser
-gets that knows everything but the draws of luck. "Cold" is the first 1,000 tasks, "warm" everything after a third.
+Every seed draws one market (`gateway.bidder.simulation`); every policy is run past it; what each gets is divided by
+what a chooser gets that knows everything but the draws of luck. "Cold" is the first 1,000 tasks, "warm" everything
+after a third.
 """
 
 from __future__ import annotations
@@ -14,34 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from bench.choosers import POLICIES, informed
 from bench.gates import Gate, gate_lines, gates_met
 from bench.machine import this_machine
-from bench.market import Array, Live, Result, Shock, World, play
 from bench.paired import Interval, interval
 from bench.processes import in_processes
 from contracts.console import print_document
+from gateway.bidder.simulation.choosers import POLICIES, informed
+from gateway.bidder.simulation.market import Live, Shock, World, play
+from gateway.bidder.simulation.shares import COLD_TASKS, Share, play_policy, share_of, shares_of_seed
 from gateway.bidder.task import Offer, Task
 
-__all__ = ["Share", "main", "measure"]
+__all__ = ["main", "measure"]
 
-COLD_TASKS = 1_000
 # A shock strikes at these shares of the run; within RECOVERY_TASKS of it, 95 % of the utility must be back.
 SLOWED_AT, DEAD_AT = 0.5, 0.75
 SLOWED_SELLER, DEAD_SELLER = 3, 5
 RECOVERY_TASKS, RECOVERY_SHARE, RECOVERY_WINDOW = 300, 0.95, 700
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One policy in one world: its utility as a share of the informed chooser's, and what it did."""
-
-    cold: float
-    warm: float
-    all: float
-    hit: float
-    cost_per_good: float
-    skipped: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +69,8 @@ def recover(seeds: Sequence[int], tasks: int, policies: Sequence[str]) -> dict[s
     return found
 
 
-def _play(world: World, policy: str, seed: int) -> Result:
-    chooser = POLICIES[policy](seed)
-    return play(world, chooser.choose, chooser.observe)
-
-
 def _run_seed(job: _Job) -> dict[str, Share]:
-    world = World(job.seed, job.tasks)
-    best = play(world, informed(world)).utility
-    shares = {}
-    for name in job.policies:
-        result = _play(world, name, job.seed)
-        assert result.over_cap == 0, f"{name} bought above the cap"
-        good, warm = int(result.good.sum()), job.tasks // 3
-        shares[name] = Share(
-            cold=_share(result.utility, best, slice(0, COLD_TASKS)),
-            warm=_share(result.utility, best, slice(warm, None)),
-            all=_share(result.utility, best, slice(None)),
-            hit=good / job.tasks,
-            cost_per_good=float(result.paid.sum()) / max(1, good),
-            skipped=float((result.bought < 0).mean()),
-        )
-    return shares
+    return shares_of_seed(job.seed, job.tasks, job.policies)
 
 
 def _run_shock(job: _Job) -> dict[str, Recovery]:
@@ -112,13 +81,9 @@ def _run_shock(job: _Job) -> dict[str, Recovery]:
     after = slice(at + RECOVERY_TASKS, at + RECOVERY_TASKS + RECOVERY_WINDOW)
     found = {}
     for name in job.policies:
-        utility = _play(world, name, job.seed).utility
-        found[name] = Recovery(_share(utility, best, before), _share(utility, best, after))
+        utility = play_policy(world, name, job.seed).utility
+        found[name] = Recovery(share_of(utility, best, before), share_of(utility, best, after))
     return found
-
-
-def _share(utility: Array, best: Array, part: slice) -> float:
-    return float(utility[part].sum() / best[part].sum())
 
 
 def _gates(shares: Mapping[str, list[Share]], recoveries: Mapping[str, Mapping[str, list[Recovery]]]) -> list[Gate]:

@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from bench.choosers import Chooser
 from bench.gates import Gate, gate_lines, gates_met
 from bench.machine import this_machine
-from bench.market import Ended, World, play
 from bench.processes import in_processes
 from contracts.console import print_document
 from gateway.bidder.choose import Exploration, choose
@@ -32,6 +30,8 @@ from gateway.bidder.model_file import Manifest, ModelRefused, check_text, instal
 from gateway.bidder.policy import Estimate, Policy
 from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
+from gateway.bidder.simulation.choosers import Chooser
+from gateway.bidder.simulation.market import Ended, World, play
 from gateway.bidder.task import UNITS_PER_TOKEN, Offer, Outcome, Task
 
 __all__ = ["main"]

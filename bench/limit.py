@@ -19,12 +19,12 @@ from scipy.special import ndtr
 
 from bench.gates import Gate, gate_lines, gates_met
 from bench.machine import this_machine
-from bench.market import Array
 from bench.paired import interval
 from bench.processes import in_processes
 from contracts.console import print_document
 from gateway.bidder.limits import SEALED_EVERY, SEALED_FIRST
 from gateway.bidder.sealed import FIXED_FRACTION, Answered, SealedLimits
+from gateway.bidder.simulation.market import Array
 
 __all__ = ["SealedWorld", "main"]
 

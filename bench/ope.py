@@ -16,10 +16,10 @@ import numpy as np
 from bench.gates import Gate, gate_lines, gates_met
 from bench.limit import SealedWorld
 from bench.machine import this_machine
-from bench.market import Array
 from bench.processes import in_processes
 from contracts.console import print_document
 from gateway.bidder.ope import direct, doubly_robust, ips, snips
+from gateway.bidder.simulation.market import Array
 
 __all__ = ["main"]
 

@@ -9,7 +9,6 @@ from random import Random
 import numpy as np
 from scipy.special import gammainc
 
-from bench.market import Choice, Ended, Live, World
 from gateway.bidder.choose import Chosen, Exploration, choose
 from gateway.bidder.learner import Learner
 from gateway.bidder.linucb import LinUCB
@@ -18,6 +17,7 @@ from gateway.bidder.model import Example, ForestPolicy, train
 from gateway.bidder.policy import Policy
 from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
+from gateway.bidder.simulation.market import Choice, Ended, Live, World
 from gateway.bidder.task import TIERS, UNITS_PER_TOKEN, Offer, Task
 
 __all__ = ["POLICIES", "Chooser", "informed"]
@@ -30,7 +30,7 @@ class Chooser:
 
     def __init__(self, policy: Policy, seed: int, *, explores: float = 0.0) -> None:
         self._policy = policy
-        self._random = Random(seed)
+        self._random = Random(seed)  # noqa: S311 - a simulation is to be repeated
         self._explores = explores
         self._market = Market()
         self._open: dict[int, tuple[Task, Chosen]] = {}
