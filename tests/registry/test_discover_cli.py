@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,18 @@ def test_search_tells_programs_who_what_and_how_much_and_marks_the_words_of_stra
     assert set(first["terms"]) == {"text", "liveness", "verification", "reputation", "price"}
     assert (second["state"], second["verdict"], second["price"]) == ("unprobed", "unknown", None)
     assert set(first) & {"name", "description"} == set()
+
+
+def test_searching_and_showing_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a search left this machine")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert len(document("search", "code", "--explain")["results"]) == 2
+    assert document("show", f"{CHAIN_ID}:1")["agent"] == str(agent(1))
+    assert document("reputation", f"{CHAIN_ID}:1")["score"] is None
 
 
 def test_hostile_text_is_printed_escaped_and_without_control_characters() -> None:
