@@ -68,10 +68,10 @@ def refusal_of(error: RpcRefused) -> tuple[Refusal, int | None]:
         return Refusal.RATE, None
     if _BEHIND.search(text):
         return Refusal.BEHIND, None
-    if _SIZE.search(text):
-        return Refusal.SIZE, None
     if _RANGE.search(text):
         return Refusal.RANGE, _hint(text)
+    if _SIZE.search(text):
+        return Refusal.SIZE, None
     return Refusal.UNKNOWN, None
 
 

@@ -82,7 +82,8 @@ def export_index(index: Index, path: Path, *, chain_only: bool = False) -> int:
 def import_index(index: Index, path: Path) -> int:
     """Take a file made by `export_index` into the index and return the number of rows; all of it, or nothing.
 
-    A chain in the file replaces the index's own; so does each document, listing and probe that is in both. Raises
+    A chain in the file replaces the index's own; so does each document, listing and probe that is in both. The texts
+    to search are for `registry.gather.write_texts` to make. Raises
     `UsageError` when the file cannot be read or is older than what the index has, `MalformedMessage` when it is not
     such a file.
     """
@@ -124,6 +125,8 @@ def _read(connection: Connection, lines: Iterator[bytes], name: str) -> int:
         while some := list(islice(group, EXPORT_ROWS_AT_ONCE)):
             count += len(some)
             _take(connection, table, [values for _, values in some], name)
+    # The texts of all agents are written anew: other files may stand behind their URIs now.
+    connection.execute("DELETE FROM agent_text")
     for (chain_id,) in connection.execute("SELECT chain_id FROM chains").fetchall():
         _settle(connection, chain_id)
     return count
@@ -148,7 +151,7 @@ def _replace_chain(connection: Connection, chain: dict[str, Any], name: str) -> 
             f"{name}: ends at block {chain['head_block']} of chain {chain_id}, the index at {known['head_block']}",
             remedy="import it into another index file, or keep this one",
         )
-    for table in ("identity_events", "feedback_events", "ranges", "checkpoints", "endpoints", "chains"):
+    for table in ("identity_events", "feedback_events", "ranges", "checkpoints", "endpoints"):
         connection.execute(f"DELETE FROM {table} WHERE chain_id = ?", (chain_id,))  # noqa: S608 - our own names
 
 
