@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3009.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+
 import {AgentWallet} from "../src/AgentWallet.sol";
 import {TestUSD} from "../src/TestUSD.sol";
 import {Messages} from "../src/shared/Messages.sol";
@@ -25,6 +29,16 @@ contract LyingToken {
 
     function version() external view returns (string memory) {
         return VICTIM.version();
+    }
+}
+
+/// @notice A dollar that tells its signing domain by EIP-5267 only, as tokens on OpenZeppelin's EIP712 do.
+contract ModernUSD is ERC3009 {
+    constructor() ERC20("Modern Dollar", "MUSD") EIP712("Modern Dollar", "1") {}
+
+    // solhint-disable-next-line func-name-mixedcase
+    function DOMAIN_SEPARATOR() external view returns (bytes32) {
+        return _domainSeparatorV4();
     }
 }
 
@@ -138,6 +152,12 @@ contract AdversaryTest is Base {
         bytes32 digest = _digest(TRANSFER, payment, wallet.nonceOf(4, _today(), 0));
         payment.token = uint160(address(liar));
         require(!_isMagic(digest, _sign(TRANSFER, payment, digest)), "the other token's money");
+    }
+
+    function testATokenThatTellsItsDomainByEip5267IsListed() public {
+        address modern = address(new ModernUSD());
+        _setPolicyOf(modern);
+        require(_agrees(TRANSFER, _payment(modern, 0, UNIT)), "its own domain");
     }
 
     function testATokenWithoutADomainIsNotListedForEip3009() public {

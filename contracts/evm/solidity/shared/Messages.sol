@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {IERC5267} from "@openzeppelin/contracts/interfaces/IERC5267.sol";
 import {IERC20Metadata} from "@openzeppelin/contracts/token/ERC20/extensions/IERC20Metadata.sol";
 
 /// @notice The part of an EIP-3009 token, in the form that asks contracts (bytes signature), that a wallet needs.
@@ -102,11 +103,21 @@ library Messages {
         return keccak256(abi.encode(PERMIT2_DOMAIN_TYPEHASH, keccak256("Permit2"), block.chainid, permit2));
     }
 
-    /// @dev From what the token says its name and version are; both are public in every token with EIP-3009.
+    /// @dev From what the token says its name and version are: as USDC does, else as EIP-5267 has it.
     function tokenDomain(address token) internal view returns (bytes32) {
-        bytes32 name = keccak256(bytes(IERC20Metadata(token).name()));
-        bytes32 version = keccak256(bytes(IERC3009(token).version()));
-        return keccak256(abi.encode(DOMAIN_TYPEHASH, name, version, block.chainid, token));
+        try IERC3009(token).version() returns (string memory version) {
+            return _domain(IERC20Metadata(token).name(), version, token);
+        } catch {
+            (, string memory name, string memory version, , , , ) = IERC5267(token).eip712Domain();
+            return _domain(name, version, token);
+        }
+    }
+
+    function _domain(string memory name, string memory version, address token) private view returns (bytes32) {
+        return
+            keccak256(
+                abi.encode(DOMAIN_TYPEHASH, keccak256(bytes(name)), keccak256(bytes(version)), block.chainid, token)
+            );
     }
 
     function _hashPermit(
