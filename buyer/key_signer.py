@@ -11,6 +11,7 @@ from contracts.nesting import recursion_limit_kept
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import cancel_digest
+from contracts.schemes.gas_sponsoring import Permit, permit_digest
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.typed_data import Domain
@@ -47,6 +48,10 @@ class KeySigner:
         """Return one 65-byte signature over an AgentWallet's `Approve` for each 32-byte digest, in order."""
         wallet, chain_id = domain.verifying_contract, domain.chain_id
         return [self._key.sign(approval_digest(wallet, chain_id, digest)) for digest in digests]
+
+    def sign_permit(self, permit: Permit, domain: Domain) -> bytes:
+        """Return the 65-byte signature over an EIP-2612 permit of the token in `domain`."""
+        return self._key.sign(permit_digest(permit, domain))
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""

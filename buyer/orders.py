@@ -28,6 +28,7 @@ from buyer.presign import Draft, Plan, carry_out, check_wallet, choose_option, c
 from buyer.probe import probe_base, probe_request
 from buyer.purchase import Purchase, RefillPolicy, check_model, check_name
 from buyer.signers import Signer
+from buyer.sponsoring import sponsored
 from contracts.address import address_text, parse_address
 from contracts.errors import BudgetExceeded, NameUnknown, PriceAboveCap, TermsChanged, UsageError
 from contracts.money import Asset, format_amount, parse_amount
@@ -182,15 +183,17 @@ async def _sign_once(
     try:
         choice, urls = await choose_option(probe.asked, policy, order.request.url, signer.address, order.rpc_urls)
         offer = choice.terms.offer
+        ttl_s = max(TTL_S_MIN, offer.max_timeout_s + 2 * CLAIM_MARGIN_S)
+        terms = await sponsored(pool, choice.terms, signer, urls, int(clock()) + ttl_s)
         draft = Draft(
             name=f"pay-{secrets.token_hex(5)}",
             kind="once",
             endpoint=order.request.url,
             model="",
             payer=signer.address,
-            terms=choice.terms,
+            terms=terms,
             price_cap_atomic=offer.amount_atomic,
-            ttl_s=max(TTL_S_MIN, offer.max_timeout_s + 2 * CLAIM_MARGIN_S),
+            ttl_s=ttl_s,
             refill=None,
             rpc_urls=urls,
         )

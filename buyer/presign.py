@@ -40,6 +40,7 @@ from buyer.purchase import Purchase, RefillPolicy, Terms
 from buyer.rows import find_purchase, insert_purchase, insert_terms, refill_text, urls_text
 from buyer.signing import PaymentSigner, Signer
 from buyer.slot_signer import SlotSigner
+from buyer.sponsoring import is_sponsored
 from contracts.address import Address, address_text
 from contracts.crash import checkpoint
 from contracts.errors import BudgetExceeded, InsufficientBalance, TermsNotAllowed, UsageError
@@ -144,6 +145,8 @@ async def prepare(pool: Pool, draft: Draft, count: int, now_s: int, *, replace_s
     offer = draft.terms.offer
     _check_numbers(count, TTL_S_DEFAULT if draft.agent else draft.ttl_s, offer.max_timeout_s)
     facts = await check_before_signing(offer, draft.payer, draft.rpc_urls, agent=draft.agent)
+    if is_sponsored(draft.terms):
+        facts = replace(facts, allowance_atomic=None)  # its permit approves it on the way
     chain_now_s = facts.head.timestamp_s - EXPIRY_CHAIN_MARGIN_S
     resumed: tuple[Intent, ...] = ()
     if draft.existing is not None:

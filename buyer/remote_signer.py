@@ -9,16 +9,18 @@ from typing import Any
 import httpx
 import msgspec
 
+from buyer.checked import checked_signature
 from buyer.endpoint import parse_url
 from buyer.flow import Lost, NeverLeft, Outgoing
 from buyer.http import open_client, send
 from buyer.limits import SIGNER_ANSWER_BYTES_MAX, SIGNER_PARALLEL, SIGNER_TIMEOUT_S
 from buyer.signing import Transaction
-from buyer.typed_documents import approval_document, authorization_document, cancellation_document
+from buyer.typed_documents import approval_document, authorization_document, cancellation_document, permit_document
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import FareboxError, MalformedMessage, SignerFailed, UsageError
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.gas_sponsoring import Permit, permit_digest
 from contracts.signature import parse_signature
 from contracts.typed_data import Domain
 from contracts.wire import decode_json
@@ -56,6 +58,12 @@ class RemoteSigner:
     def sign_approvals(self, digests: Sequence[bytes], domain: Domain) -> list[bytes]:
         """Return one 65-byte signature over an AgentWallet's `Approve` for each 32-byte digest, in order."""
         return self._sign_all([approval_document(digest, domain) for digest in digests])
+
+    def sign_permit(self, permit: Permit, domain: Domain) -> bytes:
+        """Return the 65-byte signature over an EIP-2612 permit of the token in `domain`."""
+        return checked_signature(
+            permit_digest(permit, domain), self._sign(permit_document(permit, domain)), self._address
+        )
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""

@@ -10,6 +10,7 @@ import msgspec
 from contracts.address import Address
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.gas_sponsoring import Permit
 from contracts.typed_data import Domain
 
 __all__ = ["PaymentSigner", "Signer", "Transaction"]
@@ -49,6 +50,9 @@ class Signer(PaymentSigner, Protocol):
 
     def sign_approvals(self, digests: Sequence[bytes], domain: Domain) -> list[bytes]:
         """Return one 65-byte signature over an AgentWallet's `Approve` for each 32-byte digest, in order."""
+
+    def sign_permit(self, permit: Permit, domain: Domain) -> bytes:
+        """Return the 65-byte signature over an EIP-2612 permit of the token in `domain`."""
 
     def sign_transaction(self, transaction: Transaction) -> bytes:
         """Return the raw signed transaction."""

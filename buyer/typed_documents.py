@@ -9,11 +9,12 @@ from contracts.address import Address, address_text
 from contracts.networks import PERMIT2
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.gas_sponsoring import Permit
 from contracts.schemes.permit2 import Proxy
 from contracts.schemes.rails import proxy_of
 from contracts.typed_data import Domain
 
-__all__ = ["approval_document", "authorization_document", "cancellation_document"]
+__all__ = ["approval_document", "authorization_document", "cancellation_document", "permit_document"]
 
 _Members = Sequence[tuple[str, str]]
 
@@ -27,6 +28,13 @@ _TRANSFER: _Members = (
 )
 _CANCEL: _Members = (("authorizer", "address"), ("nonce", "bytes32"))
 _APPROVE: _Members = (("digest", "bytes32"),)
+_PERMIT: _Members = (
+    ("owner", "address"),
+    ("spender", "address"),
+    ("value", "uint256"),
+    ("nonce", "uint256"),
+    ("deadline", "uint256"),
+)
 _PERMIT2: _Members = (
     ("permitted", "TokenPermissions"),
     ("spender", "address"),
@@ -54,6 +62,18 @@ def cancellation_document(payer: Address, nonce: bytes, domain: Domain) -> dict[
 def approval_document(digest: bytes, domain: Domain) -> dict[str, Any]:
     """Return an agent's approval of one payment of the AgentWallet in `domain`."""
     return _document("Approve", {"Approve": _APPROVE}, {"digest": "0x" + digest.hex()}, _token_domain(domain))
+
+
+def permit_document(permit: Permit, domain: Domain) -> dict[str, Any]:
+    """Return an EIP-2612 permit of the token in `domain`."""
+    message = {
+        "owner": address_text(permit.owner),
+        "spender": address_text(permit.spender),
+        "value": str(permit.value_atomic),
+        "nonce": str(permit.nonce),
+        "deadline": str(permit.deadline_s),
+    }
+    return _document("Permit", {"Permit": _PERMIT}, message, _token_domain(domain))
 
 
 def _transfer(authorization: Authorization, domain: Domain) -> dict[str, Any]:

@@ -6,15 +6,18 @@ from typing import Any
 
 import msgspec
 
+from contracts.address import Address
 from contracts.errors import AmountMismatch, MalformedMessage, PaymentExpired, PaymentRefused
 from contracts.fields import wire_address, wire_uint256
+from contracts.keccak import keccak
 from contracts.networks import PERMIT2
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.permit2 import TokenPermit
 from contracts.signature import parse_signature
+from contracts.typed_data import Domain, signing_digest, word_of_address, word_of_uint
 
-__all__ = ["GAS_SPONSORING", "SPONSORING_DECLARED", "token_permit"]
+__all__ = ["GAS_SPONSORING", "SPONSORING_DECLARED", "Permit", "permit_digest", "token_permit"]
 
 GAS_SPONSORING = "eip2612GasSponsoring"
 SPONSORING_DECLARED: dict[str, Any] = {
@@ -30,7 +33,31 @@ SPONSORING_DECLARED: dict[str, Any] = {
     },
 }
 
+_PERMIT_TYPE_HASH = keccak(b"Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)")
+
 _FIELD = f"extensions.{GAS_SPONSORING}.info"
+
+
+class Permit(msgspec.Struct, frozen=True):
+    """An EIP-2612 permit as its owner signs it: `spender` may move `value_atomic`; the token counts `nonce`."""
+
+    owner: Address
+    spender: Address
+    value_atomic: int
+    nonce: int
+    deadline_s: int
+
+
+def permit_digest(permit: Permit, domain: Domain) -> bytes:
+    """Return the 32-byte EIP-712 digest that the owner signs, in the token's domain."""
+    words = (
+        word_of_address(permit.owner),
+        word_of_address(permit.spender),
+        word_of_uint(permit.value_atomic),
+        word_of_uint(permit.nonce),
+        word_of_uint(permit.deadline_s),
+    )
+    return signing_digest(domain.separator, keccak(_PERMIT_TYPE_HASH + b"".join(words)))
 
 
 class _Info(msgspec.Struct):

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from buyer.home import Home
+from tests.buyer.town import town
+
+__all__ = ["home", "town"]
 
 
 @pytest.fixture

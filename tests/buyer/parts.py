@@ -156,11 +156,13 @@ class Shop:
     status: int = 200
     # What is charged of a ceiling; None: all of it.
     charge_atomic: int | None = None
+    extensions: dict[str, Any] | None = None
     free: bool = False
     routes: tuple[str, ...] = ("/v1/chat/completions", "/report")
     chain: Devnet | None = None
     redirect_to: str | None = None
     paid: list[Authorization] = field(default_factory=list)
+    payments: list[PaymentPayload] = field(default_factory=list)
     served: set[bytes] = field(default_factory=set)
     unpaid: int = 0
 
@@ -198,6 +200,7 @@ class Shop:
     def _verified(self, header: str) -> tuple[Offer, Authorization, bytes]:
         payment = decode_payment(PAYMENT_SIGNATURE, header)
         assert isinstance(payment, PaymentPayload)
+        self.payments.append(payment)
         offer = match_offer(payment.accepted, self.offers)
         authorization, signature = rail_of(offer).decode_payload(payment.payload, offer)
         rails.check(authorization, signature, offer, int(time.time()), 6)
@@ -207,7 +210,7 @@ class Shop:
         if self.raw_402 is not None:
             return await _respond(send, 402, *self.raw_402)
         accepts = self.accepts or [requirements(offer) for offer in self.offers]
-        required = PaymentRequired(x402_version=2, accepts=accepts, error=error)
+        required = PaymentRequired(x402_version=2, accepts=accepts, error=error, extensions=self.extensions)
         return await _respond(send, 402, {PAYMENT_REQUIRED: encode_header(required)}, b"{}")
 
 

@@ -31,6 +31,7 @@ from contracts.networks import Network
 from contracts.offers import PERMIT2
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import cancel_digest
+from contracts.schemes.gas_sponsoring import Permit, permit_digest
 from contracts.schemes.rails import rail_of
 from contracts.signature import recover
 from contracts.typed_data import Domain
@@ -66,6 +67,8 @@ def check_signs(signer: Signer) -> None:
     wallet = Domain("AgentWallet", "1", 31337, OFFER.pay_to)
     (approval,) = signer.sign_approvals([b"d" * 32], wallet)
     assert recover(approval_digest(OFFER.pay_to, 31337, b"d" * 32), approval) == signer.address
+    permit = Permit(signer.address, OFFER.pay_to, 5, 6, NOW_S)
+    assert recover(permit_digest(permit, OFFER.domain), signer.sign_permit(permit, OFFER.domain)) == signer.address
     (cancelled,) = signer.sign_cancellations([bytes(32)], OFFER.domain)
     assert recover(cancel_digest(signer.address, bytes(32), OFFER.domain), cancelled) == signer.address
 
