@@ -84,19 +84,19 @@ def result_document(result: Result, *, explain: bool) -> dict[str, Any]:
 
 
 def print_results(results: Sequence[Result], *, explain: bool) -> None:
-    """Print results as a table; names are somebody else's words."""
+    """Print results as a table, with agents in their short spelling; names are somebody else's words."""
     if not results:
         out.print("nothing found; `farebox discover sync` brings the index up to date")
         return
     table = Table(box=None, pad_edge=False)
     columns = ["AGENT", "NAME", "PRICE", "NETWORK", "PROOF", "STATE", "RATING", "SCORE"]
-    for column in [*columns, *(["TEXT", "LIVE", "PROOF", "RATING", "PRICE"] if explain else [])]:
-        table.add_column(column, overflow="fold")
+    for column in [*columns, *(["text", "liveness", "proof", "rating", "price"] if explain else [])]:
+        table.add_column(column, overflow="fold", min_width=min(len(column), 8))
     for result in results:
         terms = result.terms
         factors = (terms.text, terms.liveness, terms.verification, terms.reputation, terms.price)
         table.add_row(
-            str(result.agent),
+            f"{result.agent.chain_id}:{result.agent.number}",
             escape(result.card.name),
             escape(_price_words(result.offered)),
             "-" if result.offered.network is None else _label(result.offered.network),

@@ -94,7 +94,9 @@ def check_chain(on_chain: OnChain | None) -> Step:
 def check_file(agent: AgentId, card: Card | None, error: str | None) -> Step:
     """Tell whether the registration file names `agent`."""
     if card is None:
-        return Step("file", "unreachable" if error else "absent", error or "it is no registration file")
+        if error is not None:
+            return Step("file", "unreachable", f"it cannot be had ({error})")
+        return Step("file", "absent", "it is no registration file")
     if card.names(agent):
         return Step("file", "ok", "names this id")
     if card.registrations:
@@ -108,7 +110,9 @@ def check_domain(agent: AgentId, origin: str, file_url: str | None, proof: Any, 
         return Step("domain", "ok", "the registration file is served there", origin)
     if error is not None:
         is_missing = error in ("status_404", "status_410", "too_many_redirects")
-        return Step("domain", "absent" if is_missing else "unreachable", error, origin)
+        if is_missing:
+            return Step("domain", "absent", f"it publishes no proof ({error})", origin)
+        return Step("domain", "unreachable", f"it cannot be asked ({error})", origin)
     listed = proof.get("registrations") if isinstance(proof, dict) else None
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     named = [read_agent_id(entry.get("agentRegistry"), entry.get("agentId")) for entry in entries]
