@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 
 from contracts.evm.devnet import DevAccount, Devnet
 from tests.conformance.sdk_peers import PRICE_ATOMIC, paying_client, seller_app, serving
+from tests.processes import farebox_process
 
 GAS = 2
 
@@ -36,23 +34,8 @@ key_file: settler.key
 minimum: "0.0001"
 """
     )
-    words = ["facilitator", "--config", str(config), "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from gateway.cli import main; main()", *words], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        text = ""
-        for line in process.stdout:
-            text += line
-            if line == "}\n":
-                break
-        yield json.loads(text)
-        process.terminate()
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
+    with farebox_process(folder, "facilitator", "--config", str(config)) as document:
+        yield document
 
 
 @pytest.fixture

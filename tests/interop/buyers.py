@@ -25,7 +25,8 @@ from tests.interop.cells import Client, Rail
 from tests.interop.goods import CHAT, MODEL, Bought, Receipt, offered_atomic
 from tests.interop.node import PeerFailed
 from tests.interop.sellers import OpenStall
-from tests.interop.street import Street, farebox_process
+from tests.interop.street import Street
+from tests.processes import farebox_process
 
 __all__ = ["Buyers", "Purse"]
 

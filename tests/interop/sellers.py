@@ -18,7 +18,8 @@ from tests.interop.cells import Rail, Server, Settlement, Stall
 from tests.interop.goods import CHAT, INPUT_ATOMIC, MAX_INPUT_TOKENS, MAX_OUTPUT_TOKENS, OUTPUT_ATOMIC, offered_atomic
 from tests.interop.node import PeerFailed
 from tests.interop.official import forwarding_app, sell_with_the_sdk
-from tests.interop.street import Street, farebox_process
+from tests.interop.street import Street
+from tests.processes import farebox_process
 
 __all__ = ["OpenStall", "open_stall"]
 

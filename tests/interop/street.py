@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,16 +20,15 @@ from gateway.demo.model_server import model_server_app
 from tests.conformance.sdk_peers import facilitator_app, serving
 from tests.interop.cells import Rail
 from tests.interop.goods import MODEL
-from tests.interop.node import Node, PeerFailed
+from tests.interop.node import Node
+from tests.processes import farebox_process
 
-__all__ = ["Street", "farebox_process"]
+__all__ = ["Street"]
 
 # The chain's funded accounts by what they do here; each settles for one party only, so that no two share a nonce.
 _ENGINES, _OFFICIAL, _OURS = 1, 2, {Rail.EIP3009: 3, Rail.PERMIT2: 4, Rail.UPTO: 3}
 _PURSE_TOKENS = 100
 _PURSE_WEI = 10**18
-_STOP_TIMEOUT_S = 30.0
-_LOG_TAIL_CHARS = 600
 
 
 class Street:
@@ -138,41 +133,3 @@ class Street:
         folder = self.folder / self.new_name(name)
         folder.mkdir()
         return folder
-
-
-@contextmanager
-def farebox_process(folder: Path, *words: str) -> Iterator[dict[str, Any]]:
-    """Run `farebox WORDS --json` in `folder` for the time of the context; yield what it prints when it is ready."""
-    log_file = folder / "log.txt"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", *words, "--json"],
-            cwd=folder,
-            env={**environment, "FAREBOX_HOME": str(folder / "home")},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    try:
-        text = ""
-        for line in process.stdout:
-            text += line
-            if line == "}\n":
-                break
-        else:
-            raise PeerFailed(
-                f"farebox {' '.join(words)}: ended before it was ready: {log_file.read_text()[-_LOG_TAIL_CHARS:]}"
-            )
-        yield json.loads(text)
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
