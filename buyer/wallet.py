@@ -214,6 +214,10 @@ async def plan_policy(place: Place, who: Hands, wallet: Address, token: str, ter
         calls.append(execute_call(wallet, approve_call(asset.address, PERMIT2, allowance_atomic)))
     async with Rpc(place.rpc_urls) as rpc:
         _check_owner(who.signer, (await read_keys(rpc, wallet)).owner)
+        if rail is WalletRail.EIP3009 and not await Token(rpc, asset.address).has_eip3009():
+            raise UsageError(
+                f"--rail: {asset.address_text} has no EIP-3009", remedy="pay it by --rail permit2 and an --allowance"
+            )
     day = Policy(unit_atomic, reserve_atomic, terms.slots, 0, 0, rail).day_cap_atomic
     what = f"let the agent of {address_text(wallet)} spend at most {format_amount(day, asset)} a day by {terms.rail}"
     return await _act(place, who, wallet, what, calls)

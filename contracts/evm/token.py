@@ -126,6 +126,12 @@ class Token:
         data = _BALANCE_OF + word_of_address(owner)
         return integer_of(await self._rpc.call("eth_call", call_object(self.address, data), "latest"), "balanceOf")
 
+    async def has_eip3009(self) -> bool:
+        """Return whether the token answers `authorizationState`, as every token with EIP-3009 does."""
+        data = _AUTHORIZATION_STATE + bytes(64)
+        (state,) = await self._rpc.batch([("eth_call", [call_object(self.address, data), "latest"])])
+        return _word(state) is not None
+
     async def used_nonces(self, payer: Address, nonces: list[bytes]) -> list[bool]:
         """Return, for each 32-byte nonce, whether the token holds it used or revoked (`authorizationState`)."""
         head = _AUTHORIZATION_STATE + word_of_address(payer)

@@ -171,6 +171,7 @@ MISTYPED = (
         ("policy", "W", "--token", "T", "--unit", "1", "--slots", "3", "--rail", "drip", "--reserve", "1"),
         "--reserve",
     ),
+    (("policy", "W", "--token", "PLAIN", "--unit", "1", "--slots", "3"), "EIP-3009"),
     (("revoke", "W", "--token", "T", "--day", "someday"), "--day"),
     (("revoke", "W", "--token", "T", "--slots", "9-3"), "--slots"),
     (("create", "--agent", "0x12"), "--agent"),
@@ -186,6 +187,7 @@ def test_what_is_mistyped_is_named(desk: Desk) -> None:
     names = {
         "W": desk.wallet,
         "T": desk.chain.token,
+        "PLAIN": desk.chain.plain_token,
         "AGENT": desk.chain.accounts[3].address,
         "NOBODY": "0x" + "ab" * 20,
     }
