@@ -1,8 +1,8 @@
 """Cancel: revoke signed authorizations on chain, so that nobody can use them any more.
 
 EIP-3009: the wallet signs `CancelAuthorization`, and many go into one transaction through Multicall3 where the chain
-has it. Permit2: the wallet itself burns the nonces, a whole word of up to 256 with one transaction. What the chain then
-shows decides the state, not our receipt.
+has it. Permit2: the wallet itself burns the nonces, a whole word of up to 256 with one transaction. An AgentWallet
+burns its slots when its agent asks. What the chain then shows decides the state, not our receipt.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from buyer.signing import Signer, Transaction
 from buyer.transact import check_gas, cost_max_wei, price, submit
 from contracts.address import Address, address_text
 from contracts.errors import TermsNotAllowed
+from contracts.evm.agent_wallet import cancel_slots_call, slot_of
 from contracts.evm.rpc import Rpc
 from contracts.keccak import keccak
 from contracts.networks import MULTICALL3, PERMIT2
@@ -48,8 +49,9 @@ async def plan_cancellation(purchase: Purchase, pool: Pool, signer: Signer, rpc_
     Nothing is submitted. Raises `TermsNotAllowed` for another wallet, `InsufficientBalance` when it cannot pay the
     gas, `ChainUnavailable`, `SignerFailed`.
     """
-    if signer.address != purchase.payer:
-        raise TermsNotAllowed(f"only the wallet {address_text(purchase.payer)} can revoke what it signed")
+    allowed = purchase.agent or purchase.payer
+    if signer.address != allowed:
+        raise TermsNotAllowed(f"only the wallet {address_text(allowed)} can revoke what it signed")
     by_registry = pool.database.read(lambda connection: _cancellable(connection, purchase))
     nonces = [nonce for of_registry in by_registry.values() for nonce in of_registry]
     if not nonces:
@@ -57,7 +59,9 @@ async def plan_cancellation(purchase: Purchase, pool: Pool, signer: Signer, rpc_
     async with Rpc(rpc_urls) as rpc:
         calls: list[Call] = []
         for registry, of_registry in by_registry.items():
-            if registry == PERMIT2:
+            if purchase.agent is not None:
+                calls += _cancel_slots(purchase, of_registry)
+            elif registry == PERMIT2:
                 calls += _burn_words(of_registry)
             else:
                 calls += await _cancel_in_token(rpc, registry, purchase, signer, of_registry)
@@ -94,6 +98,19 @@ def _note_asked(connection: Connection, purchase: Purchase, nonces: list[bytes])
         "UPDATE authorizations SET cancel_asked = 1 WHERE purchase_id = ? AND nonce = ?",
         [(purchase.id, nonce) for nonce in nonces],
     )
+
+
+def _cancel_slots(purchase: Purchase, nonces: list[bytes]) -> list[Call]:
+    """Let the agent have the AgentWallet burn its own slots, neighbours together."""
+    runs: list[tuple[int, int, int]] = []
+    slots = [slot for nonce in nonces if (slot := slot_of(nonce)) is not None]
+    for day, number in sorted((slot.day, slot.number) for slot in slots):
+        if runs and runs[-1][0] == day and runs[-1][2] == number - 1:
+            runs[-1] = (day, runs[-1][1], number)
+        else:
+            runs.append((day, number, number))
+    token = purchase.offer.asset.address
+    return [cancel_slots_call(purchase.payer, token, day, first, last) for day, first, last in runs]
 
 
 def _burn_words(nonces: list[bytes]) -> list[Call]:

@@ -131,6 +131,8 @@ def plan_document(plan: Plan, choice: Choice | None) -> dict[str, Any]:
         **money("balance", plan.facts.balance_atomic, offer.asset),
         **money("live_before", plan.live_atomic, offer.asset),
         "valid_before_s": plan.valid_before_s,
+        "agent": None if draft.agent is None else address_text(draft.agent),
+        "days": [{"day": day, "count": more} for day, more in plan.days],
         "refill": _refill_document(draft.refill, offer.asset),
         "not_chosen": [
             {"index": rejection.option.index, "code": rejection.error.code, "message": rejection.error.message}
@@ -151,6 +153,7 @@ def print_plan(plan: Plan, choice: Choice | None) -> None:
     out.print(f"wallet    {address_text(draft.payer)} holds {balance}, {live} of it promised before", markup=False)
     count = plan.count + len(plan.resumed)
     resumed = f" ({len(plan.resumed)} of them unfinished before)" if plan.resumed else ""
+    resumed += f" for {len(plan.days)} days" if plan.days else ""
     out.print(f"signs     {count} authorizations{resumed}, valid until {_time(plan.valid_before_s)}", markup=False)
     loss = format_amount(plan.worst_case_loss_atomic, asset)
     out.print(
@@ -180,6 +183,8 @@ def purchase_document(pool: Pool, purchase: Purchase, now_s: int) -> dict[str, A
         "expires_first_s": pool.expires_first_s(purchase),
         **money("worst_case_loss", pool.worst_case_loss_atomic(purchase.name), asset),
         "refill": _refill_document(purchase.refill, asset),
+        "agent": None if purchase.agent is None else address_text(purchase.agent),
+        "calls_per_day": purchase.calls_per_day,
     }
 
 
@@ -200,6 +205,9 @@ def print_purchase(document: dict[str, Any]) -> None:
     if shown["expires_first_s"]:
         out.print(f"  the first expires {_time(shown['expires_first_s'])}", markup=False)
     out.print(f"  worst-case loss {shown['worst_case_loss']}", markup=False)
+    if shown["agent"]:
+        out.print(f"  paid out of the wallet {shown['payer']}, signed by {shown['agent']}", markup=False)
+        out.print(f"  {shown['calls_per_day']} calls are signed for each day, two days ahead", markup=False)
     if shown["refill"]:
         out.print(f"  refill: {_refill_words(shown['refill'])}", markup=False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from buyer.cancel import cancel, plan_cancellation
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool
 from buyer.presign import Draft, carry_out, prepare
@@ -173,6 +174,21 @@ def test_what_the_wallet_would_refuse_is_not_signed(pool: Pool, wallet: Wallet) 
     with pytest.raises(TermsNotAllowed, match="frozen"):
         buy(pool, wallet)
     assert pool.purchases() == []
+
+
+def test_the_agent_has_the_wallet_burn_the_slots_that_are_left(pool: Pool, wallet: Wallet) -> None:
+    purchase = buy(pool, wallet)
+    claim = spend(pool, wallet, purchase, "a")
+    assert wallet.settle(claim.authorization, claim.signature)["status"] == "0x1"
+    spender = pool.spender()
+    kept = spender.claim(purchase, "b", now_s(wallet))
+    spender.abort(kept)
+    spender.close()
+    plan = asyncio.run(plan_cancellation(purchase, pool, agent_of(wallet), [wallet.chain.rpc_url]))
+    assert (len(plan.nonces), len(plan.transactions)) == (3 * A_DAY - 1, 3), "one transaction a day"
+    found = asyncio.run(cancel(pool, purchase, plan, agent_of(wallet), [wallet.chain.rpc_url]))
+    assert found == {"spent": 0, "expired": 0, "cancelled": 3 * A_DAY - 1, "unknown": 0}
+    assert wallet.settle(kept.authorization, kept.signature)["status"] == "0x0"
 
 
 def test_the_agents_key_alone_signs_for_the_wallet(pool: Pool, wallet: Wallet) -> None:
