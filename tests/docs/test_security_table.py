@@ -17,6 +17,7 @@ ROWS = {
     **{f"R{number}": 0 for number in range(1, 4)},
     **{f"K{number}": 0 for number in range(1, 3)},
     "D1": 0,
+    **{f"W{number}": 0 for number in range(1, 8)},
     **{f"C{number}": 0 for number in range(1, 12)},
     **{f"F{number}": 0 for number in range(1, 25)},
 }
