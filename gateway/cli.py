@@ -19,7 +19,7 @@ import gateway.litellm.cli
 import registry.cli_check
 import seller.cli
 from buyer.wallet_commands import wallet_commands
-from contracts.console import exit_on_error, out, print_document
+from contracts.console import exit_on_error, out, print_document, progress
 from contracts.redaction import log_to_stderr
 from gateway.bidder.commands import bid_commands
 from gateway.devnet import devnet
@@ -163,10 +163,15 @@ def config_show(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
 
 def _own_calls() -> PaidCalls:
-    """Let the registry weigh sellers by what this home's calls came to."""
+    """Let the registry weigh sellers by what this home's calls came to; without a pool it still finds them."""
     from buyer.discovery import own_calls
+    from contracts.errors import FareboxError
 
-    return own_calls()
+    try:
+        return own_calls()
+    except FareboxError as error:
+        progress(f"your own paid calls are left out: {error.message}")
+        return []
 
 
 def _add(command: typer.Typer, panel: str) -> None:

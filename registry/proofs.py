@@ -1,7 +1,8 @@
 """Proofs of payment behind ratings: what a feedback file claims, looked up on chain.
 
 Nothing in the registry checks a claimed payment, so it counts only here: the transaction succeeded, before the rating,
-on the agent's chain, moved a known token from the reviewer to the agent, and stands behind no other rating. Source:
+on the agent's chain, moved a known token from the reviewer to the agent, and stands behind no other rating; and the
+reviewer is none of the agent's operators now. Source:
 ERC-8004, "Off-Chain Feedback File Structure" (`proofOfPayment`); EIP-20 (Transfer).
 """
 
@@ -14,11 +15,14 @@ from functools import partial
 from typing import Any
 
 from contracts.address import Address
+from contracts.erc8004 import selector
 from contracts.evm.rpc import Rpc
+from contracts.evm.token import call_object
 from contracts.fields import hex_bytes
 from contracts.keccak import keccak
 from contracts.networks import DEVNET_CHAIN_ID, Network, find_asset
 from contracts.storage import Connection, Database, Row
+from contracts.typed_data import word_of_address, word_of_uint
 from registry.agent_id import AgentId
 from registry.candidates import Candidate
 from registry.documents import read_json
@@ -29,6 +33,7 @@ from registry.retrieve import Gateways, retrieve
 
 __all__ = ["Claim", "is_paid", "prove_payments", "read_claim"]
 
+_IS_AUTHORIZED = selector("isAuthorizedOrOwner(address,uint256)")
 _TRANSFER = keccak(b"Transfer(address,address,uint256)")
 _UNPROVEN = """
     SELECT client, feedback_index, uri, file_hash, block FROM feedback_events
@@ -69,10 +74,11 @@ async def prove_payments(
         receipts = await rpc.batch(
             [("eth_getTransactionReceipt", ["0x" + claim.transaction.hex()]) for claim in claims]
         )
+        operators = await rpc.batch([("eth_call", [_is_operator_call(agent, claim), "latest"]) for claim in claims])
     held = [
         claim
-        for claim, receipt in zip(claims, receipts, strict=True)
-        if is_paid(claim, receipt, related, agent.network)
+        for claim, receipt, operator in zip(claims, receipts, operators, strict=True)
+        if is_paid(claim, receipt, related, agent.network) and not _is_yes(operator)
     ]
     return database.transact(partial(_keep, agent=agent, claims=held, now_s=now_s))
 
@@ -109,6 +115,15 @@ def _is_payment(log: dict[str, Any], client: Address, payees: Collection[Address
     # Anybody can make a token and send it about.
     is_money = network.chain_id == DEVNET_CHAIN_ID or find_asset(network, token) is not None
     return is_money and topics[1][12:] == client and Address(topics[2][12:]) in payees and int(log["data"], 16) > 0
+
+
+def _is_operator_call(agent: AgentId, claim: Claim) -> dict[str, str]:
+    return call_object(agent.registry, _IS_AUTHORIZED + word_of_address(claim.client) + word_of_uint(agent.number))
+
+
+def _is_yes(answer: Any) -> bool:
+    """Tell whether a call answered `true`; one that was refused did not."""
+    return isinstance(answer, str) and answer.startswith("0x") and answer[2:].strip("0") == "1"
 
 
 async def _claim(row: Row, agent: AgentId, fetcher: Fetcher) -> Claim | None:

@@ -13,6 +13,7 @@ import pytest
 
 from contracts.address import Address, address_text
 from contracts.evm.devnet import Devnet
+from contracts.evm.registries import place_registries
 from contracts.keccak import keccak
 from contracts.networks import ASSETS, Network
 from contracts.storage import Connection
@@ -21,6 +22,7 @@ from registry.candidates import find_candidate
 from registry.index import Index
 from registry.proofs import Claim, is_paid, prove_payments, read_claim
 from registry.ratings import read_reputation
+from tests.registry.ledger_of_agents import IDENTITY, Registrar
 from tests.registry.shelf import CHAIN_ID, NOW_S, OWNER, WALLET, add_agent, agent, shelf
 from tests.registry.strangers import strangers
 
@@ -107,14 +109,14 @@ def test_a_claim_of_somebody_else_elsewhere_or_of_nothing_is_none(document: Any)
     assert read_claim(document, ROW, 8453) is None
 
 
-def _rate(index: Index, client: Address, number: int, uri: str, file_hash: bytes) -> None:
+def _rate(index: Index, client: Address, number: int, uri: str, file_hash: bytes, *, agent_number: int = 1) -> None:
     def insert(connection: Connection) -> None:
         (log_index,) = connection.execute("SELECT count(*) FROM feedback_events").fetchone()
         connection.execute(
             "INSERT INTO feedback_events (chain_id, block, log_index, transaction_hash, block_hash, time_s, kind,"
             " agent_id, client, feedback_index, value, decimals, tag1, uri, file_hash)"
-            " VALUES (?, 1000, ?, x'00', x'00', ?, 'given', 1, ?, ?, '80', 0, 'starred', ?, ?)",
-            (CHAIN_ID, log_index, NOW_S, client, number, uri, file_hash),
+            " VALUES (?, 1000, ?, x'00', x'00', ?, 'given', ?, ?, ?, '80', 0, 'starred', ?, ?)",
+            (CHAIN_ID, log_index, NOW_S, agent_number, client, number, uri, file_hash),
         )
 
     index.database.transact(insert)
@@ -144,3 +146,24 @@ async def test_a_payment_stands_behind_one_rating_and_only_of_the_file_that_was_
     (stars,) = reputation.tags
     assert (stars.raw, stars.paid) == (4, 1)
     assert reputation.score == pytest.approx(0.8)
+
+
+async def test_an_operator_of_the_agent_proves_nothing_by_paying_it(chain: Devnet, tmp_path: Path) -> None:
+    place_registries(chain)
+    registrar = Registrar(chain)
+    number = registrar.register(4, "")
+    registrar.send(4, IDENTITY, "setApprovalForAll(address,bool)", registrar.account(3), True)
+    payer = chain.accounts[3].address
+    client, owner = (Address(bytes.fromhex(account.address[2:])) for account in chain.accounts[3:5])
+    chain.mint(payer, 1000)
+    transfer = keccak(b"transfer(address,uint256)")[:4] + word_of_address(owner) + word_of_uint(1000)
+    paid = chain.send(payer, chain.token, transfer)["transactionHash"]
+    file = json.dumps(proof(chainId=CHAIN_ID, txHash=paid, fromAddress=payer)).encode()
+    with shelf(tmp_path) as index:
+        add_agent(index, number, "", owner=owner, wallet=owner)
+        async with strangers() as web, web.fetcher() as fetcher:
+            _rate(index, client, 1, web.page("files", "/", file), keccak(file), agent_number=number)
+            candidate = index.database.read(lambda connection: find_candidate(connection, f"{CHAIN_ID}:{number}"))
+            assert await prove_payments(index.database, fetcher, candidate, [chain.rpc_url], NOW_S) == 0
+            registrar.send(4, IDENTITY, "setApprovalForAll(address,bool)", registrar.account(3), False)
+            assert await prove_payments(index.database, fetcher, candidate, [chain.rpc_url], NOW_S) == 1
