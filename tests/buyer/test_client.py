@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from contracts.errors import (
     TermsNotAllowed,
     UsageError,
 )
+from contracts.offers import PERMIT2, Offer
 from tests.buyer.parts import KEY, Shop, add_purchase, add_signed, closed_port_url, hanging_up, offer_of, serving
 
 CHAT = "/v1/chat/completions"
@@ -211,3 +213,50 @@ def test_a_cancelled_call_leaves_its_payment_unknown(pool: Pool) -> None:
 def test_a_client_that_is_not_clearly_funded_or_could_be_led_away_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Client(**options)
+
+
+def in_other_ways() -> list[Offer]:
+    over_permit2 = replace(offer_of(), method=PERMIT2)
+    return [over_permit2, replace(over_permit2, scheme="upto", extra={"facilitatorAddress": "0x" + "99" * 20})]
+
+
+@pytest.mark.parametrize("offer", in_other_ways(), ids=["permit2", "upto"])
+@pytest.mark.parametrize("funded_by", ["a signer", "a pool"])
+def test_a_client_pays_in_the_way_the_seller_wants(
+    shop: Shop, url: str, pool: Pool, offer: Offer, funded_by: str
+) -> None:
+    shop.offers = [offer]
+    shop.charge_atomic = 400 if offer.scheme == "upto" else None
+    if funded_by == "a pool":
+        purchase = add_purchase(pool, endpoint=url, offer=offer)
+        add_signed(pool, purchase, 2, valid_before_s=int(time.time()) + 86_400, key=KEY)
+        client = Client(pool=pool, purchase="p")
+    else:
+        client = Client(signer=SIGNER, policy=replace(POLICY, schemes=(offer.scheme,)), base_url=url)
+    with client:
+        answer = client.post(CHAT, json={"model": "m"})
+    assert answer.status_code == 200
+    (paid,) = shop.paid
+    assert paid.value_atomic == 1000
+    assert answer.extensions["farebox"].receipt.amount == ("400" if offer.scheme == "upto" else None)
+    if funded_by == "a pool":
+        (receipt,) = pool.receipts()
+        assert (receipt.price_atomic, receipt.charged_atomic) == (1000, shop.charge_atomic)
+
+
+def test_a_receipt_above_the_ceiling_is_no_receipt(shop: Shop, url: str, pool: Pool) -> None:
+    metered = in_other_ways()[1]
+    shop.offers, shop.charge_atomic = [metered], 1001
+    purchase = add_purchase(pool, endpoint=url, offer=metered)
+    add_signed(pool, purchase, 1, valid_before_s=int(time.time()) + 86_400, key=KEY)
+    with Client(pool=pool, purchase="p") as client:
+        assert client.post(CHAT, json={"model": "m"}).extensions["farebox"].receipt is None
+    (receipt,) = pool.receipts()
+    assert (receipt.state, receipt.charged_atomic) == ("spent", None)
+
+
+def test_a_client_is_not_charged_by_usage_unless_its_policy_says_so(shop: Shop, url: str) -> None:
+    shop.offers = [in_other_ways()[1]]
+    with Client(signer=SIGNER, policy=POLICY, base_url=url) as client, pytest.raises(TermsNotAllowed, match="by usage"):
+        client.post(CHAT, json={"model": "m"})
+    assert shop.paid == []
