@@ -15,7 +15,7 @@ from contracts.erc8004 import COUNTER_SLOT, IMPLEMENTATION_SLOT, selector
 from contracts.errors import ChainUnavailable, RemoteError, UsageError
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.fields import hex_bytes
-from contracts.typed_data import word_of_uint
+from contracts.typed_data import word_of_address, word_of_uint
 from registry.chains import RegistryChain
 from registry.events import TOPICS, FeedbackEvent, decode_logs
 from registry.index import Head, Window
@@ -28,9 +28,11 @@ __all__ = [
     "Suspicious",
     "check_registries",
     "read_agents",
+    "read_clients",
     "read_count",
     "read_hashes",
     "read_implementation",
+    "read_last_indexes",
     "read_recent",
     "read_window",
 ]
@@ -38,6 +40,8 @@ __all__ = [
 _OWNER_OF = selector("ownerOf(uint256)")
 _TOKEN_URI = selector("tokenURI(uint256)")
 _AGENT_WALLET = selector("getAgentWallet(uint256)")
+_CLIENTS = selector("getClients(uint256)")
+_LAST_INDEX = selector("getLastIndex(uint256,address)")
 _IDENTITY_OF = selector("getIdentityRegistry()")
 _VERSION = selector("getVersion()")
 # Some nodes cut an answer at a round number of logs, and say nothing.
@@ -189,6 +193,28 @@ async def read_agents(
     return facts
 
 
+async def read_clients(rpc: Rpc, chain: RegistryChain, agent_ids: Sequence[int], block: int) -> dict[int, set[Address]]:
+    """Return who ever rated some agents; those are left out whose list is too long for the endpoint.
+
+    Raises `ChainUnavailable`.
+    """
+    calls = [_reputation_call(chain, _CLIENTS + word_of_uint(agent_id), block) for agent_id in agent_ids]
+    lists = zip(agent_ids, map(_addresses, await rpc.batch(calls)), strict=True)
+    return {agent_id: set(listed) for agent_id, listed in lists if listed is not None}
+
+
+async def read_last_indexes(
+    rpc: Rpc, chain: RegistryChain, pairs: Sequence[tuple[int, Address]], block: int
+) -> dict[tuple[int, Address], int]:
+    """Return how many ratings an agent has of a client, for each pair of these. Raises `ChainUnavailable`."""
+    calls = [
+        _reputation_call(chain, _LAST_INDEX + word_of_uint(agent_id) + word_of_address(client), block)
+        for agent_id, client in pairs
+    ]
+    answers = await rpc.batch(calls)
+    return {pair: int.from_bytes(_word(answer)) for pair, answer in zip(pairs, answers, strict=True)}
+
+
 async def _timed(rpc: Rpc, events: Sequence[FeedbackEvent]) -> list[FeedbackEvent]:
     """Give each event the time of its block, where the logs did not tell it."""
     missing = sorted({event.place.block for event in events if event.time_s is None})
@@ -231,6 +257,18 @@ def _head(block: Any) -> Head | None:
         return None if hash_ is None else Head(int(block["number"], 16), hash_, int(block["timestamp"], 16))
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _reputation_call(chain: RegistryChain, data: bytes, block: int) -> tuple[str, list[Any]]:
+    return "eth_call", [{"to": address_text(chain.reputation), "data": _hex(data)}, hex(block)]
+
+
+def _addresses(answer: Any) -> list[Address] | None:
+    """Return the addresses of an ABI-encoded `address[]`; None for anything else."""
+    data = hex_bytes(answer) if not isinstance(answer, RpcRefused) else None
+    if data is None or len(data) < 64 or len(data) != 64 + 32 * int.from_bytes(data[32:64], "big"):
+        return None
+    return [Address(data[start + 12 : start + 32]) for start in range(64, len(data), 32)]
 
 
 def _hex(data: bytes) -> str:

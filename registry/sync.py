@@ -22,15 +22,15 @@ from contracts.errors import ChainUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
 from registry.chains import RegistryChain
 from registry.completeness import holes
+from registry.contradictions import contradictions
 from registry.endpoints import Endpoint, NoWayOn, Pool, Refusal, endpoint_name, refusal_of
-from registry.index import Head, Index, Interval
-from registry.limits import READ_TRIES_MAX, SAMPLE_AGENTS, SYNC_FAILURES_MAX, SYNC_ROUNDS_MAX
+from registry.index import Head, Index
+from registry.limits import READ_TRIES_MAX, SYNC_FAILURES_MAX, SYNC_ROUNDS_MAX
 from registry.reading import (
     Behind,
     Forked,
     Suspicious,
     check_registries,
-    read_agents,
     read_count,
     read_hashes,
     read_implementation,
@@ -316,7 +316,9 @@ class _Sync:
             first_block=self._chain.first_block,
             head_block=head.number,
         )
-        places = places or await self._contradictions(head, teller)
+        if not places:
+            patiently = partial(self._patiently, teller)
+            places = await contradictions(self._index, teller.rpc, self._chain, head, patiently)
         liars = self._index.tellers(self._chain.chain_id, places) if places else []
         for name in liars:
             self._index.forget(self._chain.chain_id, name)
@@ -343,24 +345,6 @@ class _Sync:
     def _widest(self) -> int:
         """Return how many blocks there are at all: a window wider than the chain is no wider than it."""
         return max(1, self._known_head() + 1 - self._chain.first_block)
-
-    async def _contradictions(self, head: Head, teller: Endpoint) -> list[Interval]:
-        """Return the blocks to doubt because an agent is not on chain what its logs made of it."""
-        rows = self._index.database.read(
-            lambda connection: connection.execute(
-                "SELECT agent_id, registered_block, owner, wallet, uri FROM agents WHERE chain_id = ?"
-                " ORDER BY updated_block DESC, agent_id DESC LIMIT ?",
-                (self._chain.chain_id, SAMPLE_AGENTS),
-            ).fetchall()
-        )
-        wanted = [row["agent_id"] for row in rows]
-        facts = await self._patiently(teller, partial(read_agents, teller.rpc, self._chain, wanted, head.number))
-        return [
-            (row["registered_block"], head.number)
-            for row in rows
-            if (row["owner"], row["wallet"], row["uri"])
-            != ((fact := facts[row["agent_id"]]).owner, fact.wallet, fact.uri)
-        ]
 
     # Finish
 

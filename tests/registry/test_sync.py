@@ -140,9 +140,10 @@ def test_the_only_endpoint_cannot_leave_out_logs_for_long(town: Registrar, books
         {"blind_beyond": 1},
         {"hides": hides_an_agent},
         {"hides": hides_updates},
+        {"hides": hides_a_rating},
         {"hides": lambda log: log["topics"][0].startswith("0xddf252ad") and int(log["topics"][1], 16) != 0},
     ],
-    ids=["cut", "blind", "agent", "updates", "transfers"],
+    ids=["cut", "blind", "agent", "updates", "ratings", "transfers"],
 )
 def test_everything_a_liar_told_is_read_again_elsewhere(town: Registrar, books: Books, ways: dict[str, Any]) -> None:
     with OddNode(town.devnet.rpc_url, **ways) as liar:
