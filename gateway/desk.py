@@ -16,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cachetools import TTLCache
+
 from buyer.budgets import budget_units
 from buyer.client_keys import ClientKey
-from buyer.flow import Outcome, Outgoing, pay_with_pool
+from buyer.flow import Outcome, Outgoing, pay_when_asked, pay_with_pool
 from buyer.pool import Claim, Pool, Spender
 from buyer.purchase import Purchase
 from buyer.receipts import Receipt
@@ -43,7 +45,7 @@ from gateway.envelope import Headers, Problem, Refused
 from gateway.fallback import fall_back
 from gateway.forward import drive
 from gateway.gate import caller_key
-from gateway.limits import CALL_TIMEOUT_S
+from gateway.limits import ASK_FIRST_S, BREAKERS_MAX, CALL_TIMEOUT_S
 from gateway.metrics import Metrics
 from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay, sold_by_usage
 from gateway.requests import Call
@@ -96,6 +98,8 @@ class Desk:
         self._upstream = upstream
         self._fallback_key = config.fallback_key()
         self._spender: Spender = pool.spender()
+        # Sellers by usage that found a request too large. What they refuse before a payment takes none out of the pool.
+        self._asked_first: TTLCache[str, bool] = TTLCache(BREAKERS_MAX, ASK_FIRST_S)
         pool.database.stay_responsive()
 
     def close(self) -> None:
@@ -252,31 +256,43 @@ class Desk:
             self._note_success(purchase, outcome)
             whole = await relay.answer(outcome, answer)
             if not relay.was_left:
-                self._note_end(order.routed, purchase, outcome, started_s, is_ok=whole)
-            await self._note_charge(relay, attempt)
+                charged_atomic = relay.charged_atomic
+                self._note_end(order.routed, purchase, outcome, started_s, is_ok=whole, charged_atomic=charged_atomic)
+            await self._note_charge(purchase, relay, attempt)
             return whole
         finally:
             answer.close()
 
-    def _note_end(self, routed: Routed, purchase: Purchase, outcome: Outcome, started_s: float, *, is_ok: bool) -> None:
+    def _note_end(
+        self,
+        routed: Routed,
+        purchase: Purchase,
+        outcome: Outcome,
+        started_s: float,
+        *,
+        is_ok: bool,
+        charged_atomic: int | None = None,
+    ) -> None:
         """Tell the bidder how long a call took and what it cost, as far as anybody knows."""
         claim, now_s = outcome.claim, self.clock()
         if claim is None or claim.spent:
             return
-        receipt_amount = None if outcome.receipt is None else outcome.receipt.amount
-        amount_atomic = claim.authorization.value_atomic if receipt_amount is None else int(receipt_amount)
+        amount_atomic = claim.authorization.value_atomic if charged_atomic is None else charged_atomic
         settlement = "unknown" if outcome.receipt is None else "stated"
         if not is_ok and _charged_nothing(outcome):
             amount_atomic, settlement = 0, "none"
         ended = Ended(max(now_s - started_s, 0.0), is_ok, budget_units(amount_atomic, purchase.offer.asset))
         self.router.ended(routed, purchase, ended, settlement, now_s)
 
-    async def _note_charge(self, relay: Relay, attempt: Attempt) -> None:
-        """Note what a stream by usage was charged, and that one whose client left is over: there is no more of it."""
+    async def _note_charge(self, purchase: Purchase, relay: Relay, attempt: Attempt) -> None:
+        """Note what a call by usage was charged, and that a stream whose client left is over for good."""
         claim, charged_atomic = attempt.record.claim, relay.charged_atomic
-        if claim is None:
+        if claim is None or not sold_by_usage(purchase):
             return
-        if charged_atomic is not None:
+        if not claim.spent:
+            cost_atomic = claim.authorization.value_atomic if charged_atomic is None else charged_atomic
+            self.metrics.spent.labels(purchase.name).inc(cost_atomic)
+        if charged_atomic is not None and relay.charged_late:
             with contextlib.suppress(FareboxError):
                 await self.in_store(lambda: self._spender.charged(claim, charged_atomic), writes=True)
         if relay.was_left:
@@ -303,9 +319,16 @@ class Desk:
                 client_key="" if call.client_key is None else call.client_key.name,
                 tells_delivery=True,
             )
+            if purchase.name in self._asked_first:
+                flow = pay_when_asked(request, flow)
             started = time.perf_counter()
             outcome, answer = await drive(flow, self._upstream, blocking=lambda: not self.pool.database.is_free)
             self.metrics.calls.labels(purchase.name, outcome.kind).inc()
+            if _was_too_large(outcome):
+                self._asked_first[purchase.name] = True
+            if answer is not None and answer.status >= 300:
+                answer.close()  # refused before a payment; what it said is read
+                answer = None
             if outcome.claim is not None:
                 self.metrics.first_byte.labels(purchase.name).observe(time.perf_counter() - started)
             if outcome.error is not None and not isinstance(outcome.error, _NOT_THE_SELLERS):
@@ -323,9 +346,9 @@ class Desk:
 
     def _note_success(self, purchase: Purchase, outcome: Outcome) -> None:
         self.shelf.note_success(purchase)
-        if outcome.claim is not None and not outcome.claim.spent:
+        if outcome.claim is not None and not outcome.claim.spent and not sold_by_usage(purchase):
             self.metrics.spent.labels(purchase.name).inc(outcome.claim.authorization.value_atomic)
-        if outcome.receipt is None:
+        if outcome.claim is not None and outcome.receipt is None:
             self.metrics.no_receipt.labels(purchase.name).inc()
 
     def _note_failure(self, purchase: Purchase, error: FareboxError) -> None:
@@ -350,6 +373,11 @@ def _decision_headers(routed: Routed) -> Headers:
 
 def _charged_nothing(outcome: Outcome) -> bool:
     return outcome.incoming is not None and outcome.incoming.headers.get("x-farebox-charged") == "false"
+
+
+def _was_too_large(outcome: Outcome) -> bool:
+    incoming = outcome.incoming
+    return incoming is not None and incoming.status == 400 and b'"above_ceiling"' in incoming.body
 
 
 def _check_model(call: Call, models: list[str]) -> None:

@@ -51,3 +51,5 @@ DEADLINE_MS_MAX = 3_600_000
 BREAKER_FAILURES = 3
 BREAKER_PAUSE_S = 30.0
 BREAKERS_MAX = 1_000
+# How long a seller by usage that found a request too large is asked before it is paid, which takes a round trip more.
+ASK_FIRST_S = 600.0

@@ -49,8 +49,9 @@ class Relay:
     def __init__(self, call: Call, client: Client, record: Record, *, extra: Headers | None = None) -> None:
         self._call, self._client, self._record = call, client, record
         self._extra = extra or []
-        # What the seller says it charged by usage, once it has said so.
+        # What the seller says it charged by usage, once it has said so, and whether it did so after its headers.
         self.charged_atomic: int | None = None
+        self.charged_late = False
         # Whether a stream by usage was stopped because its client has left.
         self.was_left = False
 
@@ -64,7 +65,7 @@ class Relay:
             headers.append((b"content-length", length.encode("latin-1")))
         last = b""
         self._record.start(answer.status, headers)
-        metered = self._meter(outcome, answer)
+        metered, self.charged_atomic = self._meter(outcome, answer), _charged_in_head(outcome)
         try:
             async for chunk in answer.chunks() if metered is None else self._unmarked(metered, answer):
                 self._record.add(chunk)
@@ -79,11 +80,9 @@ class Relay:
             return False
         if not self._client.started:
             await self._client.start(answer.status, headers)
-        self.charged_atomic = None if metered is None else metered.charged_atomic
-        closing = b""
-        if answer.is_event_stream:
-            charged_atomic = _charged_in_head(outcome) if self.charged_atomic is None else self.charged_atomic
-            closing = _receipt_comment(outcome, last, charged_atomic)
+        if metered is not None and metered.charged_atomic is not None:
+            self.charged_atomic, self.charged_late = metered.charged_atomic, True
+        closing = _receipt_comment(outcome, last, self.charged_atomic) if answer.is_event_stream else b""
         checkpoint("gateway.whole")
         if closing:
             self._record.add(closing)
@@ -127,7 +126,8 @@ class Relay:
     async def failure(self, outcome: Outcome) -> None:
         """Pass a seller's own error on as it is; tell everything about the payment in our words."""
         path, incoming, charged = self._call.path, outcome.incoming, _charged(outcome)
-        if outcome.kind == "unknown" and incoming is not None and incoming.status >= 400 and incoming.status != 402:
+        sellers_own = outcome.kind in ("unknown", "free")
+        if sellers_own and incoming is not None and incoming.status >= 400 and incoming.status != 402:
             headers = [*passed_on(incoming.headers), _NO_STORE, charged, *_purchase_headers(outcome.claim)]
             if incoming.body:
                 await self._say(incoming.status, headers, incoming.body)
@@ -152,6 +152,8 @@ class Relay:
 def _charged(outcome: Outcome) -> tuple[bytes, bytes]:
     """Return what is known about the money of a failed call. "false" is then the seller's own word."""
     incoming = outcome.incoming
+    if outcome.kind == "free":
+        return CHARGED_NO
     if outcome.claim is not None and outcome.claim.spent:
         return _CHARGED_BEFORE
     return CHARGED_NO if incoming and incoming.headers.get("x-farebox-charged") == "false" else CHARGED_UNKNOWN

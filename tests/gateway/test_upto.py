@@ -184,9 +184,14 @@ def test_nothing_used_costs_nothing(chain: Devnet, tmp_path: Path) -> None:
         assert street.receipts()[0].charged_atomic == 0
 
 
-def test_a_request_above_the_ceiling_says_what_fits(chain: Devnet, tmp_path: Path) -> None:
+def test_requests_above_the_ceiling_say_what_fits_and_do_not_use_the_pool_up(chain: Devnet, tmp_path: Path) -> None:
     with town(chain, tmp_path, settle="async") as street:
-        answer = street.ask(max_tokens=50_000)
-        assert answer.status_code == 400
-        assert "max_tokens of at most" in answer.text
+        for number in range(3):
+            answer = street.ask(max_tokens=50_000 + number)
+            assert answer.status_code == 400
+            assert "max_tokens of at most" in answer.text
+            assert answer.headers["x-farebox-charged"] == ("unknown" if number == 0 else "false")
+        assert [receipt.state for receipt in street.receipts()] == ["unknown"]
         assert street.settled() == 0
+        assert street.ask(stream=True).content.startswith(frames())
+        assert street.settled() == USED

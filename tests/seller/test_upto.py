@@ -111,8 +111,7 @@ async def test_the_402_offers_the_most_a_call_can_cost(chain: Devnet, tmp_path: 
         assert "up to 0.047 USDC" in error_of(asked)["message"]
 
 
-@pytest.mark.parametrize("settle", ["auto", "after", "async"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("path", "settle"), [(CHAT, "auto"), (CHAT, "after"), *((path, "async") for path in PATHS)])
 async def test_a_document_costs_what_it_reports_and_the_receipt_says_so(
     chain: Devnet, tmp_path: Path, path: str, settle: str
 ) -> None:
