@@ -6,6 +6,7 @@ Method: an index filled by hand, sellers and impostors on a web of strangers, an
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
 from functools import partial
@@ -281,11 +282,13 @@ async def test_a_hostile_set_of_files_is_gathered_within_bounds(web: Web, index:
             request.writer.write(b"x" * 65_536)
             await request.writer.drain()
 
-    web.pages["flood/"] = flood
+    for number in range(20):
+        web.pages[f"flood{number}/"] = flood
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     uris = [
-        web.url("flood"),
+        *(web.url(f"flood{number}") for number in range(20)),
         web.page("deep", "/", b'{"a":' * 40_000),
-        web.page("script", "/", file_of(2, "https://x.invalid", name="<script>alert(1)</script>\x1b[2J\u202e")),
+        web.page("script", "/", file_of(21, "https://x.invalid", name="<script>alert(1)</script>\x1b[2J\u202e")),
         "data:application/json," + "[" * 100_000,
         "\x00\x1b]0;title\x07",
         "https://[64:ff9b::7f00:1]/",
@@ -294,5 +297,6 @@ async def test_a_hostile_set_of_files_is_gathered_within_bounds(web: Web, index:
         add_agent(index, number, uri)
     gathered = await refresh(web, index)
     assert gathered.done == len(uris)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 64 * 1024
     names = index.database.read(lambda connection: connection.execute("SELECT name FROM agent_text").fetchall())
     assert [tuple(row) for row in names] == [("<script>alert(1)</script>[2J",)]
