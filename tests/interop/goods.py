@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gateway.demo.dialects import answer_text
+from gateway.demo.dialects import DIALECTS, answer_text
 from tests.interop.cells import Rail
 
 __all__ = [
@@ -34,7 +34,6 @@ PROMPT = "What does one cell cost?"
 INPUT_ATOMIC, OUTPUT_ATOMIC = 10, 20
 MAX_INPUT_TOKENS, MAX_OUTPUT_TOKENS = 1000, 2000
 _EXACT_ATOMIC = {Rail.EIP3009: 1_000, Rail.PERMIT2: 10**15}
-_PIECES = 11
 
 
 class Receipt(NamedTuple):
@@ -88,7 +87,10 @@ def offered_atomic(rail: Rail) -> int:
 
 def price_atomic(rail: Rail) -> int:
     """Return what one call costs on a rail, in atomic units of the rail's token; on upto, what the usage comes to."""
-    return used_atomic(len(PROMPT.split()), _PIECES) if rail is Rail.UPTO else _EXACT_ATOMIC[rail]
+    if rail is not Rail.UPTO:
+        return _EXACT_ATOMIC[rail]
+    usage = DIALECTS[CHAT](chat()).document["usage"]
+    return used_atomic(usage["prompt_tokens"], usage["completion_tokens"])
 
 
 def used_atomic(input_tokens: int, output_tokens: int) -> int:
