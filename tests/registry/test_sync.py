@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from tests.registry.syncing import CHAIN, Books
 
 URI_UPDATED = "0x3a2c7fff"
 REGISTERED = "0xca52e62c"
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -333,3 +337,29 @@ def test_an_upgrade_of_the_registry_is_told(own_town: Registrar, books: Books) -
     report = books.sync("own", [url])
     assert "was upgraded" in report.warnings[0]
     assert books.rows("own", "SELECT kind FROM identity_events WHERE agent_id IS NULL AND kind = 'upgraded'")
+
+
+_SYNC = """
+import asyncio, sys
+from pathlib import Path
+from registry.index import open_index
+from registry.sync import sync_chain
+from tests.registry.syncing import CHAIN
+with open_index(Path(sys.argv[1])) as index:
+    asyncio.run(sync_chain(index, CHAIN, [sys.argv[2]]))
+"""
+
+
+def test_killed_processes_leave_an_index_that_the_next_one_finishes(town: Registrar, books: Books) -> None:
+    command = [sys.executable, "-c", _SYNC, str(books.folder / "own.db")]
+    with OddNode(town.devnet.rpc_url, range_max=3) as node:
+        for answers in (3, 4, 5):
+            node.spans.clear()
+            process = subprocess.Popen([*command, node.url], cwd=REPO)
+            while len(node.spans) < answers:
+                assert process.poll() is None, "it was to be killed, and ended by itself"
+                time.sleep(0.001)
+            process.kill()
+            process.wait()
+        subprocess.run([*command, node.url], cwd=REPO, check=True, timeout=60)
+    assert books.exported("own") == books.clean(town.devnet.rpc_url)
