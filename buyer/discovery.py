@@ -212,7 +212,12 @@ def _best(index: Index, wanted: Wanted, calls: Sequence[PaidCall], passed_over: 
     )
     now_s = int(time.time())
     results = index.database.read(lambda connection: search(connection, query, now_s, calls))
-    names = [str(result.agent) for result in results if result.state == "payable"]
+    payable = [result for result in results if result.state == "payable"]
+    # An agent that lists models, and not the one that is wanted, can hardly have it.
+    payable.sort(
+        key=lambda result: bool(result.models) and wanted.model is not None and wanted.model not in result.models
+    )
+    names = [str(result.agent) for result in payable]
     return [name for name in names if name not in passed_over][:SELLERS_TRIED_MAX]
 
 

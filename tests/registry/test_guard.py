@@ -9,6 +9,10 @@ import asyncio
 import base64
 import hashlib
 import resource
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +20,7 @@ from registry.fetch import Fetcher, Unfetched
 from registry.guard import NetworkPolicy, Refused, forbidden
 from registry.limits import DOCUMENT_BYTES_MAX, FETCH_HOST_STRIKES_MAX
 from registry.retrieve import Gateways, retrieve, retrieve_well_known
-from tests.registry.strangers import Request, strangers
+from tests.registry.strangers import Request, Web, strangers
 
 _PRIVATE = (
     "127.0.0.1 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.100.100.200 0.0.0.0 255.255.255.255 224.0.0.1 "
@@ -95,6 +99,36 @@ async def test_the_connection_goes_to_the_checked_address_and_the_name_stays_in_
         assert (await fetcher.get(url, body_max=1000)).body == b"{}"
         assert [request.host for request in web.asked] == ["seller.example"]
         assert web.resolved == ["seller.example"]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Make a certificate for seller.example that nobody else trusts, its key beside it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=seller.example"
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    names = ["-addext", "subjectAltName=DNS:seller.example"]
+    subprocess.run([*make.split(), *files, *names], check=True, capture_output=True)
+    return tmp_path / "certificate"
+
+
+async def test_tls_still_proves_the_name_though_the_connection_goes_to_an_address(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_side.load_cert_chain(certificate, certificate.with_name("key"))
+    client_side = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr("registry.fetch.httpx.create_ssl_context", lambda **_: client_side)
+    web = Web()
+    web.page("seller.example", "/card", b"{}")
+    async with await asyncio.start_server(web.serve, "127.0.0.1", 0, ssl=server_side) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with web.fetcher() as fetcher:
+            assert (await fetcher.get(f"https://seller.example:{port}/card", body_max=10)).body == b"{}"
+            with pytest.raises(Unfetched, match="unreachable"):
+                await fetcher.get(f"https://other.example:{port}/card", body_max=10)
+    assert [request.host for request in web.asked] == ["seller.example"]
 
 
 async def test_a_redirect_into_this_machine_is_not_followed() -> None:
