@@ -42,6 +42,7 @@ class BoundedSigner:
     def __init__(self, signer: PaymentSigner, bounds: Bounds) -> None:
         self._signer = signer
         self._bounds = bounds
+        self._facilitator = facilitator_of(bounds.offer)
         self._asked: set[bytes] = set()
         self._asked_atomic = 0
 
@@ -56,8 +57,9 @@ class BoundedSigner:
         Raises `TermsNotAllowed`, `PriceAboveCap` or `BudgetExceeded` before the signer is asked for any of them;
         `SignerFailed` when the signer fails or one of its signatures is not the wallet's.
         """
+        self._check_offer(offer)
         for authorization in authorizations:
-            self._check(authorization, offer)
+            self._check(authorization)
         new = [authorization for authorization in authorizations if authorization.nonce not in self._asked]
         if len(self._asked) + len({authorization.nonce for authorization in new}) > self._bounds.count_max:
             raise BudgetExceeded(f"more than the {self._bounds.count_max} agreed authorizations would be signed")
@@ -69,19 +71,23 @@ class BoundedSigner:
         signatures = self._signer.sign_authorizations(authorizations, offer)
         if len(signatures) != len(authorizations):
             raise SignerFailed(f"the signer returned {len(signatures)} signatures for {len(authorizations)}")
+        if isinstance(self._signer, SlotSigner):
+            return signatures  # a contract's, of which it has checked the agent's part
+        digest = rail_of(offer).digest
         return [
-            self._checked(authorization, offer, signature)
+            checked_signature(digest(authorization, offer), signature, self.address)
             for authorization, signature in zip(authorizations, signatures, strict=True)
         ]
 
-    def _check(self, authorization: Authorization, asked: Offer) -> None:
-        bounds, offer = self._bounds, self._bounds.offer
-        if asked.domain != offer.domain:
+    def _check_offer(self, asked: Offer) -> None:
+        if asked.domain != self._bounds.offer.domain:
             raise TermsNotAllowed("the signature would be for another token or network than agreed")
-        rail = rail_of(offer)
-        if rail_of(asked) is not rail:
+        if rail_of(asked) is not rail_of(self._bounds.offer):
             raise TermsNotAllowed("the signature would move the money in another way than agreed")
-        if authorization.facilitator != facilitator_of(offer):
+
+    def _check(self, authorization: Authorization) -> None:
+        bounds, offer = self._bounds, self._bounds.offer
+        if authorization.facilitator != self._facilitator:
             raise TermsNotAllowed("another facilitator than agreed could settle it")
         if authorization.payer != self.address:
             raise TermsNotAllowed(f"the payer {address_text(authorization.payer)} is not the signer's wallet")
@@ -91,8 +97,3 @@ class BoundedSigner:
             raise PriceAboveCap(f"{authorization.value_atomic} atomic units are above {bounds.price_max_atomic}")
         if authorization.valid_before_s > bounds.valid_before_max_s:
             raise TermsNotAllowed("the authorization would stay valid longer than agreed")
-
-    def _checked(self, authorization: Authorization, offer: Offer, signature: bytes) -> bytes:
-        if isinstance(self._signer, SlotSigner):
-            return signature  # a contract's, of which it has checked the agent's part
-        return checked_signature(rail_of(offer).digest(authorization, offer), signature, self.address)
