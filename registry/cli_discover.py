@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contracts.console import exit_on_error, given_rpc_urls, out, print_document, progress, progress_bar
+from contracts.console import exit_on_error, given_rpc_urls, out, print_document
 from registry.experience import own_calls
 from registry.options import Agent, AllowPrivate, Chain, IndexFile, IpfsGateway, Json, RpcOption, stranger_fetcher
 from registry.wiring import the_index
@@ -47,52 +47,19 @@ def sync(
     with exit_on_error(as_json=as_json), the_index(index) as opened:
         from contracts.errors import UsageError
         from contracts.networks import parse_network
-        from registry.bazaar import pull
-        from registry.chains import chain_of
-        from registry.gather import Gathered, gather
-        from registry.retrieve import Gateways
-        from registry.survey import survey
-        from registry.sync import Progress, sync_chain
+        from registry.upkeep import Upkeep, keep_up
 
         network = parse_network(chain, "--chain")
         urls = given_rpc_urls(rpc)
         if not urls:
             raise UsageError("--rpc: is required", remedy="name an endpoint of the chain with --rpc, or in FAREBOX_RPC")
+        upkeep = Upkeep(
+            network=network, rpc_urls=urls, files=files, probe=probe, bazaar=bazaar or [], ipfs_gateway=ipfs_gateway
+        )
 
         async def run() -> dict[str, Any]:
-            with progress_bar(f"blocks of {network.label}") as advance:
-
-                def moved(so_far: Progress) -> None:
-                    advance(so_far.blocks_done, so_far.blocks_total)
-
-                report = await sync_chain(opened, chain_of(network), urls, on_progress=moved)
-            for warning in report.warnings:
-                progress(f"warning: {warning}")
-            gathered, surveyed, listed = Gathered(), 0, 0
             async with stranger_fetcher(allow_private=allow_private) as fetcher:
-                if files:
-                    with progress_bar("registration files") as advance:
-                        gateways = Gateways(ipfs=ipfs_gateway.rstrip("/"))
-                        gathered = await gather(
-                            opened.database, fetcher, int(time.time()), gateways=gateways, progress=advance
-                        )
-                for source in bazaar or []:
-                    listed += await pull(opened.database, fetcher, source, int(time.time()))
-                if probe:
-                    with progress_bar("sellers") as advance:
-                        surveyed = await survey(opened.database, fetcher, int(time.time()), progress=advance)
-            return {
-                "ok": True,
-                "chain": network.caip2,
-                "head_block": report.head_block,
-                "agents": report.agent_count,
-                "events": report.events,
-                "rolled_back_to": report.rolled_back_to,
-                "warnings": report.warnings,
-                "files": {"read": gathered.read, "unchanged": gathered.unchanged, "failed": gathered.failed},
-                "surveyed": surveyed,
-                "listed": listed,
-            }
+                return await keep_up(opened, fetcher, upkeep)
 
         document = asyncio.run(run())
         read = document["files"]
@@ -100,10 +67,7 @@ def sync(
         def human() -> None:
             out.print(f"{document['agents']} agents on {network.label}, up to block {document['head_block']}")
             out.print(f"files: {read['read']} read, {read['unchanged']} unchanged, {read['failed']} failed")
-            out.print(f"sellers looked at: {surveyed_words(document['surveyed'])}")
-
-        def surveyed_words(count: int) -> str:
-            return str(count) if probe else "none (--no-probe)"
+            out.print(f"sellers asked: {document['surveyed']}; listed by facilitators: {document['listed']}")
 
         print_document(document, as_json=as_json, human=human)
 

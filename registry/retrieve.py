@@ -11,8 +11,9 @@ from registry.ipfs import Cid, block_matches, file_in_block
 from registry.limits import DOCUMENT_BYTES_MAX, WELL_KNOWN_BYTES_MAX
 from registry.uri import Location, locate
 
-__all__ = ["Gateways", "Retrieved", "retrieve", "retrieve_well_known"]
+__all__ = ["IPFS_GATEWAY", "Gateways", "Retrieved", "retrieve", "retrieve_well_known"]
 
+IPFS_GATEWAY = "https://ipfs.io"
 WELL_KNOWN = "/.well-known/agent-registration.json"
 
 
@@ -20,7 +21,7 @@ WELL_KNOWN = "/.well-known/agent-registration.json"
 class Gateways:
     """Where content of other networks is asked for. What IPFS gives is checked against its id, so any will do."""
 
-    ipfs: str = "https://ipfs.io"
+    ipfs: str = IPFS_GATEWAY
     arweave: str = "https://arweave.net"
 
 

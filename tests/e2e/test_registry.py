@@ -27,6 +27,9 @@ from tests.e2e.parts import MODEL, PRICE, PURCHASE, Market, address_of
 from tests.registry.ledger_of_agents import Registrar
 from tests.registry.shelf import agent
 
+# A dozen commands, each a process of its own.
+pytestmark = pytest.mark.timeout(400)
+
 SELLER, IMPOSTOR = 2, 3
 
 
@@ -41,7 +44,7 @@ class Street(Market):
             env={**self.crew.environment, "FAREBOX_RPC": self.chain.rpc_url},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=110,
             check=False,
         )
         assert done.stdout, done.stderr
