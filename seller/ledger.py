@@ -11,56 +11,24 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from contracts.address import Address
 from contracts.errors import StoreUnavailable
 from contracts.lifecycle import Money, Work
 from contracts.storage import Conflict, Connection, Database, Life, open_database
-from seller import books, endings, payments, spool
+from seller import endings, payments, spool, statement
 from seller.claims import AlreadyServed, Claim, Replay, check_payment_id, is_same_payment, judge_known
 from seller.policy import Caps, choose_mode
 from seller.spool import Beginning, State
+from seller.statement import Found, PaymentState, Sums
 from seller.verify import VerifiedPayment
 
-__all__ = ["AlreadyServed", "Claim", "Found", "Ledger", "PaymentState", "Replay", "Sums"]
+__all__ = ["AlreadyServed", "Claim", "Ledger", "Replay"]
 
 T = TypeVar("T")
 
 _MIGRATIONS = "seller.migrations"
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentState:
-    """What became of a payment's money. `charged_atomic` is its value, or what a metered one has come to so far."""
-
-    money: Money
-    transaction_hash: str
-    reason: str
-    charged_atomic: int
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A payment as the ledger knows it."""
-
-    id: int
-    request_digest: bytes
-    money: Money
-    transaction_hash: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """The books of one token in atomic units, and the number of payments per state of their money."""
-
-    earned_atomic: int
-    outstanding_atomic: int
-    exposure_atomic: int
-    lost_atomic: int
-    payments: dict[str, int]
 
 
 class Ledger:
@@ -327,67 +295,27 @@ class Ledger:
 
     def find(self, payment: VerifiedPayment) -> Found | None:
         """Return what is known of the payment with this payer and nonce, whatever its other terms."""
-        row = self.database.read(lambda connection: self._row(connection, payment))
-        if row is None:
-            return None
-        return Found(
-            row["id"], row["request_digest"], Money(row["money"]), row["transaction_hash"] or "", row["reason"] or ""
-        )
+        return self.database.read(lambda connection: statement.found(self._row(connection, payment)))
 
     def state(self, payment_id: int) -> PaymentState | None:
         """Return what became of a payment's money, or None when it left no trace."""
-        row = self.database.read(
-            lambda connection: connection.execute(
-                "SELECT money, transaction_hash, reason, value_atomic, charged_atomic FROM payments WHERE id = ?",
-                (payment_id,),
-            ).fetchone()
-        )
-        return row and PaymentState(
-            Money(row["money"]), row["transaction_hash"] or "", row["reason"] or "", books.due_atomic(row)
-        )
+        return self.database.read(lambda connection: statement.state(connection, payment_id))
 
     def settled_atomic(self, payer: Address) -> int:
         """Return what was settled of one payer so far."""
-        row = self.database.read(
-            lambda connection: connection.execute(
-                "SELECT settled_atomic FROM payers WHERE chain_id = ? AND token = ? AND payer = ?",
-                (self.chain_id, self.token, payer),
-            ).fetchone()
+        return self.database.read(
+            lambda connection: statement.settled_atomic(connection, self.chain_id, self.token, payer)
         )
-        return int(row["settled_atomic"]) if row else 0
 
     def sums(self) -> Sums:
         """Return the books."""
-
-        def work(connection: Connection) -> Sums:
-            key = (self.chain_id, self.token)
-            amounts: dict[str, str] = dict(
-                connection.execute("SELECT name, amount_atomic FROM books WHERE chain_id = ? AND token = ?", key)
-            )
-            # What has ended is counted as it ends; the rest is found by its indexes, and is little.
-            counts = connection.execute(
-                "SELECT money, payments FROM payment_counts WHERE chain_id = ? AND token = ? AND payments > 0"
-                " UNION ALL SELECT money, count(*) FROM payments WHERE chain_id = ? AND token = ?"
-                " AND money IN ('queued', 'submitted') GROUP BY money"
-                " UNION ALL SELECT money, count(*) FROM payments WHERE chain_id = ? AND token = ?"
-                " AND owner IS NOT NULL AND money = 'reserved' GROUP BY money",
-                key * 3,
-            )
-            earned, outstanding, exposure, lost = (int(amounts.get(name, 0)) for name in books.BOOKS)
-            return Sums(earned, outstanding, exposure, lost, {row[0]: row[1] for row in counts})
-
-        return self.database.read(work)
+        return self.database.read(lambda connection: statement.sums(connection, self.chain_id, self.token))
 
     def transactions(self, limit: int) -> list[str]:
         """Return the transactions that settled the latest `limit` payments, newest first."""
-        rows = self.database.read(
-            lambda connection: connection.execute(
-                "SELECT transaction_hash FROM payments WHERE chain_id = ? AND token = ? AND money = 'settled'"
-                " AND transaction_hash <> '' ORDER BY id DESC LIMIT ?",
-                (self.chain_id, self.token, limit),
-            ).fetchall()
+        return self.database.read(
+            lambda connection: statement.transactions(connection, self.chain_id, self.token, limit)
         )
-        return list(dict.fromkeys(row["transaction_hash"] for row in rows))
 
     def recover(self) -> int:
         """Take up the payments of processes that have ended; return how many such processes there were."""

@@ -6,7 +6,7 @@ from collections import Counter as Tally
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from seller.ledger import Sums
+from seller.statement import Sums
 
 __all__ = ["Metrics"]
 

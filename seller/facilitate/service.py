@@ -44,7 +44,7 @@ from contracts.wire import (
 )
 from seller.claims import AlreadyServed, Claim
 from seller.facilitate.config import FacilitatorConfig
-from seller.ledger import Found, Ledger
+from seller.ledger import Ledger
 from seller.limits import (
     FACILITATE_AT_ONCE_MAX,
     FACILITATE_FAILURES_MAX,
@@ -62,6 +62,7 @@ from seller.settlement.engine import REFUSALS, Counter, Worker
 from seller.settlement.finality import Finality
 from seller.settlement.key import GasKey, read_gas_key
 from seller.settlement.outbox import Outbox
+from seller.statement import Found
 from seller.tokens import check_token
 from seller.verifier import Verifier
 from seller.verify import VerifiedPayment, unverified
