@@ -81,7 +81,8 @@ def _run_at(
                     problem = _told(error)
                 note(Result(left.pop(0), problem))
             if stall.server not in matrix.live:
-                matrix.live[stall.server] = streams_live(street, buyers, opened)
+                # Every cell of ours demands it; to ask again would depend on speed.
+                matrix.live[stall.server] = stall.server.is_ours or streams_live(street, buyers, opened)
     except Exception as error:  # noqa: BLE001 - as above, for every client of this seller
         if not left:
             matrix.faults.append(f"{stall.slug}: {_told(error)}")
