@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from buyer.audit import audit_chain
 from buyer.cancel import cancel, plan_cancellation
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool
@@ -23,6 +24,8 @@ from contracts.evm.devnet import Devnet
 from tests.buyer.parts import Shop, serving, terms_of
 from tests.buyer.test_restored_pool import Backup
 from tests.contracts.wallets import SLOTS, UNIT, Wallet, create_wallet, pass_days, send, to_noon
+from tests.seller.permit2_shop import offer_of
+from tests.seller.shop import open_shop, receipt_of
 
 A_DAY = 2
 
@@ -195,3 +198,31 @@ def test_the_agents_key_alone_signs_for_the_wallet(pool: Pool, wallet: Wallet) -
     plan = asyncio.run(prepare(pool, draft_of(wallet), 1, now_s(wallet)))
     with pytest.raises(TermsNotAllowed, match="not the one that was checked"):
         carry_out(pool, plan, KeySigner(wallet.chain.accounts[3].key), clock=lambda: now_s(wallet))
+
+
+async def test_a_seller_settles_what_a_wallet_pays_before_it_serves(chain: Devnet, home: Home, tmp_path: Path) -> None:
+    to_noon(chain)
+    wallet = create_wallet(chain, "eip3009")
+    async with open_shop(chain, tmp_path, settle="async") as shop:
+        offer = offer_of(shop)
+        with Pool.open(home) as pool:
+            draft = draft_of(wallet, terms=terms_of(offer), price_cap_atomic=offer.amount_atomic)
+            plan = await prepare(pool, draft, A_DAY, now_s(wallet))
+            purchase = carry_out(pool, plan, agent_of(wallet), clock=lambda: now_s(wallet))
+            spender = pool.spender()
+            claim = spender.claim(purchase, "a", now_s(wallet))
+            spender.sent(claim)
+            before_atomic = shop.earned
+            answer = await shop.buy(claim.headers()["PAYMENT-SIGNATURE"])
+            assert answer.status_code == 200, answer.text
+            assert shop.earned - before_atomic == offer.amount_atomic
+            spender.served(claim, status=200, receipt=receipt_of(answer), latency_ms=1)
+            spender.close()
+            assert await pool.reconcile("p", [chain.rpc_url]) == {
+                "spent": 0,
+                "expired": 0,
+                "cancelled": 0,
+                "unknown": 0,
+            }
+            findings = await audit_chain(pool, [])
+            assert [finding.differences for finding in findings] == [[]]
