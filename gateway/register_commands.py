@@ -28,7 +28,7 @@ OutFolder = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Where to put .well-known/agent-registration.json.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; sign and write nothing.")]
-Name = Annotated[str | None, typer.Option("--name", help="What to call the seller. [its host]")]
+Name = Annotated[str | None, typer.Option("--name", help="What to call the seller; else by its host.")]
 Description = Annotated[str, typer.Option("--description", help="What it offers, for people and for search.")]
 Image = Annotated[str, typer.Option("--image", metavar="URL", help="A picture of it.")]
 _SELLER = Path("seller.yaml")
@@ -45,7 +45,7 @@ def ensure(
     description: Description = "",
     image: Image = "",
     uri: Annotated[
-        str | None, typer.Option("--uri", help="Where the file will be. [its well-known place at `public_url`]")
+        str | None, typer.Option("--uri", help="Where the file will be; else its well-known place below `public_url`.")
     ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="Put the whole file on chain; costs far more gas.")] = False,
     another: Annotated[bool, typer.Option("--another", help="Register even if the wallet has a registration.")] = False,

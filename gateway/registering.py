@@ -89,7 +89,8 @@ class Clerk:
         check_uri(uri_of(None))
         done = Done(None, changed=False)
         for _ in range(2):  # a file inside its URI takes a second step
-            need = what_is_needed(own, self._chain, uri_of, is_inline=inline, another=another)
+            endpoint = seller.endpoint if inline else None
+            need = what_is_needed(own, self._chain, uri_of, inline_endpoint=endpoint, another=another)
             done.agent, done.uri = need.agent, uri_of(need.agent)
             if need.call is None:
                 break

@@ -18,12 +18,14 @@ from contracts.evm.token import read_head
 from contracts.schemes.authorization import Call
 from registry.agent_id import AgentId
 from registry.chains import RegistryChain
+from registry.documents import read_document
 from registry.events import decode_logs
 from registry.index import Index
 from registry.limits import URI_CHARS_MAX, WALLET_PROOF_S
 from registry.reading import AgentFacts, check_registries, read_agents
 from registry.registration import register_call, set_uri_call
 from registry.sync import OnProgress, sync_chain
+from registry.uri import locate
 
 __all__ = [
     "AlreadyRegistered",
@@ -97,24 +99,32 @@ def what_is_needed(
     chain: RegistryChain,
     uri_of: Callable[[AgentId | None], str],
     *,
-    is_inline: bool,
+    inline_endpoint: str | None,
     another: bool,
 ) -> Need:
     """Return the next step towards an agent with the URI that `uri_of` gives for it (None: before it has an id).
 
-    A file inside its URI names its own id, so it can only be set after the registration. Raises `AlreadyRegistered`.
+    `inline_endpoint` is the seller's endpoint where the file goes into the URI: such a file names its own id, so it can
+    only be set after the registration, and an older one of the same endpoint is replaced. Raises `AlreadyRegistered`.
     """
     agents = {AgentId(chain.chain_id, chain.identity, number): facts for number, facts in own.items()}
     for agent, facts in agents.items():
         if facts.uri == uri_of(agent):
             return Need(agent, None)
     for agent, facts in agents.items():
-        if not facts.uri:
+        if not facts.uri or (inline_endpoint is not None and _sells_at(facts.uri, inline_endpoint)):
             return Need(agent, set_uri_call(agent, uri_of(agent)))
     if agents and not another:
         numbers = ", ".join(str(agent.number) for agent in agents)
         raise AlreadyRegistered(f"this wallet owns agent {numbers} on {chain.network.label}, with another URI")
-    return Need(None, register_call(chain.identity, "" if is_inline else uri_of(None)))
+    return Need(None, register_call(chain.identity, uri_of(None) if inline_endpoint is None else ""))
+
+
+def _sells_at(uri: str, endpoint: str) -> bool:
+    """Tell whether a URI holds a whole file, and that file names `endpoint`."""
+    data = locate(uri).data
+    card = None if data is None else read_document(data).card
+    return card is not None and any(service.endpoint == endpoint for service in card.services)
 
 
 async def check_idle(rpc: Rpc, owner: Address) -> None:

@@ -114,6 +114,15 @@ def test_a_file_on_chain_names_its_own_id_and_costs_more(office: Office) -> None
     assert office.run("ensure", "--inline")["changed"] is False
 
 
+def test_a_file_on_chain_is_replaced_when_the_seller_says_something_else_of_itself(office: Office) -> None:
+    office.run("ensure", "--inline")
+    renamed = office.run("ensure", "--inline", "--name", "Better shop")
+    assert (renamed["changed"], renamed["agent"][-2:]) == (True, "/1")
+    located = locate(office.on_chain("tokenURI", 1, "string"))
+    assert located.data is not None
+    assert json.loads(located.data)["name"] == "Better shop"
+
+
 def test_a_registration_that_stopped_half_way_is_finished(office: Office) -> None:
     office.registrar.send(OWNER, IDENTITY, "register()")
     done = office.run("ensure")
