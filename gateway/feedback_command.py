@@ -22,7 +22,7 @@ def feedback(
     tag2: Annotated[str, typer.Option("--tag2", help="A second tag, as the period of an uptime.")] = "",
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="A sentence, for everybody to read.")] = "",
     receipt: Annotated[
-        str | None, typer.Option("--receipt", metavar="ID", help="Of this call; else of the newest that paid the agent.")
+        str | None, typer.Option("--receipt", metavar="ID", help="This call; else the newest that paid the agent.")
     ] = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
