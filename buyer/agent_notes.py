@@ -14,7 +14,7 @@ from contracts.address import Address, address_text, parse_address
 from contracts.errors import StoreUnavailable, TermsNotAllowed
 from registry.agent_id import AgentId, parse_agent_id
 
-__all__ = ["agents_held", "recheck", "remember_agent"]
+__all__ = ["agents_held", "forget_agent", "recheck", "remember_agent"]
 
 
 class _Note(msgspec.Struct):
@@ -29,6 +29,11 @@ def remember_agent(home: Home, name: str, agent: AgentId, pinned: Address | None
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(note))
+
+
+def forget_agent(home: Home, name: str) -> None:
+    """Remove the note of a purchase, if there is one."""
+    (home.path / "agents" / name).unlink(missing_ok=True)
 
 
 def agents_held(pool: Pool) -> dict[str, str]:

@@ -139,7 +139,7 @@ def buy(
     With --agent or --from the seller comes from the registry, and is verified before: chain, file, domain and payee.
     """
     with exit_on_error(as_json=as_json), the_pool() as pool:
-        from buyer.discovery import Wanted, choose_seller, remember_seller, seller_document
+        from buyer.discovery import Wanted, choose_seller, note_seller, seller_document
         from buyer.documents import plan_document, print_plan, print_purchase, purchase_document
         from buyer.orders import BuyOrder, RefillOrder, parse_ttl, plan_buy
         from buyer.presign import carry_out
@@ -195,11 +195,10 @@ def buy(
                 confirm("Sign?", yes=yes)
                 if encrypt_with is not None:
                     pool.begin_sealing(encrypt_with)
+                note_seller(pool.home, seller, plan)
                 with progress_bar("signing") as advance:
                     purchase = carry_out(pool, plan, key, progress=advance)
                 remember_signer(pool.home, name, absolute_spec(spec))
-                if seller is not None:
-                    remember_seller(pool.home, name, seller, purchase.offer)
                 document |= purchase_document(pool, purchase, int(time.time()))
         print_document(document, as_json=as_json, human=lambda: None if dry_run else print_purchase(document))
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from buyer.agent_notes import agents_held, remember_agent
+from buyer.agent_notes import agents_held, forget_agent, remember_agent
 from buyer.home import Home
 from buyer.limits import RECEIPTS_MAX, SELLERS_TRIED_MAX
 from buyer.pool import Pool
+from buyer.presign import Plan
 from contracts.address import Address, address_text, parse_address
 from contracts.console import out
 from contracts.errors import FareboxError, NameUnknown, TermsNotAllowed, UsageError
@@ -38,10 +39,10 @@ __all__ = [
     "Wanted",
     "choose_seller",
     "find_seller",
+    "note_seller",
     "own_calls",
     "paid_calls",
     "print_considered",
-    "remember_seller",
     "seller_document",
 ]
 
@@ -196,10 +197,17 @@ def print_considered(considered: Refused | Seller) -> None:
     print_findings([considered.finding])
 
 
-def remember_seller(home: Home, name: str, seller: Seller, offer: Offer) -> None:
-    """Note which agent a purchase is of, so that it is asked about again before more is signed."""
-    is_pinned = any(step.name == "payee" and "pinned" in step.detail for step in seller.finding.verdict.steps)
-    remember_agent(home, name, seller.agent, offer.pay_to if is_pinned else None)
+def note_seller(home: Home, seller: Seller | None, plan: Plan) -> None:
+    """Before signing, note which agent a purchase is of, so that it is asked about again before more is signed.
+
+    A new purchase of no agent has no note, also where an earlier one of that name had.
+    """
+    draft = plan.draft
+    if seller is not None:
+        is_pinned = any(step.name == "payee" and "pinned" in step.detail for step in seller.finding.verdict.steps)
+        remember_agent(home, draft.name, seller.agent, draft.terms.offer.pay_to if is_pinned else None)
+    elif draft.existing is None:
+        forget_agent(home, draft.name)
 
 
 def _best(index: Index, wanted: Wanted, calls: Sequence[PaidCall], passed_over: Collection[str]) -> list[str]:

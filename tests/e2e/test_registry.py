@@ -153,3 +153,7 @@ def test_more_is_not_signed_once_the_agent_belongs_to_somebody_else(street: Stre
     code, refused = street.ask("refill", PURCHASE, "--count", "1")
     assert (code, refused["error"]["code"]) == (4, "terms_not_allowed")
     assert address_text(parse_address(street.payee)) in refused["error"]["message"]
+    assert street.ask("remove", PURCHASE, "--now")[0] == 0
+    code, bought = street.buy("--endpoint", street.seller_url, "--model", MODEL)
+    assert (code, "seller" in bought) == (0, False)
+    assert street.ask("refill", PURCHASE, "--count", "1")[0] == 0, "a purchase of the endpoint is of no agent"
