@@ -24,6 +24,9 @@ __all__ = ["forwarding_app", "sell_with_the_sdk"]
 
 _USAGE = re.compile(rb'"usage":(\{[^{}]*\})')
 _NO_CHOICES = b'"choices":[]'
+_FOREIGN_EXTENSION: dict[str, Any] = {
+    "acme-loyalty": {"info": {"programme": "gold", "tiers": [1, 2], "since": {"year": 2026}}, "schema": {}}
+}
 
 
 def forwarding_app(upstream: str, *, charges_usage: bool = False) -> FastAPI:
@@ -68,17 +71,20 @@ def forwarding_app(upstream: str, *, charges_usage: bool = False) -> FastAPI:
 def sell_with_the_sdk(app: FastAPI, facilitator_url: str, option: dict[str, Any]) -> None:
     """Put the SDK's middleware in front of the app's chat completions. The facilitator must be serving already.
 
-    Where payment goes through Permit2, the 402 says that a token permit will do for its approval.
+    Its 402 declares an extension that nobody knows and every client must echo and, where payment goes through Permit2,
+    that a token permit will do for its approval.
     """
     client = HTTPFacilitatorClient(FacilitatorConfig(url=facilitator_url))
     app.state.at_the_end.append(client.aclose)
     server = register_exact_evm_server(x402ResourceServer(client), networks=option["network"])
     upto: Any = UptoEvmServerScheme
     server.register(option["network"], upto())
-    route: dict[str, Any] = {"accepts": option, "mimeType": "application/json"}
+    extensions = dict(_FOREIGN_EXTENSION)
     if option["price"]["extra"].get("assetTransferMethod") == "permit2":
-        route["extensions"] = declare_eip2612_gas_sponsoring_extension()
-    routes: dict[str, Any] = {f"POST {CHAT}": route}
+        extensions |= declare_eip2612_gas_sponsoring_extension()
+    routes: dict[str, Any] = {
+        f"POST {CHAT}": {"accepts": option, "mimeType": "application/json", "extensions": extensions}
+    }
     app.middleware("http")(payment_middleware(routes, server))
 
 

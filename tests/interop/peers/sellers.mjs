@@ -54,8 +54,10 @@ function openHono({ path, facilitator, option, sell }) {
   return listening(serveHono({ fetch: app.fetch, port: 0, hostname: "127.0.0.1" }));
 }
 
+// With an extension that nobody knows and every client must echo.
 function routes(path, option) {
-  return { [`POST ${path}`]: { accepts: option, description: "Chat", mimeType: "application/json" } };
+  const extensions = { "acme-loyalty": { info: { programme: "gold", tiers: [1, 2], since: { year: 2026 } }, schema: {} } };
+  return { [`POST ${path}`]: { accepts: option, description: "Chat", mimeType: "application/json", extensions } };
 }
 
 function resourceServer(sdk, facilitator, network) {
