@@ -322,8 +322,11 @@ class _Sync:
         liars = self._index.tellers(self._chain.chain_id, places) if places else []
         for name in liars:
             self._index.forget(self._chain.chain_id, name)
-            for endpoint in [each for each in self._pool.endpoints if each.name == name]:
+            used = [each for each in self._pool.endpoints if each.name == name]
+            for endpoint in used:
                 self._distrust(endpoint)
+            if not used:
+                self.report.warnings.append(f"{name}: had left out logs; everything it told was read again")
         return bool(liars)
 
     def _distrust(self, endpoint: Endpoint) -> None:

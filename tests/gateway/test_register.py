@@ -167,6 +167,16 @@ def test_a_wallet_becomes_payee_by_its_own_signature(office: Office) -> None:
     assert office.run("set-wallet", "1", "--wallet", office.key(PAYEE))["changed"] is False
 
 
+def test_a_wallets_proof_lives_minutes_by_the_clock_of_the_chain(office: Office) -> None:
+    office.run("ensure")
+    office.registrar.devnet.rpc("evm_increaseTime", 86_400)
+    office.registrar.devnet.mine()
+    sent = office.run("set-wallet", "1", "--wallet", office.key(PAYEE))["transactions"][0]
+    call = office.registrar.devnet.rpc("eth_getTransactionByHash", sent)
+    deadline_s = int(call["input"][10 + 2 * 64 : 10 + 3 * 64], 16)
+    assert 0 < deadline_s - office.registrar.chain_time_s() <= 240
+
+
 def test_a_payee_that_buyers_would_refuse_is_pointed_out(office: Office) -> None:
     settings = office.folder / "seller.yaml"
     owner, payee = office.registrar.account(OWNER), office.registrar.account(PAYEE)

@@ -105,6 +105,18 @@ def test_a_sync_goes_on_where_an_import_ends(books: Books, node: Devnet) -> None
     assert books.exported("other") == books.exported("own")
 
 
+def test_a_sync_mends_an_import_from_which_something_was_taken(books: Books, node: Devnet) -> None:
+    path = exported(books, "own")
+    lines = path.read_text().splitlines(keepends=True)
+    lines.remove(next(line for line in lines if '"registered"' in line))
+    path.write_text("".join(lines))
+    imported(books, path)
+    assert books.exported("other") != books.exported("own")
+    report = books.sync("other", [node.rpc_url])
+    assert report.warnings == ["import: had left out logs; everything it told was read again"]
+    assert books.exported("other") == books.exported("own")
+
+
 def test_an_import_never_takes_an_index_back(books: Books, node: Devnet) -> None:
     old = exported(books, "own")
     older = books.folder / "older.jsonl"
