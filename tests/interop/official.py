@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -57,6 +58,8 @@ def forwarding_app(upstream: str, *, charges_usage: bool = False) -> FastAPI:
 
     @app.post(CHAT)
     async def chat(request: Request) -> Response:
+        if not _echoes(request.headers.get("payment-signature")):
+            return Response("the client did not echo the foreign extension", status_code=500)
         body = await request.json()
         if charges_usage:
             return await _charged(app.state.client, body)
@@ -86,6 +89,16 @@ def sell_with_the_sdk(app: FastAPI, facilitator_url: str, option: dict[str, Any]
         f"POST {CHAT}": {"accepts": option, "mimeType": "application/json", "extensions": extensions}
     }
     app.middleware("http")(payment_middleware(routes, server))
+
+
+def _echoes(payment: str | None) -> bool:
+    """Tell whether a payment brings the foreign extension back; Farebox's middleware leaves none for the app to see."""
+    if payment is None:
+        return True
+    extensions = msgspec.json.decode(base64.b64decode(payment)).get("extensions", {})
+    return all(
+        extensions.get(name, {}).get("info") == declared["info"] for name, declared in _FOREIGN_EXTENSION.items()
+    )
 
 
 async def _charged(client: httpx.AsyncClient, body: dict[str, Any]) -> Response:

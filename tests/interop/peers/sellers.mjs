@@ -1,6 +1,9 @@
+import { isDeepStrictEqual } from "node:util";
+
 import { require } from "./packages.mjs";
 
 const { serve: serveHono } = require("@hono/node-server");
+const { decodePaymentSignatureHeader } = require("@x402/core/http");
 const { HTTPFacilitatorClient } = require("@x402/core/server");
 const { ExactEvmScheme } = require("@x402/evm/exact/server");
 const { UptoEvmScheme } = require("@x402/evm/upto/server");
@@ -8,6 +11,10 @@ const onExpress = require("@x402/express");
 const onHono = require("@x402/hono");
 const express = require("express");
 const { Hono } = require("hono");
+
+// An extension that nobody knows and every client must echo.
+const FOREIGN = "acme-loyalty";
+const FOREIGN_INFO = { programme: "gold", tiers: [1, 2], since: { year: 2026 } };
 
 const open = new Map();
 const kinds = { express: openExpress, hono: openHono };
@@ -34,6 +41,7 @@ function openExpress({ path, facilitator, option, sell }) {
   app.use(express.json());
   app.use(onExpress.paymentMiddleware(routes(path, option), resourceServer(onExpress, facilitator, option.network)));
   app.post(path, async (request, response) => {
+    checkEcho(request.get("payment-signature"));
     const { status, type, pieces, amount } = await sell(request.body);
     if (amount !== null) onExpress.setSettlementOverrides(response, { amount });
     response.status(status).setHeader("content-type", type);
@@ -47,6 +55,7 @@ function openHono({ path, facilitator, option, sell }) {
   const app = new Hono();
   app.use(onHono.paymentMiddleware(routes(path, option), resourceServer(onHono, facilitator, option.network)));
   app.post(path, async (context) => {
+    checkEcho(context.req.header("payment-signature"));
     const { status, type, pieces, amount } = await sell(await context.req.json());
     if (amount !== null) onHono.setSettlementOverrides(context, { amount });
     return context.body(ReadableStream.from(pieces), status, { "content-type": type });
@@ -54,10 +63,16 @@ function openHono({ path, facilitator, option, sell }) {
   return listening(serveHono({ fetch: app.fetch, port: 0, hostname: "127.0.0.1" }));
 }
 
-// With an extension that nobody knows and every client must echo.
 function routes(path, option) {
-  const extensions = { "acme-loyalty": { info: { programme: "gold", tiers: [1, 2], since: { year: 2026 } }, schema: {} } };
+  const extensions = { [FOREIGN]: { info: FOREIGN_INFO, schema: {} } };
   return { [`POST ${path}`]: { accepts: option, description: "Chat", mimeType: "application/json", extensions } };
+}
+
+function checkEcho(payment) {
+  const { extensions } = decodePaymentSignatureHeader(payment);
+  if (!isDeepStrictEqual(extensions?.[FOREIGN]?.info, FOREIGN_INFO)) {
+    throw new Error("the client did not echo the foreign extension");
+  }
 }
 
 function resourceServer(sdk, facilitator, network) {
