@@ -32,7 +32,7 @@ from seller.settlement.supported import warn_of_changed_facilitator
 from tests.paying import offer_in
 from tests.seller.shop import BUYER, CHAT, GAS, OTHER, Shop, error_of, is_replayed, open_shop, receipt_of
 from tests.seller.test_facilitate import facilitating
-from tests.seller.test_streams import Tap, listening
+from tests.seller.test_streams import listening
 
 MODEL = "demo-model"
 PROMPT = "what is the weather like"
@@ -56,6 +56,21 @@ PIECE = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 def usage_event(given: int, made: int) -> bytes:
     """Return the event that `stream_options.include_usage` adds."""
     return b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n' % (given, made)
+
+
+class Held:
+    """An application that streams one piece, and the rest of its answer when `go_on` is set."""
+
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
+        self.delivered, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+        await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+        self.delivered.set()
+        await self.go_on.wait()
+        await send({"type": "http.response.body", "body": self.rest})
 
 
 def request(path: str = CHAT, **fields: Any) -> dict[str, Any]:
@@ -195,16 +210,12 @@ async def test_whoever_sends_the_payment_again_learns_the_charge_and_pays_no_mor
 
 async def test_exposure_counts_the_ceiling_until_the_charge_is_known(chain: Devnet, tmp_path: Path) -> None:
     async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
-        tap = Tap()
-        shop.middleware.app = tap
-        tap.turns.put_nowait(PIECE)
+        held = shop.middleware.app = Held(usage_event(1, 2))
         asking = asyncio.ensure_future(ask(shop, stream=True))
-        while not shop.seller.ledger.sums().payments:  # noqa: ASYNC110 - a row in a store
-            await asyncio.sleep(0.01)
+        await held.delivered.wait()
         assert shop.seller.ledger.sums().exposure_atomic == CEILING
-        tap.turns.put_nowait(usage_event(1, 2))
-        tap.turns.put_nowait(None)
-        assert (await asking).content.endswith(b'"x"}}]}\n\n')
+        held.go_on.set()
+        assert (await asking).content == PIECE
         assert shop.seller.ledger.sums().exposure_atomic == 100 + 14
 
 
@@ -335,21 +346,16 @@ async def test_a_server_that_dies_in_mid_stream_is_paid_for_what_was_noted_and_n
     chain: Devnet, tmp_path: Path
 ) -> None:
     async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
-        tap = Tap()
-        shop.middleware.app = tap
-        tap.turns.put_nowait(PIECE)
+        held = shop.middleware.app = Held(PIECE * 5)
         asking = asyncio.ensure_future(ask(shop, stream=True))
-        while not shop.seller.ledger.sums().payments:  # noqa: ASYNC110 - a row in a store
-            await asyncio.sleep(0.01)
+        await held.delivered.wait()
         # What a process that was killed leaves: the next one that opens the store takes it up.
-        row_owner = shop.seller.ledger.owner.id
         other = Ledger(shop.seller.config.store, shop.seller.ledger.chain_id, shop.seller.ledger.token)
-        other._end_owner(row_owner)
+        other._end_owner(shop.seller.ledger.owner.id)
         sums = other.sums()
         due = 100 * (len(PROMPT) // 8) + 7
         assert (sums.payments, sums.outstanding_atomic) == ({Money.QUEUED.value: 1}, due)
-        tap.turns.put_nowait(PIECE * 5)
-        tap.turns.put_nowait(None)
+        held.go_on.set()
         await asyncio.wait([asking])
         assert other.sums().outstanding_atomic == due
         other.close()
