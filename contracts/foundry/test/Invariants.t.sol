@@ -87,6 +87,16 @@ contract Adversary is Base {
         _attempt(TRANSFER + kind % 4, payment);
     }
 
+    /// @dev A token without a policy, in the slot of one that has it, with that one named wherever it could be read.
+    function payUnlisted(uint8 kind, uint256 listedSeed, uint256 slot) external watched {
+        address listed = _token(listedSeed % 2);
+        Messages.Payment memory payment = _payment(address(unlisted), slot % SLOTS, 1);
+        payment.facilitator = uint160(listed);
+        bytes32 nonce = _nonce(listed, payment);
+        kind = TRANSFER + kind % 4;
+        _settle(kind, payment, nonce, _sign(kind, payment, _digest(kind, payment, nonce)));
+    }
+
     function payAsAnAccount(uint256 tokenSeed, bytes32 nonce, uint256 value, bool approved) external watched {
         Messages.Payment memory payment = _payment(_token(tokenSeed % 2), 0, value % FUNDS);
         uint8 kind = payment.token == uint160(address(usd)) ? TRANSFER : EXACT_KIND;
