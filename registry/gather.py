@@ -24,6 +24,7 @@ from registry.limits import (
     FAILURES_UNTIL_GONE,
     FETCH_BATCH,
     FETCH_RUN_MAX,
+    TEXTS_EVERY,
 )
 from registry.retrieve import Gateways, Retrieved, retrieve
 
@@ -36,7 +37,7 @@ _FOREVER_S = 2**40
 _DUE = """
     SELECT agents.uri_key FROM agents LEFT JOIN documents USING (uri_key)
     WHERE agents.uri_key IS NOT NULL AND (documents.uri_key IS NULL OR documents.expires_at_s <= ?)
-    GROUP BY agents.uri_key ORDER BY max(agents.number) DESC LIMIT ?
+    GROUP BY agents.uri_key ORDER BY max(agents.updated_block) DESC, max(agents.agent_id) DESC LIMIT ?
 """
 _ONE = """
     SELECT agents.uri_key, agents.uri, agents.uri_bytes, documents.card, documents.etag, documents.last_modified,
@@ -100,6 +101,8 @@ async def gather(
             gathered.failed += found.error is not None
             gathered.read += found.data is not None
         database.transact(partial(_store, batch=batch, now_s=now_s), durable=False)
+        if start % TEXTS_EVERY == 0:
+            write_texts(database)
         if progress is not None:
             progress(gathered.done, len(due))
     write_texts(database)

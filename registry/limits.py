@@ -44,6 +44,9 @@ FAILED_TTL_S_MAX = 30 * 86_400
 FAILURES_UNTIL_GONE = 3
 # Documents held at once and stored in one transaction: a URI and what it leads to may be a megabyte together.
 FETCH_BATCH = 100
+# Files after which those fetched can be searched, and how long a sync reads the chain before it fetches the newest.
+TEXTS_EVERY = 10 * FETCH_BATCH
+FIRST_FILES_S = 2.0
 # Documents of one run of `discover sync`; the next run goes on.
 FETCH_RUN_MAX = 50_000
 
