@@ -23,6 +23,7 @@ import msgspec
 
 from contracts.errors import MalformedMessage, UsageError
 from contracts.fields import hex_bytes
+from contracts.nesting import check_nesting
 from contracts.storage import Conflict, Connection, Row
 from registry.agents import refresh
 from registry.card import Card
@@ -212,6 +213,7 @@ def _value(value: Any, kind: str, field: str) -> Any:
 def _check_card(card: str | None, name: str) -> None:
     try:
         if card is not None:
+            check_nesting(card.encode())
             msgspec.json.decode(card, type=Card)
     except (msgspec.DecodeError, RecursionError):
         raise MalformedMessage(f"{name}: documents.card is not a card", remedy=_REMEDY) from None
@@ -219,6 +221,7 @@ def _check_card(card: str | None, name: str) -> None:
 
 def _decode(line: bytes, name: str) -> Any:
     try:
+        check_nesting(line)
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError):
         raise MalformedMessage(f"{name}: a line is not JSON", remedy=_REMEDY) from None

@@ -19,6 +19,7 @@ import pydantic
 from contracts.address import Address, address_text, parse_address
 from contracts.erc8004 import REGISTRATION_TYPE, selector
 from contracts.errors import ConfigInvalid
+from contracts.nesting import check_nesting
 from contracts.networks import Network, parse_network
 from contracts.schemes.authorization import Call
 from contracts.settings import load_settings
@@ -114,6 +115,7 @@ def registration_file(seller: Seller, agents: Iterable[AgentId]) -> bytes:
 def merged_agents(existing: bytes | None, agent: AgentId) -> list[AgentId]:
     """Return `agent` and those that a file at the same place already names, so that no chain is forgotten."""
     try:
+        check_nesting(existing or b"{}")
         document = msgspec.json.decode(existing or b"{}")
         listed = document.get("registrations", []) if isinstance(document, dict) else []
         named = [read_agent_id(entry["agentRegistry"], entry["agentId"]) for entry in listed]
