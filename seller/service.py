@@ -18,7 +18,6 @@ from contracts.errors import (
     InvalidSignature,
     LocalError,
     PaymentRefused,
-    PaymentReplayed,
     SettlementUnavailable,
 )
 from contracts.evm.rpc import Rpc
@@ -193,10 +192,10 @@ class Seller:
         """
         try:
             return await self._claim(payment, quote, request_digest)
-        except (InvalidSignature, PaymentReplayed):
+        except InvalidSignature:
             raise
         except (PaymentRefused, ChainUnavailable):
-            # Its time is over, or the price another, or the chain silent: what was paid before stays paid.
+            # Its time is over, the price another, its nonce used, by us, or the chain silent: what was paid stays paid.
             await self.open()
             known = await self.ledger.recall(unverified(payment, quote.offers), request_digest)
             if known is None:

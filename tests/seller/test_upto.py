@@ -208,6 +208,22 @@ async def test_whoever_sends_the_payment_again_learns_the_charge_and_pays_no_mor
         assert shop.earned == USED
 
 
+async def test_after_a_restart_a_settled_payment_still_fetches_what_it_bought(chain: Devnet, tmp_path: Path) -> None:
+    async with metered_shop(chain, tmp_path, settle="async") as shop:
+        payment = shop.payment(model=MODEL)
+        first = await ask(shop, payment=payment, stream=True)
+        await shop.settled()
+        # Whoever asks the chain anew sees the nonce used.
+        restarted = Seller(shop.seller.config, settles=False)
+        shop.middleware.seller = restarted
+        again = await ask(shop, payment=payment, stream=True)
+        assert (again.status_code, again.content) == (200, first.content)
+        assert is_replayed(again)
+        other = await ask(shop, payment=payment)
+        assert (other.status_code, error_of(other)["code"]) == (402, "payment_replayed")
+        await restarted.close()
+
+
 async def test_exposure_counts_the_ceiling_until_the_charge_is_known(chain: Devnet, tmp_path: Path) -> None:
     async with metered_shop(chain, tmp_path, settle="async", settles=False) as shop:
         held = shop.middleware.app = Held(usage_event(1, 2))
