@@ -83,19 +83,22 @@ def check(authorization: Authorization, signature: bytes, offer: Offer, now_s: i
 
     The payer is taken to be an account without code; a payer with code is for the chain to judge.
     """
-    rail_of(offer).check_terms(authorization, offer, now_s, margin_s)
-    check_account_signature(authorization, signature, offer)
+    rail = rail_of(offer)
+    rail.check_terms(authorization, offer, now_s, margin_s)
+    _check_signature(rail, authorization, signature, offer)
 
 
 def check_account_signature(authorization: Authorization, signature: bytes, offer: Offer) -> None:
     """Raise `InvalidSignature` where the key of the paying account did not sign."""
-    rail = rail_of(offer)
-    reason = None if rail.NAME == exact_eip3009.NAME else "invalid_permit2_signature"
+    _check_signature(rail_of(offer), authorization, signature, offer)
+
+
+def _check_signature(rail: Rail, authorization: Authorization, signature: bytes, offer: Offer) -> None:
     try:
-        signer = recover(rail.digest(authorization, offer), signature)
+        if recover(rail.digest(authorization, offer), signature) == authorization.payer:
+            return
+        message = "payload.signature: not made by `from` over these terms in the offer's domain"
     except InvalidSignature as error:
-        raise InvalidSignature(error.message, remedy=error.advice, x402_reason=reason) from None
-    if signer != authorization.payer:
-        raise InvalidSignature(
-            "payload.signature: not made by `from` over these terms in the offer's domain", x402_reason=reason
-        )
+        message = error.message
+    reason = None if rail.NAME == exact_eip3009.NAME else "invalid_permit2_signature"
+    raise InvalidSignature(message, x402_reason=reason)

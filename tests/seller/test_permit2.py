@@ -23,7 +23,7 @@ from seller.audit import audit_books, audit_chain
 from seller.settlement.multicall import aggregate_call
 from tests.paying import authorize, encode, payment_document, sign_payment
 from tests.seller.permit2_shop import dollar, offer_of, paid, permit2_shop, plain, price_of, sponsored
-from tests.seller.shop import BODY, BUYER, OTHER, SELLER, Shop, error_of, receipt_of
+from tests.seller.shop import BODY, BUYER, OTHER, SELLER, Shop, error_of, is_replayed, receipt_of
 
 MODES = ["auto", "before", "after", "async"]
 
@@ -81,6 +81,20 @@ async def test_one_permit_buys_one_of_many_calls_at_once(chain: Devnet, tmp_path
         assert {answer.status_code for answer in answers} <= {200, 409}
         await shop.settled()
         assert paid(shop) == price_of(shop)
+
+
+async def test_a_paid_permit_sent_again_gets_its_answer_also_when_the_chain_shows_it_used(
+    chain: Devnet, tmp_path: Path
+) -> None:
+    async with permit2_shop(chain, tmp_path) as shop:
+        header = shop.payment()
+        first = await shop.buy(header)
+        await shop.settled()
+        shop.seller.verifier._payers._known.clear()
+        again = await shop.buy(header)
+        assert (again.status_code, again.content) == (200, first.content), again.text
+        assert is_replayed(again)
+        assert shop.app.runs == 1
 
 
 @pytest.mark.parametrize(
