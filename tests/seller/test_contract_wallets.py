@@ -22,8 +22,8 @@ from contracts.signature import SigningKey
 from contracts.typed_data import word_of_address
 from tests.contracts.wallets import create_wallet, to_noon
 from tests.paying import encode, payment_document
-from tests.seller.permit2_shop import dollar, offer_of, paid
-from tests.seller.shop import BUYER, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
+from tests.seller.permit2_shop import dollar, offer_of, paid, plain
+from tests.seller.shop import BUYER, CHAT, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
 
 CREATE2_DEPLOYER = parse_address("0x4e59b44847b379578588920cA78FbF26c0B4956C")
 METHODS = ["eip3009", "permit2"]
@@ -174,12 +174,17 @@ async def test_an_allowed_factory_deploys_the_wallet_with_its_first_payment(chai
         assert chain.rpc("eth_getCode", address_text(wallet), "latest") != "0x"
 
 
-async def test_an_agent_wallet_pays_inside_its_policy_and_not_beyond(chain: Devnet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+async def test_an_agent_wallet_pays_inside_its_policy_and_not_beyond(
+    chain: Devnet, tmp_path: Path, method: str
+) -> None:
     to_noon(chain)
-    wallet = create_wallet(chain, "eip3009")
+    wallet = create_wallet(chain, method)
     chain.rpc("evm_increaseTime", 86_400)
     chain.mine()
-    async with open_for(chain, tmp_path) as shop:
+    asset = dollar(chain) if method == "eip3009" else plain(chain)
+    routes = [{"match": f"POST {CHAT}", "price": f"{PRICE_ATOMIC} atomic"}]
+    async with open_for(chain, tmp_path, method, asset=asset, routes=routes) as shop:
         offer = offer_of(shop)
 
         async def buy(number: int) -> Any:
