@@ -78,7 +78,10 @@ class AgentFacts:
 
 
 async def check_registries(rpc: Rpc, chain: RegistryChain) -> bool:
-    """Tell whether the endpoint serves `chain`. Raises `UsageError` when it does and no such registries are there."""
+    """Tell whether the endpoint serves `chain`.
+
+    Raises `UsageError` when it does and no such registries are there, `ChainUnavailable` when it does not say.
+    """
     identity, reputation = address_text(chain.identity), address_text(chain.reputation)
     chain_id, code, version, named = await rpc.batch(
         [
@@ -90,9 +93,11 @@ async def check_registries(rpc: Rpc, chain: RegistryChain) -> bool:
     )
     if _number(chain_id) != chain.chain_id:
         return False
-    if isinstance(code, RpcRefused) or code in ("0x", None):
+    if isinstance(code, RpcRefused):
+        raise ChainUnavailable(f"eth_getCode: {code.message}")
+    if code in ("0x", None):
         raise UsageError(f"chain: there is no identity registry at {identity} on {chain.network.label}")
-    if isinstance(version, RpcRefused) or _word(named)[12:] != chain.identity:
+    if _reverted(version) or _reverted(named) or _word(named)[12:] != chain.identity:
         raise UsageError(f"chain: {identity} and {reputation} on {chain.network.label} are not ERC-8004 registries")
     return True
 

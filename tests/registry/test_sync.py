@@ -243,6 +243,18 @@ def test_a_chain_without_registries_is_refused(devnet: Devnet, books: Books) -> 
     assert "--identity" in refused.value.advice
 
 
+def test_contracts_that_are_no_registries_are_refused_and_a_busy_node_is_not_taken_for_that(
+    town: Registrar, books: Books, clean: bytes
+) -> None:
+    with OddNode(town.devnet.rpc_url) as node:
+        node.inject("eth_call", "lie", times=2, lie=lambda params, result: "0x")
+        with pytest.raises(UsageError, match="are not ERC-8004 registries"):
+            books.sync("other", [node.url])
+        node.inject("eth_call", "refuse before", message="over capacity")
+        books.sync("own", [node.url, town.devnet.rpc_url])
+    assert books.exported("own") == clean
+
+
 def test_agents_are_counted_where_the_registry_keeps_its_counter_elsewhere(
     town: Registrar, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
