@@ -104,13 +104,13 @@ class Permit2:
         hashes = [str(log["transactionHash"]) for log in logs if value is None or str(log["data"]).lower() == value]
         settled: set[bytes] = set()
         for transaction in list(dict.fromkeys(hashes))[-ENDINGS_LOOKED_AT_MAX:]:
-            ending = await self._ending_in(transaction, token, authorization, settled)
+            ending = await self._ending_in(transaction, token, authorization, from_block, settled)
             if ending is not None:
                 return ending
-        return await self._revocation(authorization, from_block)
+        return await self._revocation(authorization.payer, authorization.nonce, from_block)
 
     async def _ending_in(
-        self, transaction: str, token: Address, authorization: Authorization, settled: set[bytes]
+        self, transaction: str, token: Address, authorization: Authorization, from_block: int, settled: set[bytes]
     ) -> Ending | None:
         """Look at one transaction. `settled` are the nonces that those before it have settled; it adds its own."""
         asked, receipt = await self._rpc.batch(
@@ -119,6 +119,7 @@ class Permit2:
         if not isinstance(asked, dict) or not isinstance(receipt, dict):
             return None
         payer, payee = authorization.payer, authorization.payee
+        block = integer_of(receipt["blockNumber"], "blockNumber")
         calldata = bytes_of(asked["input"], "eth_getTransactionByHash")
         settlements = {
             nonce: amount
@@ -130,17 +131,21 @@ class Permit2:
             used = [
                 nonce for nonce, is_used in zip(alike, await self.used_nonces(payer, alike), strict=True) if is_used
             ]
-            if transfers(receipt["logs"], token, payer, payee, amount) >= len(used):
+            moved = transfers(receipt["logs"], token, payer, payee, amount)
+            if moved < len(used):
+                # One that was revoked before cannot have been settled here; one that was revoked since, can.
+                revoked = [await self._revocation(payer, nonce, from_block) for nonce in used]
+                used = [nonce for nonce, end in zip(used, revoked, strict=True) if end is None or end.block >= block]
+            if moved >= len(used):
                 settled.update(used)
         if authorization.nonce not in settled:
             return None
-        block = integer_of(receipt["blockNumber"], "blockNumber")
         return Ending(settlements[authorization.nonce], transaction, block)
 
-    async def _revocation(self, authorization: Authorization, from_block: int) -> Ending | None:
-        word, bit = word_and_bit(authorization.nonce)
-        logs = await self._logs(PERMIT2, from_block, [_INVALIDATION_TOPIC, _topic(authorization.payer)])
-        for log in reversed(logs):
+    async def _revocation(self, payer: Address, nonce: bytes, from_block: int) -> Ending | None:
+        """Return the first revocation of a nonce from a block on. A payer may also "revoke" what is used already."""
+        word, bit = word_and_bit(nonce)
+        for log in await self._logs(PERMIT2, from_block, [_INVALIDATION_TOPIC, _topic(payer)]):
             stated = bytes_of(log["data"], "eth_getLogs")
             if int.from_bytes(stated[:32], "big") == word and int.from_bytes(stated[32:64], "big") >> bit & 1:
                 block = integer_of(log["blockNumber"], "blockNumber")
