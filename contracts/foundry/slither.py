@@ -19,7 +19,7 @@ from contracts.evm.toolchain import forge_binary
 from contracts.foundry.project import lay_out
 from contracts.limits import FORGE_TIMEOUT_S
 
-__all__ = ["main"]
+__all__ = ["Finding", "main"]
 
 # The factory imports the wallet, and that all the rest.
 _SOURCE = "src/AgentWalletFactory.sol"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.errors import ConfigInvalid
+from contracts.nesting import check_nesting
 from gateway.bidder.calibration import Line
 from gateway.bidder.features import FEATURE_SCHEMA, FEATURES
 from gateway.bidder.limits import MODEL_BYTES_MAX, MODEL_TREES_MAX, MODELS_KEPT
@@ -208,7 +209,9 @@ def _within(values: list[int], low: int, high: int, where: str) -> None:
 
 def _read_manifest(path: Path, key: bytes) -> dict[str, Any]:
     try:
-        stated = json.loads(_read(path / _MANIFEST))
+        text = _read(path / _MANIFEST)
+        check_nesting(text.encode())
+        stated = json.loads(text)
         signature = stated.pop("hmac")
         if not hmac.compare_digest(str(signature), _sign(stated, key)):
             raise ModelRefused(f"{path}: was not made by this install")

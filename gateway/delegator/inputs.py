@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from contracts.errors import FareboxError
+from contracts.nesting import check_nesting
 from gateway.delegator.limits import INPUT_LENGTH_MAX, PROMPT_LENGTH_MAX
 from gateway.delegator.plan import Node
 
@@ -66,6 +67,7 @@ def _part(text: str, path: str, source: str) -> str:
     if not path:
         return text
     try:
+        check_nesting(text.encode())
         value: Any = json.loads(text)
         for step in path[1:].split("/"):
             name = step.replace("~1", "/").replace("~0", "~")

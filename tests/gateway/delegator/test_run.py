@@ -16,7 +16,7 @@ from random import Random
 import pytest
 
 from contracts.errors import BudgetExceeded, NameUnknown, RequestInProgress
-from gateway.delegator.inputs import cache_key, prompt_of
+from gateway.delegator.inputs import InputMissing, cache_key, prompt_of, resolve
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.ledger import Ledger
 from gateway.delegator.plan import Node, Plan, parse_plan
@@ -311,3 +311,17 @@ def test_a_run_that_is_killed_again_and_again_pays_each_attempt_once(tmp_path: P
         assert {attempt.key for attempt in run.attempts} == {attempt_key("r", node, 0) for node in "abcdef"}
     finally:
         journal.close()
+
+
+def test_a_result_of_brackets_does_not_end_the_process() -> None:
+    """One of our libraries raises the interpreter's recursion limit, and a decoder then recurses until it dies."""
+    document = json.loads(FORK.model_dump_json())
+    document["nodes"][2]["inputs"][0]["path"] = "/items"
+    reader = parse_plan(json.dumps(document)).nodes[2]
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        with pytest.raises(InputMissing):
+            resolve(reader, {"a": "[" * 100_000, "b": ""})
+    finally:
+        sys.setrecursionlimit(before)
