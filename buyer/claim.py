@@ -32,9 +32,12 @@ class Claim:
     client_key: str = ""
     claimed_s: int = 0
 
-    def headers(self) -> dict[str, str]:
-        """Return the payment header: `PAYMENT-SIGNATURE`, or `X-PAYMENT` for a version 1 seller."""
-        return payment_headers(self.purchase.terms, self.authorization, self.signature)
+    def headers(self, url: str | None = None) -> dict[str, str]:
+        """Return the payment header of a request to `url`, or to what was probed.
+
+        That is `PAYMENT-SIGNATURE`, or `X-PAYMENT` for a version 1 seller.
+        """
+        return payment_headers(self.purchase.terms, self.authorization, self.signature, url)
 
 
 def usable_until_s(purchase: Purchase, now_s: int) -> int:

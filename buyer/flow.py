@@ -180,7 +180,7 @@ def pay_with_pool(
         return Outcome("refused", error=error)
     started = clock()
     try:
-        incoming = yield _with_payment(request, claim.headers())
+        incoming = yield _with_payment(request, claim.headers(request.url))
     except NeverLeft as problem:
         spender.never_left(claim)
         unreachable = SellerUnreachable(f"{purchase.origin}: no connection ({problem})")
@@ -264,7 +264,7 @@ def pay_with_signer(request: Outgoing, funds: Funds, clock: Callable[[], float])
         except FareboxError as error:
             return Outcome("refused", incoming=incoming, error=error)
     try:
-        incoming = yield _with_payment(request, payment.headers())
+        incoming = yield _with_payment(request, payment.headers(request.url))
     except NeverLeft as problem:
         funds.never_left(payment)
         return Outcome("refused", error=SellerUnreachable(f"{origin_of(request.url)}: no connection ({problem})"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -12,6 +13,7 @@ from contracts.headers import PAYMENT_SIGNATURE, X_PAYMENT, encode_header
 from contracts.limits import HEADER_BYTES_MAX
 from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization
+from contracts.schemes.gas_sponsoring import GAS_SPONSORING
 from contracts.schemes.rails import rail_of
 from contracts.wire import PaymentPayload, PaymentPayloadV1
 
@@ -19,6 +21,7 @@ __all__ = ["SignedPayment", "payment_headers"]
 
 # The extension by which a seller knows a payment that is sent again: 16 to 128 of A-Z, a-z, 0-9, "_" and "-".
 _IDENTIFIER = "payment-identifier"
+_FILLED_IN = (_IDENTIFIER, GAS_SPONSORING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +38,19 @@ class SignedPayment:
         """The terms it pays."""
         return self.terms.offer
 
-    def headers(self) -> dict[str, str]:
-        """Return the payment header."""
-        return payment_headers(self.terms, self.authorization, self.signature)
+    def headers(self, url: str | None = None) -> dict[str, str]:
+        """Return the payment header for a request to `url`, or to what was probed."""
+        return payment_headers(self.terms, self.authorization, self.signature, url)
 
 
-def payment_headers(terms: Terms, authorization: Authorization, signature: bytes) -> dict[str, str]:
-    """Return the header that carries the payment, in the version the seller speaks.
+def payment_headers(
+    terms: Terms, authorization: Authorization, signature: bytes, url: str | None = None
+) -> dict[str, str]:
+    """Return the header that carries the payment of a request to `url`, in the version the seller speaks.
 
     The echo of extensions is optional in the protocol, and left out where it would make the header too long, unless the
-    seller wants its payments identified.
+    seller wants its payments identified. What a 402 advertised for one route is no echo on another, so of a purchase
+    that is used for several routes only those extensions go along everywhere that the buyer itself fills in.
     """
     offer = terms.offer
     payload = msgspec.Raw(msgspec.json.encode(rail_of(offer).encode_payload(authorization, signature, offer)))
@@ -52,7 +58,7 @@ def payment_headers(terms: Terms, authorization: Authorization, signature: bytes
     if terms.x402_version == 1:
         message = PaymentPayloadV1(x402_version=1, scheme=accepted.scheme, network=accepted.network, payload=payload)
         return {X_PAYMENT: encode_header(message)}
-    extensions, must_identify = _identified(terms.extensions, authorization)
+    extensions, must_identify = _identified(_advertised_for(url, terms), authorization)
     payment = PaymentPayload(
         x402_version=2, accepted=accepted, payload=payload, resource=terms.resource, extensions=extensions
     )
@@ -61,6 +67,20 @@ def payment_headers(terms: Terms, authorization: Authorization, signature: bytes
         payment.extensions = None
         header = encode_header(payment)
     return {PAYMENT_SIGNATURE: header}
+
+
+def _advertised_for(url: str | None, terms: Terms) -> dict[str, Any] | None:
+    if url is None or terms.resource is None or _path(terms.resource.url) == _path(url):
+        return terms.extensions
+    return {name: body for name, body in (terms.extensions or {}).items() if name in _FILLED_IN} or None
+
+
+def _path(url: str) -> str:
+    """Return the path of a URL; sellers state theirs, and not all of them are one."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
 
 
 def _identified(extensions: dict[str, Any] | None, authorization: Authorization) -> tuple[dict[str, Any] | None, bool]:

@@ -14,7 +14,7 @@ from contracts.headers import PAYMENT_SIGNATURE, decode_payment
 from contracts.limits import HEADER_BYTES_MAX
 from contracts.offers import requirements
 from contracts.schemes.authorization import Authorization
-from contracts.wire import PaymentPayload
+from contracts.wire import PaymentPayload, ResourceInfo
 from tests.buyer.parts import KEY, NOW_S, offer_of
 
 OFFER = offer_of()
@@ -24,9 +24,12 @@ def authorization(number: int = 1) -> Authorization:
     return fresh_authorization(OFFER, KEY.address, number.to_bytes(32, "big"), NOW_S)
 
 
-def echo(advertised: dict[str, Any], paid: Authorization | None = None) -> dict[str, Any] | None:
-    terms = terms_from_wire(requirements(OFFER), extensions=advertised)
-    header = payment_headers(terms, paid or authorization(), bytes(65))[PAYMENT_SIGNATURE]
+def echo(
+    advertised: dict[str, Any], paid: Authorization | None = None, *, probed: str | None = None, url: str | None = None
+) -> dict[str, Any] | None:
+    resource = None if probed is None else ResourceInfo(url=probed)
+    terms = terms_from_wire(requirements(OFFER), extensions=advertised, resource=resource)
+    header = payment_headers(terms, paid or authorization(), bytes(65), url)[PAYMENT_SIGNATURE]
     payment = decode_payment(PAYMENT_SIGNATURE, header)
     assert isinstance(payment, PaymentPayload)
     return msgspec.to_builtins(payment.extensions)  # type: ignore[no-any-return]
@@ -67,3 +70,15 @@ def test_an_identifier_that_is_not_shaped_like_one_is_echoed_and_nothing_more() 
     odd: Any
     for odd in ("text", {"info": "text"}, {"info": None}, []):
         assert echo({"payment-identifier": odd}) == {"payment-identifier": odd}
+
+
+def test_what_one_route_advertised_is_no_echo_on_another() -> None:
+    """A pool is probed at one route and spent on several; sellers compare an echo with what they say there."""
+    advertised = {"bazaar": {"info": {"input": {}}}, "payment-identifier": {"info": {"required": False}}}
+    probed = "http://seller.example/v1/chat/completions"
+    same = echo(advertised, probed=probed, url="http://127.0.0.1:8402/v1/chat/completions?x=1")
+    other = echo(advertised, probed=probed, url="http://seller.example/v1/embeddings")
+    assert set(same or {}) == set(advertised)
+    assert set(other or {}) == {"payment-identifier"}
+    assert echo({"bazaar": {"info": {}}}, probed=probed, url="http://seller.example/v1/embeddings") is None
+    assert echo({"bazaar": {"info": {}}}, probed="http://[broken", url="http://seller.example/x") is None
