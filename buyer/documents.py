@@ -199,7 +199,9 @@ def print_purchase(document: dict[str, Any]) -> None:
     out.print(f"  signed {shown['signed']} = {states}", markup=False)
     stale = shown["ready"] - shown["spendable"]
     if stale:
-        out.print(f"  {stale} ready ones are of older terms, of a later day, or too near their end to be sent", markup=False)
+        out.print(
+            f"  {stale} ready ones are of older terms, of a later day, or too near their end to be sent", markup=False
+        )
     if shown["unfinished"]:
         out.print(f"  {shown['unfinished']} signings were interrupted; `farebox process` finishes them", markup=False)
     if shown["expires_first_s"]:

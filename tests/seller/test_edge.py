@@ -14,8 +14,8 @@ import pytest
 from contracts.admin_token import ADMIN_TOKEN_VARIABLE
 from contracts.errors import ConfigInvalid
 from contracts.evm.devnet import Devnet
-from seller.admin import admin_app
 from contracts.redaction import RedactingFormatter, redacted
+from seller.admin import admin_app
 from tests.seller.shop import BODY, CHAT, GAS, Shop, error_of, open_shop
 
 TOKEN = "a-long-enough-token-0123456789"
