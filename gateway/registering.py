@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from registry.registration import (
     Seller,
     inline_uri,
     merged_agents,
+    register_call,
     registration_file,
     set_uri_call,
     set_wallet_call,
@@ -39,6 +40,9 @@ from registry.registration import (
 from registry.sync import Progress
 
 __all__ = ["Clerk", "Done", "write_well_known"]
+
+# No registry has an id with more digits soon, so no URI that names its agent gets longer.
+_LONG_NUMBER = 10**9
 
 
 @dataclass(slots=True)
@@ -96,6 +100,8 @@ class Clerk:
                 break
             receipt = await self._send(need.call, done, "registering" if need.agent is None else "setting its URI")
             if receipt is None:
+                if inline and need.agent is None:
+                    await self._price_second_step(uri_of, done)
                 break
             agent = need.agent or self._agent(registered_number(receipt, self._chain, self._signer.address))
             own = {
@@ -139,6 +145,12 @@ class Clerk:
             await check_idle(rpc, self._signer.address)
             done.changed = True
             return await self._sending.send(rpc, call, what, done.sent)
+
+    async def _price_second_step(self, uri_of: Callable[[AgentId | None], str], done: Done) -> None:
+        """Add what setting the URI will cost, priced as a registration with it: there is no id yet to set it for."""
+        call = register_call(Address(self._chain.identity), uri_of(self._agent(_LONG_NUMBER)))
+        async with Rpc(self._rpc_urls) as rpc:
+            await self._sending.send(rpc, call, "setting its URI", done.sent)
 
     async def _note_payee(self, done: Done, seller: Seller) -> None:
         """Say so when buyers would refuse the seller, because the chain knows its payee as neither owner nor wallet."""

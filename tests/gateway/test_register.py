@@ -105,8 +105,10 @@ def test_a_dry_run_tells_the_cost_and_changes_nothing(office: Office) -> None:
 
 def test_a_file_on_chain_names_its_own_id_and_costs_more(office: Office) -> None:
     by_reference = office.run("ensure", "--dry-run")
+    planned = office.run("ensure", "--inline", "--dry-run")
     inline = office.run("ensure", "--inline")
     assert inline["gas_limit"] > 3 * by_reference["gas_limit"]
+    assert inline["gas_limit"] <= planned["gas_limit"] < 1.5 * inline["gas_limit"]
     uri = office.on_chain("tokenURI", 1, "string")
     located = locate(uri)
     assert located.data is not None
