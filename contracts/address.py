@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import NewType
 
-from contracts.errors import MalformedMessage
+from contracts.errors import MalformedMessage, UsageError
 from contracts.keccak import keccak
 
 __all__ = ["ZERO", "Address", "address_text", "parse_address"]
@@ -22,14 +22,15 @@ def parse_address(text: object, field: str = "address") -> Address:
     """Return the 20 bytes of a `0x` + 40 hex digits address, in any letter case.
 
     A mixed-case address must carry a correct EIP-55 checksum, so that a typing error does not pay a stranger.
-    Raises `MalformedMessage` naming `field`.
+    Raises `MalformedMessage` naming `field`, `UsageError` where that is an option of a command.
     """
+    wrong = UsageError if field.startswith("--") else MalformedMessage
     if not isinstance(text, str) or not _HEX_ADDRESS.fullmatch(text):
-        raise MalformedMessage(f"{field}: expected 0x and 40 hex digits, got {_shown(text)}")
+        raise wrong(f"{field}: expected 0x and 40 hex digits, got {_shown(text)}")
     address = Address(bytes.fromhex(text[2:]))
     digits = text[2:]
     if digits not in (digits.lower(), digits.upper()) and address_text(address) != text:
-        raise MalformedMessage(f"{field}: the checksum of {text} is wrong; a character was mistyped")
+        raise wrong(f"{field}: the checksum of {text} is wrong; a character was mistyped")
     return address
 
 

@@ -49,10 +49,9 @@ def find_candidate(connection: Connection, text: str) -> Candidate:
     if max(chain_id, number) <= _NUMBER_MAX:
         row = connection.execute(ONE, (chain_id, number)).fetchone()
     if row is None:
-        label = Network(chain_id).label
         raise NameUnknown(
             f"{text[:120]}: is not in the local index",
-            remedy=f"run `farebox discover sync --chain {label}`, or check the id",
+            remedy=f"run `farebox discover sync --chain {Network(chain_id).caip2}`, or check the id",
         )
     if registry is not None and registry != row["identity"]:
         raise NameUnknown(

@@ -41,15 +41,13 @@ class RegistryChain:
         return self.network.chain_id
 
 
-def chain_of(network: Network, *, identity: Address | None = None, reputation: Address | None = None) -> RegistryChain:
-    """Return the registries of `network`; `identity` and `reputation` name others than the canonical ones.
+def chain_of(network: Network) -> RegistryChain:
+    """Return the registries of `network`.
 
     Raises `UsageError` for a chain without known registries: guessing "main" or "test" would read somebody else's
     contract.
     """
     chain_id = network.chain_id
-    if identity is not None and reputation is not None:
-        return RegistryChain(network, identity, reputation)
     if chain_id in _MAIN_CHAIN_IDS:
         known = MAIN_NETWORKS
     elif chain_id in _TEST_CHAIN_IDS:
@@ -57,12 +55,6 @@ def chain_of(network: Network, *, identity: Address | None = None, reputation: A
     else:
         raise UsageError(
             f"chain: no ERC-8004 registries are known on {network.label}",
-            remedy="name both with --identity and --reputation",
+            remedy="choose a chain that has them, as base or base-sepolia",
         )
-    own = identity or reputation
-    return RegistryChain(
-        network,
-        identity or known.identity,
-        reputation or known.reputation,
-        0 if own else _FIRST_BLOCKS.get(chain_id, 0),
-    )
+    return RegistryChain(network, known.identity, known.reputation, _FIRST_BLOCKS.get(chain_id, 0))

@@ -85,7 +85,7 @@ async def read_own(rpc: Rpc, chain: RegistryChain, number: int, owner: Address) 
         raise UsageError(f"rpc: the endpoint does not serve {chain.network.label}")
     facts = (await read_agents(rpc, chain, [number]))[number]
     if facts.owner is None:
-        raise NameUnknown(f"agent {number}: there is none on {chain.network.label}", remedy="check the id and --chain")
+        raise NameUnknown(f"agent {number}: there is none on {chain.network.label}", remedy="check the id")
     if facts.owner != owner:
         raise UsageError(
             f"agent {number}: belongs to {address_text(facts.owner)}, the signer is {address_text(owner)}",

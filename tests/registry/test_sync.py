@@ -240,7 +240,7 @@ def test_a_chain_without_registries_is_refused(devnet: Devnet, books: Books) -> 
         books.sync("own", [devnet.rpc_url])
     with pytest.raises(UsageError, match=r"no ERC-8004 registries are known on eip155:999") as refused:
         chain_of(Network(999))
-    assert "--identity" in refused.value.advice
+    assert "base-sepolia" in refused.value.advice
 
 
 def test_contracts_that_are_no_registries_are_refused_and_a_busy_node_is_not_taken_for_that(
