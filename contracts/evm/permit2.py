@@ -14,7 +14,7 @@ from contracts.keccak import keccak
 from contracts.limits import ENDINGS_LOOKED_AT_MAX
 from contracts.networks import PERMIT2
 from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import TRANSFER_TOPIC
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC, TRANSFER_TOPIC
 from contracts.schemes.permit2 import settlements_in, word_and_bit
 from contracts.typed_data import word_of_address, word_of_uint
 
@@ -161,14 +161,23 @@ class Permit2:
 
 
 def transfers(logs: Sequence[Any], token: Address, payer: Address, payee: Address, amount_atomic: int) -> int:
-    """Return how many of one transaction's `logs` are transfers of that amount from payer to payee."""
+    """Return how many of one transaction's `logs` are transfers of that amount from payer to payee.
+
+    A transfer that an EIP-3009 authorization made belongs to it, and is not counted: a token burns the nonce first,
+    then moves the money.
+    """
     value, wanted = "0x" + word_of_uint(amount_atomic).hex(), [TRANSFER_TOPIC, _topic(payer), _topic(payee)]
-    return sum(
-        str(log["address"]).lower() == "0x" + token.hex()
-        and [str(topic).lower() for topic in log["topics"]] == wanted
-        and str(log["data"]).lower() == value
-        for log in logs
-    )
+    count, is_authorized = 0, False
+    for log in logs:
+        topics = [str(topic).lower() for topic in log["topics"]]
+        if str(log["address"]).lower() != "0x" + token.hex():
+            continue
+        if topics[:2] == [AUTHORIZATION_USED_TOPIC, _topic(payer)]:
+            is_authorized = True
+        elif topics[:2] == [TRANSFER_TOPIC, _topic(payer)]:
+            count += not is_authorized and topics == wanted and str(log["data"]).lower() == value
+            is_authorized = False
+    return count
 
 
 def approve_data(amount_atomic: int) -> bytes:

@@ -289,6 +289,27 @@ async def test_one_transfer_never_counts_for_two_permits(chain: Devnet, tmp_path
         ]
 
 
+async def test_a_transfer_by_the_token_itself_never_counts_for_a_permit(chain: Devnet, tmp_path: Path) -> None:
+    """A payer settles its EIP-3009 payment in a transaction that also names a permit, which it then revokes."""
+    methods = ["permit2", "eip3009"]
+    async with permit2_shop(chain, tmp_path, methods=methods, settle="async", settles=False) as shop:
+        offers = shop.seller.book.routes[0].quote_for(None).offers
+        signed = [authorize(chain.accounts[BUYER].key, offer) for offer in offers]
+        for each, offer in zip(signed, offers, strict=True):
+            assert (await shop.buy(encode(payment_document(*each, offer)))).status_code == 200
+        (permit, _), by_token = signed
+        calls = [
+            rail_of(offer).settle_call(*each, offer.asset.address, price_of(shop))
+            for each, offer in zip([(permit, bytes(65)), by_token], offers, strict=True)
+        ]
+        send(chain, chain.accounts[9].address, Call(MULTICALL3, aggregate_call(calls)))
+        word, bit = word_and_bit(permit.nonce)
+        send(chain, chain.accounts[BUYER].address, invalidate_call(word, 1 << bit))
+        await settle_with_a_worker(shop)
+        assert paid(shop) == price_of(shop)
+        assert {(row["rail"], row["money"]) for row in rows(shop)} == {("eip3009", "settled"), ("permit2", "lost")}
+
+
 async def test_a_nonce_of_one_rail_is_not_good_on_the_other(chain: Devnet, tmp_path: Path) -> None:
     async with permit2_shop(chain, tmp_path, methods=["permit2", "eip3009"]) as shop:
         by_permit2, by_token = shop.seller.book.routes[0].quote_for(None).offers
