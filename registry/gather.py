@@ -36,8 +36,10 @@ _FOREVER_S = 2**40
 
 _DUE = """
     SELECT agents.uri_key FROM agents LEFT JOIN documents USING (uri_key)
-    WHERE agents.uri_key IS NOT NULL AND (documents.uri_key IS NULL OR documents.expires_at_s <= ?)
-    GROUP BY agents.uri_key ORDER BY max(agents.updated_block) DESC, max(agents.agent_id) DESC LIMIT ?
+    WHERE agents.uri_key IS NOT NULL AND (documents.uri_key IS NULL OR documents.expires_at_s <= :now_s
+        OR (:allow_private AND documents.error IN
+            ('http_refused', 'scheme_refused', 'port_refused', 'address_refused')))
+    GROUP BY agents.uri_key ORDER BY max(agents.updated_block) DESC, max(agents.agent_id) DESC LIMIT :limit
 """
 _ONE = """
     SELECT agents.uri_key, agents.uri, agents.uri_bytes, documents.card, documents.etag, documents.last_modified,
@@ -89,9 +91,9 @@ async def gather(
 
     Raises `StoreUnavailable` alone: whatever strangers do ends as an error code beside their URI.
     """
-    due = [
-        row[0] for row in database.read(lambda connection: connection.execute(_DUE, (now_s, FETCH_RUN_MAX)).fetchall())
-    ]
+    # What our own guard refused is no news of a host: once it may be reached, it is asked at once.
+    wanted = {"now_s": now_s, "allow_private": fetcher.policy.allow_private, "limit": FETCH_RUN_MAX}
+    due = [row[0] for row in database.read(lambda connection: connection.execute(_DUE, wanted).fetchall())]
     gathered = Gathered()
     for start in range(0, len(due), FETCH_BATCH):
         rows = database.read(partial(_batch, keys=due[start : start + FETCH_BATCH]))

@@ -44,10 +44,13 @@ _DUE = """
         LEFT JOIN standings USING (chain_id, agent_id)
     WHERE EXISTS (SELECT 1 FROM services WHERE services.uri_key = agents.uri_key AND services.host IS NOT NULL)
         AND coalesce(json_extract(documents.card, '$.x402'), 1) <> 0
-        AND (standings.surveyed_at_s IS NULL OR standings.surveyed_at_s <= ?
+        AND (standings.surveyed_at_s IS NULL OR standings.surveyed_at_s <= :since_s
+            OR (:allow_private AND standings.state = 'dead' AND (
+                SELECT error FROM probes WHERE endpoint = standings.endpoint ORDER BY number DESC LIMIT 1
+            ) IN ('scheme_refused', 'port_refused', 'address_refused'))
             OR standings.uri_key IS NOT agents.uri_key OR standings.owner IS NOT agents.owner
             OR standings.wallet IS NOT agents.wallet)
-    ORDER BY coalesce(standings.surveyed_at_s, 0), agents.number DESC LIMIT ?
+    ORDER BY coalesce(standings.surveyed_at_s, 0), agents.number DESC LIMIT :limit
 """
 
 
@@ -108,15 +111,14 @@ def verdict_of(
     )
 
 
-async def survey(
-    database: Database, fetcher: Fetcher, now_s: int, *, progress: Progress | None = None, is_forced: bool = False
-) -> int:
+async def survey(database: Database, fetcher: Fetcher, now_s: int, *, progress: Progress | None = None) -> int:
     """Look at every agent whose file may offer something for sale and that is due; return how many these were.
 
     Raises `StoreUnavailable` alone.
     """
-    since_s = now_s if is_forced else now_s - SURVEY_TTL_S
-    due = database.read(lambda connection: connection.execute(_DUE, (since_s, SURVEY_RUN_MAX)).fetchall())
+    # What our own guard refused is no news of a seller: once it may be reached, it is asked at once.
+    wanted = {"since_s": now_s - SURVEY_TTL_S, "allow_private": fetcher.policy.allow_private, "limit": SURVEY_RUN_MAX}
+    due = database.read(lambda connection: connection.execute(_DUE, wanted).fetchall())
     surveyor, looked_at = Surveyor(fetcher), 0
     for start in range(0, len(due), SURVEY_BATCH):
         batch, pins = database.read(partial(_batch, places=due[start : start + SURVEY_BATCH]))

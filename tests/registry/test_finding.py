@@ -112,6 +112,24 @@ async def test_what_the_user_paid_before_decides_over_everything_else_equal(web:
     assert [result.rating for result in results] == [pytest.approx(6 / 7), None]
 
 
+async def test_what_the_guard_refused_is_asked_at_once_when_it_may_be_and_not_again(web: Web, index: Index) -> None:
+    register(web, index, 1, "file-refused")
+    endpoint = sell(web, "seller-refused", offer())
+    add_agent(index, 2, "data:application/json," + file_of(2, endpoint).decode())
+    async with web.fetcher(allow_private=False) as strict:
+        await gather(index.database, strict, NOW_S)
+        await survey(index.database, strict, NOW_S)
+        assert (found(index)[0].state, web.asked) == ("dead", [])
+        await gather(index.database, strict, NOW_S + 1)
+        assert await survey(index.database, strict, NOW_S + 1) == 0, "the flag alone is what makes it due"
+    async with web.fetcher() as fetcher:
+        assert (await gather(index.database, fetcher, NOW_S + 2)).read == 1
+        assert await survey(index.database, fetcher, NOW_S + 2) == 2
+        assert {result.state for result in found(index)} == {"payable"}
+        assert (await gather(index.database, fetcher, NOW_S + 3)).done == 0
+        assert await survey(index.database, fetcher, NOW_S + 3) == 0
+
+
 async def test_a_seller_with_nothing_but_words_is_shown_after_those_that_answer(web: Web, index: Index) -> None:
     add_agent(index, 1, web.page("words", "/card", file_of(1, "mailto:x", name="code model")))
     register(web, index, 2, "seller", name="something", description="has a code model")
