@@ -31,7 +31,7 @@ from registry.search import Query, dollars, search
 from registry.shown import finding_document, print_findings
 from registry.standing import Finding
 from registry.verify import Check, Checked, require_payable, verify_agent
-from registry.wiring import the_index
+from registry.wiring import gateways, the_index
 
 __all__ = [
     "Refused",
@@ -168,8 +168,6 @@ def find_seller(
             else:
                 announce(seller)
                 return seller
-    if not names:
-        raise NameUnknown(f"--from: nothing in the index fits {wanted.query!r}", remedy="run `farebox discover sync`")
     raise TermsNotAllowed(
         f"--from: none of the best {len(names)} for {wanted.query!r} can be bought from: {refused[0].error.message}",
         remedy="see the reasons with `farebox discover verify AGENT`",
@@ -211,7 +209,7 @@ def note_seller(home: Home, seller: Seller | None, plan: Plan) -> None:
 
 
 def _best(index: Index, wanted: Wanted, calls: Sequence[PaidCall], passed_over: Collection[str]) -> list[str]:
-    """Return the agents to look at, the most promising first."""
+    """Return the agents to look at, the most promising first. Raises `NameUnknown` when there is none."""
     query = Query(
         text=wanted.query or "",
         max_price=None if wanted.max_price is None else dollars(wanted.max_price, "--max-price"),
@@ -225,12 +223,24 @@ def _best(index: Index, wanted: Wanted, calls: Sequence[PaidCall], passed_over: 
     payable.sort(
         key=lambda result: bool(result.models) and wanted.model is not None and wanted.model not in result.models
     )
-    names = [str(result.agent) for result in payable]
-    return [name for name in names if name not in passed_over][:SELLERS_TRIED_MAX]
+    names = [str(result.agent) for result in payable if str(result.agent) not in passed_over]
+    if names:
+        return names[:SELLERS_TRIED_MAX]
+    if payable:
+        raise NameUnknown(
+            f"--from: every seller that fits {wanted.query!r} is one of another purchase already",
+            remedy="add to that purchase by its name, or run `farebox discover sync`",
+        )
+    if results:
+        raise NameUnknown(
+            f"--from: of the {len(results)} that fit {wanted.query!r}, none named a price when it was last asked",
+            remedy="run `farebox discover sync`; `farebox discover search` shows them",
+        )
+    raise NameUnknown(f"--from: nothing in the index fits {wanted.query!r}", remedy="run `farebox discover sync`")
 
 
 async def _checked(index: Index, name: str, wanted: Wanted, refused: tuple[Refused, ...] = ()) -> Seller:
-    check = Check(agent=name, model=wanted.model)
+    check = Check(agent=name, model=wanted.model, gateways=gateways(None, allow_private=wanted.allow_private))
     async with Fetcher(NetworkPolicy(allow_private=wanted.allow_private)) as fetcher:
         checked: Checked = await verify_agent(index.database, fetcher, check, wanted.rpc_urls, int(time.time()))
     finding, payees = require_payable(checked)

@@ -12,8 +12,8 @@ import typer
 from contracts.console import exit_on_error, given_rpc_urls, out, print_document
 from registry.cli_discover import commands
 from registry.experience import own_calls
-from registry.options import Agent, AllowPrivate, IndexFile, Json, RpcOption, stranger_fetcher
-from registry.wiring import the_index
+from registry.options import Agent, AllowPrivate, IndexFile, IpfsGateway, Json, RpcOption, stranger_fetcher
+from registry.wiring import gateways, the_index
 
 __all__ = ["commands"]
 
@@ -30,6 +30,7 @@ def verify(
     accept: Annotated[
         bool, typer.Option("--accept", help="Accept the file as it is; any later change is a mismatch.")
     ] = False,
+    ipfs_gateway: IpfsGateway = None,
     allow_private: AllowPrivate = False,
     index: IndexFile = None,
     as_json: Json = False,
@@ -40,7 +41,8 @@ def verify(
         from registry.shown import finding_document, print_findings
         from registry.verify import Check, verify_agent
 
-        check = Check(agent=agent, model=model, pin=pin, accept=accept)
+        through = gateways(ipfs_gateway, allow_private=allow_private)
+        check = Check(agent=agent, model=model, pin=pin, accept=accept, gateways=through)
 
         async def run() -> Any:
             async with stranger_fetcher(allow_private=allow_private) as fetcher:
@@ -79,6 +81,7 @@ def reputation(
         bool, typer.Option("--prove", help="Look for proofs of payment in feedback files and on chain (needs --rpc).")
     ] = False,
     rpc: RpcOption = None,
+    ipfs_gateway: IpfsGateway = None,
     allow_private: AllowPrivate = False,
     index: IndexFile = None,
     as_json: Json = False,
@@ -99,9 +102,12 @@ def reputation(
         if prove:
             from registry.proofs import prove_payments
 
+            through = gateways(ipfs_gateway, allow_private=allow_private)
+
             async def run() -> None:
                 async with stranger_fetcher(allow_private=allow_private) as fetcher:
-                    await prove_payments(opened.database, fetcher, candidate, given_rpc_urls(rpc), now_s)
+                    urls = given_rpc_urls(rpc)
+                    await prove_payments(opened.database, fetcher, candidate, urls, now_s, gateways=through)
 
             asyncio.run(run())
         calls = own_calls()

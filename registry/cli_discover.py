@@ -12,7 +12,7 @@ import typer
 from contracts.console import exit_on_error, given_rpc_urls, out, print_document
 from registry.experience import own_calls
 from registry.options import Agent, AllowPrivate, Chain, IndexFile, IpfsGateway, Json, RpcOption, stranger_fetcher
-from registry.wiring import the_index
+from registry.wiring import gateways, the_index
 
 if TYPE_CHECKING:
     from contracts.storage import Connection
@@ -36,7 +36,7 @@ def sync(
         list[str] | None,
         typer.Option("--bazaar", metavar="URL", help="Also read what this facilitator lists; repeatable."),
     ] = None,
-    ipfs_gateway: IpfsGateway = "https://ipfs.io",
+    ipfs_gateway: IpfsGateway = None,
     allow_private: AllowPrivate = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +54,12 @@ def sync(
         if not urls:
             raise UsageError("--rpc: is required", remedy="name an endpoint of the chain with --rpc, or in FAREBOX_RPC")
         upkeep = Upkeep(
-            network=network, rpc_urls=urls, files=files, probe=probe, bazaar=bazaar or [], ipfs_gateway=ipfs_gateway
+            network=network,
+            rpc_urls=urls,
+            files=files,
+            probe=probe,
+            bazaar=bazaar or [],
+            gateways=gateways(ipfs_gateway, allow_private=allow_private),
         )
 
         async def run() -> dict[str, Any]:
@@ -142,7 +147,7 @@ def show(agent: Agent, index: IndexFile = None, as_json: Json = False) -> None:
 @commands.command()
 def uri(
     location: Annotated[str, typer.Argument(metavar="AGENT|URI", help="An agent of the index, or any agent URI.")],
-    ipfs_gateway: IpfsGateway = "https://ipfs.io",
+    ipfs_gateway: IpfsGateway = None,
     allow_private: AllowPrivate = False,
     index: IndexFile = None,
     as_json: Json = False,
@@ -153,7 +158,7 @@ def uri(
         from registry.agent_id import parse_agent_id
         from registry.candidates import find_candidate
         from registry.documents import read_document
-        from registry.retrieve import Gateways, retrieve
+        from registry.retrieve import retrieve
         from registry.shown import print_card, untrusted
 
         target = location
@@ -165,9 +170,11 @@ def uri(
             with the_index(index, must_exist=True) as opened:
                 target = opened.database.read(lambda connection: find_candidate(connection, location)).on_chain.uri
 
+        through = gateways(ipfs_gateway, allow_private=allow_private)
+
         async def run() -> Any:
             async with stranger_fetcher(allow_private=allow_private) as fetcher:
-                return await retrieve(target, fetcher, Gateways(ipfs=ipfs_gateway.rstrip("/")))
+                return await retrieve(target, fetcher, through)
 
         found = asyncio.run(run())
         if found.data is None:

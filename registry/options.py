@@ -29,7 +29,12 @@ AllowPrivate = Annotated[
 ]
 Chain = Annotated[str, typer.Option("--chain", metavar="NETWORK", help="base-sepolia, eip155:8453, …")]
 IpfsGateway = Annotated[
-    str, typer.Option("--ipfs-gateway", metavar="URL", help="Whatever it answers is checked against the id.")
+    str | None,
+    typer.Option(
+        "--ipfs-gateway",
+        metavar="URL",
+        help="Instead of https://ipfs.io; also FAREBOX_IPFS_GATEWAY. What it answers is checked against the id.",
+    ),
 ]
 
 

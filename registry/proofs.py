@@ -56,7 +56,13 @@ class Claim:
 
 
 async def prove_payments(
-    database: Database, fetcher: Fetcher, candidate: Candidate, rpc_urls: Sequence[str], now_s: int
+    database: Database,
+    fetcher: Fetcher,
+    candidate: Candidate,
+    rpc_urls: Sequence[str],
+    now_s: int,
+    *,
+    gateways: Gateways | None = None,
 ) -> int:
     """Look for payments behind the ratings of an agent, keep those that hold, and return how many did.
 
@@ -69,7 +75,7 @@ async def prove_payments(
     related = database.read(partial(related_to, agent=agent))
     strangers = [row for row in rows if Address(row["client"]) not in related]
     async with Rpc(rpc_urls) as rpc:
-        found = await asyncio.gather(*(_claim(row, agent, fetcher) for row in strangers))
+        found = await asyncio.gather(*(_claim(row, agent, fetcher, gateways or Gateways()) for row in strangers))
         claims = [claim for claim in found if claim is not None]
         receipts = await rpc.batch(
             [("eth_getTransactionReceipt", ["0x" + claim.transaction.hex()]) for claim in claims]
@@ -126,8 +132,8 @@ def _is_yes(answer: Any) -> bool:
     return isinstance(answer, str) and answer.startswith("0x") and answer[2:].strip("0") == "1"
 
 
-async def _claim(row: Row, agent: AgentId, fetcher: Fetcher) -> Claim | None:
-    found = await retrieve(row["uri"], fetcher, Gateways())
+async def _claim(row: Row, agent: AgentId, fetcher: Fetcher, gateways: Gateways) -> Claim | None:
+    found = await retrieve(row["uri"], fetcher, gateways)
     if found.data is None:
         return None
     stated = row["file_hash"]

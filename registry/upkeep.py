@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.console import progress, progress_bar
@@ -17,7 +17,7 @@ from registry.fetch import Fetcher
 from registry.gather import Gathered, gather
 from registry.index import Index
 from registry.limits import FIRST_FILES_S
-from registry.retrieve import IPFS_GATEWAY, Gateways
+from registry.retrieve import Gateways
 from registry.survey import survey
 from registry.sync import Progress, SyncReport, sync_chain
 
@@ -35,7 +35,7 @@ class Upkeep:
     files: bool = True
     probe: bool = True
     bazaar: Sequence[str] = ()
-    ipfs_gateway: str = IPFS_GATEWAY
+    gateways: Gateways = field(default_factory=Gateways)
 
 
 async def keep_up(index: Index, fetcher: Fetcher, upkeep: Upkeep) -> dict[str, Any]:
@@ -80,7 +80,6 @@ class _Look:
         self._database = index.database
         self._fetcher = fetcher
         self._upkeep = upkeep
-        self._gateways = Gateways(ipfs=upkeep.ipfs_gateway.rstrip("/"))
         self.gathered = Gathered()
         self.surveyed = 0
 
@@ -89,7 +88,7 @@ class _Look:
         if self._upkeep.files:
             with bar("registration files") as advance:
                 gathered = await gather(
-                    self._database, self._fetcher, int(time.time()), gateways=self._gateways, progress=advance
+                    self._database, self._fetcher, int(time.time()), gateways=self._upkeep.gateways, progress=advance
                 )
             self.gathered.read += gathered.read
             self.gathered.unchanged += gathered.unchanged

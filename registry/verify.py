@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from contracts.address import Address, parse_address
@@ -32,6 +32,7 @@ class Check:
     model: str | None = None
     pin: str | None = None
     accept: bool = False
+    gateways: Gateways = field(default_factory=Gateways)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ async def verify_agent(
     candidate = database.read(partial(find_candidate, text=check.agent))
     if rpc_urls:
         candidate = replace(candidate, on_chain=await read_agent(rpc_urls, candidate.agent))
-    candidate = await _with_file(candidate, fetcher)
+    candidate = await _with_file(candidate, fetcher, check.gateways)
     if check.accept and candidate.content_hash is not None:
         content_hash = candidate.content_hash
         candidate = replace(candidate, approved_hash=content_hash)
@@ -89,9 +90,9 @@ def require_payable(checked: Checked) -> tuple[Finding, tuple[Address, ...]]:
     return best, tuple(offer.pay_to for offer in best.probe.offers if offer.network == agent.network)
 
 
-async def _with_file(candidate: Candidate, fetcher: Fetcher) -> Candidate:
+async def _with_file(candidate: Candidate, fetcher: Fetcher, gateways: Gateways) -> Candidate:
     """Return the candidate with its registration file as it is now."""
-    found = await retrieve(candidate.on_chain.uri, fetcher, Gateways())
+    found = await retrieve(candidate.on_chain.uri, fetcher, gateways)
     if found.data is None:
         return replace(candidate, card=None, content_hash=None, error=found.error)
     card = read_document(found.data).card

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from registry.index import Index
+    from registry.retrieve import Gateways
 
-__all__ = ["index_path", "the_index"]
+__all__ = ["gateways", "index_path", "the_index"]
 
 
 def index_path(given: Path | None = None) -> Path:
@@ -38,3 +39,23 @@ def the_index(given: Path | None = None, *, must_exist: bool = False) -> Iterato
         )
     with open_index(path) as index:
         yield index
+
+
+def gateways(ipfs: str | None, *, allow_private: bool) -> Gateways:
+    """Return where files on IPFS are asked for: given, else `$FAREBOX_IPFS_GATEWAY`, else a public gateway.
+
+    Raises `UsageError` for one that the network guard would not reach.
+    """
+    from contracts.errors import UsageError
+    from registry.guard import NetworkPolicy, Refused
+    from registry.retrieve import IPFS_GATEWAY, Gateways
+
+    url = (ipfs or os.environ.get("FAREBOX_IPFS_GATEWAY") or IPFS_GATEWAY).rstrip("/")
+    try:
+        NetworkPolicy(allow_private=allow_private).check_url(url)
+    except Refused:
+        raise UsageError(
+            f"--ipfs-gateway: expected https:// and a host, got {url[:80]!r}",
+            remedy="a gateway of your own network needs --allow-private, too",
+        ) from None
+    return Gateways(ipfs=url)

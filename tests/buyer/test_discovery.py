@@ -110,7 +110,7 @@ def test_each_purchase_for_one_query_is_of_another_seller_and_a_second_batch_of_
         if name not in agents_held(pool):
             add_purchase(pool, name, offer=street.shops[number].offers[0])
             remember_agent(pool.home, name, seller.agent, None)
-    with pytest.raises(NameUnknown, match="coder"):
+    with pytest.raises(NameUnknown, match="'coder' is one of another purchase already"):
         choose_seller(pool, "third", street.wanted(query="coder"), quiet=True)
 
 

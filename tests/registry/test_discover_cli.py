@@ -6,9 +6,12 @@ Method: the commands as a user types them, over an index filled by hand; strange
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from contracts.storage import Connection
 from gateway.cli import app
 from registry.candidates import Candidate
 from registry.card import Card
-from registry.fetch import Fetcher
+from registry.fetch import Fetcher, Unfetched
 from registry.gather import gather
 from registry.index import Index
 from registry.probe import Probe
@@ -129,6 +132,8 @@ def test_search_by_price_and_proof_leaves_out_the_others() -> None:
         (("reputation", "31337:1", "--trust", "bob"), "--trust"),
         (("count", "--chain", "base"), "base"),
         (("import", "missing.jsonl"), "missing.jsonl"),
+        (("uri", "ipfs://x", "--ipfs-gateway", "http://127.0.0.1:8080"), "--allow-private, too"),
+        (("verify", "31337:1", "--ipfs-gateway", "ipfs.io"), "--ipfs-gateway"),
     ],
 )
 def test_a_mistake_is_named_and_ends_with_the_code_of_misuse(arguments: tuple[str, ...], field: str) -> None:
@@ -177,3 +182,32 @@ def test_without_an_index_the_user_hears_how_to_make_one(tmp_path: Path) -> None
     assert code == 2
     assert "discover sync" in text
     assert not (tmp_path / "none.db").exists()
+
+
+def test_the_gateway_of_the_environment_is_asked_by_every_command(home: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = file_of(3, "https://seller.example/v1")
+    cid = "b" + base64.b32encode(b"\x01\x55\x12\x20" + hashlib.sha256(content).digest()).decode().lower().rstrip("=")
+    add_agent(home, 3, f"ipfs://{cid}")
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setenv("FAREBOX_IPFS_GATEWAY", f"http://127.0.0.1:{server.getsockname()[1]}/")
+        for arguments in (("uri", f"ipfs://{cid}"), ("verify", f"{CHAIN_ID}:3")):
+            asked = pool.submit(_serve_once, server, content)
+            monkeypatch.setattr(Fetcher, "ask", _silent)
+            code, text = run(*arguments, "--allow-private")
+            assert asked.result(10) == f"GET /ipfs/{cid}?format=raw HTTP/1.1", text
+            assert code == 0, text
+
+
+async def _silent(*_: object, **__: object) -> None:
+    raise Unfetched("unreachable")
+
+
+def _serve_once(server: socket.socket, content: bytes) -> str:
+    """Answer one request with `content`, and return its first line. A stand-in for an IPFS gateway."""
+    connection, _ = server.accept()
+    with connection:
+        line = connection.recv(65_536).partition(b"\r\n")[0].decode()
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(content) + content
+        )
+    return line
