@@ -28,9 +28,14 @@ OutFolder = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Where to put .well-known/agent-registration.json.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; sign and write nothing.")]
-Name = Annotated[str | None, typer.Option("--name", help="What to call the seller; else by its host.")]
-Description = Annotated[str, typer.Option("--description", help="What it offers, for people and for search.")]
-Image = Annotated[str, typer.Option("--image", metavar="URL", help="A picture of it.")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="What to call the seller; else as its settings say, or by its host.")
+]
+Description = Annotated[
+    str | None,
+    typer.Option("--description", help="What it offers, for people and for search; else as its settings say."),
+]
+Image = Annotated[str | None, typer.Option("--image", metavar="URL", help="A picture of it; else as its settings say.")]
 _SELLER = Path("seller.yaml")
 _HERE = Path("public")
 
@@ -42,8 +47,8 @@ def ensure(
     signer: SignerOption = None,
     rpc: RpcOption = None,
     name: Name = None,
-    description: Description = "",
-    image: Image = "",
+    description: Description = None,
+    image: Image = None,
     uri: Annotated[
         str | None, typer.Option("--uri", help="Where the file will be; else its well-known place below `public_url`.")
     ] = None,
@@ -121,8 +126,8 @@ def well_known(
     *,
     config: SellerFile = _SELLER,
     name: Name = None,
-    description: Description = "",
-    image: Image = "",
+    description: Description = None,
+    image: Image = None,
     out_folder: OutFolder = _HERE,
     as_json: Json = False,
 ) -> None:
@@ -144,7 +149,7 @@ def well_known(
         _print(done, dry_run=False, as_json=as_json)
 
 
-def _seller(config: Path, name: str | None = None, description: str = "", image: str = "") -> Seller:
+def _seller(config: Path, name: str | None = None, description: str | None = None, image: str | None = None) -> Seller:
     from registry.registration import read_seller
 
     return read_seller(config, name=name, description=description, image=image)

@@ -21,6 +21,7 @@ from contracts.erc8004 import REGISTRATION_TYPE, selector
 from contracts.errors import ConfigInvalid
 from contracts.nesting import check_nesting
 from contracts.networks import Network, parse_network
+from contracts.registration_settings import RegistrationSettings
 from contracts.schemes.authorization import Call
 from contracts.settings import load_settings
 from registry.agent_id import AgentId, read_agent_id
@@ -72,14 +73,21 @@ class _SellerFile(pydantic.BaseModel):
     listen: str = "127.0.0.1:8402"
     public_url: str | None = None
     routes: list[_Route] = pydantic.Field(default_factory=list)
+    registration: RegistrationSettings = RegistrationSettings()
 
 
-def read_seller(path: Path, *, name: str | None = None, description: str = "", image: str = "") -> Seller:
-    """Return the seller of a `seller.yaml`, named after its host where no name is given. Raises `ConfigInvalid`."""
+def read_seller(
+    path: Path, *, name: str | None = None, description: str | None = None, image: str | None = None
+) -> Seller:
+    """Return the seller of a `seller.yaml`; what is given replaces what its `registration` says.
+
+    A seller without a name is named after its host. Raises `ConfigInvalid`.
+    """
     settings = load_settings(path, _SellerFile)
     endpoint = (settings.public_url or f"http://{settings.listen}").rstrip("/")
     if not endpoint.startswith(("https://", "http://")):
         raise ConfigInvalid("public_url: expected https:// and a host")
+    said = settings.registration
     models = dict.fromkeys(model for route in settings.routes for model in route.models)
     return Seller(
         network=parse_network(settings.network),
@@ -87,9 +95,9 @@ def read_seller(path: Path, *, name: str | None = None, description: str = "", i
         endpoint=endpoint,
         pay_to=parse_address(settings.pay_to, "pay_to"),
         models=tuple(models),
-        name=name or endpoint.split("//", 1)[1].split("/", 1)[0],
-        description=description,
-        image=image,
+        name=name or said.name or endpoint.split("//", 1)[1].split("/", 1)[0],
+        description=said.description if description is None else description,
+        image=said.image if image is None else image,
     )
 
 

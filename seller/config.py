@@ -19,6 +19,7 @@ from contracts.errors import ConfigInvalid, FareboxError
 from contracts.money import Asset, parse_amount
 from contracts.networks import Network, default_asset, parse_network
 from contracts.offers import EIP3009, PERMIT2
+from contracts.registration_settings import RegistrationSettings
 from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
 from seller.limits import FACILITATORS_MAX
@@ -168,6 +169,7 @@ class SellerConfig(StrictModel):
     store: str = "sqlite:///seller.db"
     routes: list[RouteSettings] = pydantic.Field(min_length=1)
     default: Literal["deny"] = "deny"
+    registration: RegistrationSettings = RegistrationSettings()
 
     @property
     def chain(self) -> Network:

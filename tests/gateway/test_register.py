@@ -125,6 +125,17 @@ def test_a_file_on_chain_is_replaced_when_the_seller_says_something_else_of_itse
     assert json.loads(located.data)["name"] == "Better shop"
 
 
+def test_what_the_settings_say_of_the_seller_stays_without_saying_it_again(office: Office) -> None:
+    with (office.folder / "seller.yaml").open("a") as settings:
+        settings.write("registration: {name: Corner shop, description: code by the call}\n")
+    registered = office.run("ensure", "--inline")
+    again = office.run("ensure", "--inline")
+    assert (again["changed"], again["uri"]) == (False, registered["uri"])
+    office.run("well-known", "1", "--name", "Shop")
+    document = json.loads(office.file.read_bytes())
+    assert (document["name"], document["description"]) == ("Shop", "code by the call")
+
+
 def test_a_registration_that_stopped_half_way_is_finished(office: Office) -> None:
     office.registrar.send(OWNER, IDENTITY, "register()")
     done = office.run("ensure")
