@@ -91,7 +91,8 @@ def print_results(results: Sequence[Result], *, explain: bool) -> None:
     table = Table(box=None, pad_edge=False)
     columns = ["AGENT", "NAME", "PRICE", "NETWORK", "PROOF", "STATE", "RATING", "SCORE"]
     for column in [*columns, *(["text", "liveness", "proof", "rating", "price"] if explain else [])]:
-        table.add_column(column, overflow="fold", min_width=min(len(column), 8))
+        # An id is copied from here, and must stay in one piece.
+        table.add_column(column, overflow="fold", min_width=min(len(column), 8), no_wrap=column == "AGENT")
     for result in results:
         terms = result.terms
         factors = (terms.text, terms.liveness, terms.verification, terms.reputation, terms.price)

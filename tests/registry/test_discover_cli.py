@@ -109,6 +109,11 @@ def test_hostile_text_is_printed_escaped_and_without_control_characters() -> Non
         assert "\u202e" not in text
 
 
+def test_the_id_to_copy_is_in_one_piece_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert f"{CHAIN_ID}:1" in run("search", "code", "--explain")[1]
+
+
 def test_search_by_price_and_proof_leaves_out_the_others() -> None:
     assert [found["agent"] for found in document("search", "code", "--verified")["results"]] == [str(agent(1))]
     assert document("search", "code", "--max-price", "0.0001")["results"] == []
