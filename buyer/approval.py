@@ -120,6 +120,7 @@ def print_approval(document: dict[str, Any]) -> None:
     out.print(f"  before: {document['before']}; live authorizations promise {document['promised']}", markup=False)
     if int(document["amount_atomic"]) < int(document["promised_atomic"]):
         out.print("  [yellow]less than what is promised: some payments will be refused[/]")
+    out.print(f"  gas: at most {coin(int(document['gas_cost_max_wei']))} of the chain's own coin", markup=False)
     if document["transaction"]:
         out.print(f"  transaction {document['transaction']}", markup=False)
 

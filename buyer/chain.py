@@ -196,7 +196,10 @@ def _check_wallet(offer: Offer, wallet: Address, state: WalletState, agent: Addr
         )
     if offer.amount_atomic > policy.unit_atomic:
         unit, price = (format_amount(amount, offer.asset) for amount in (policy.unit_atomic, offer.amount_atomic))
-        raise PriceAboveCap(f"one payment of {name} is at most {unit}, this call costs {price}")
+        raise PriceAboveCap(
+            f"one payment of {name} is at most {unit}, this call costs {price}",
+            remedy="its owner raises `--unit` with `farebox wallet policy`, from tomorrow on; or choose another seller",
+        )
 
 
 async def _chain_id(url: str) -> int | None:

@@ -209,7 +209,7 @@ def print_purchase(document: dict[str, Any]) -> None:
     out.print(f"  worst-case loss {shown['worst_case_loss']}", markup=False)
     if shown["agent"]:
         out.print(f"  paid out of the wallet {shown['payer']}, signed by {shown['agent']}", markup=False)
-        out.print(f"  {shown['calls_per_day']} calls are signed for each day, two days ahead", markup=False)
+        out.print(f"  at most {shown['calls_per_day']} calls are signed for each day, two days ahead", markup=False)
     if shown["refill"]:
         out.print(f"  refill: {_refill_words(shown['refill'])}", markup=False)
 

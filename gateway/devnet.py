@@ -14,8 +14,9 @@ from contracts.errors import UsageError
 
 __all__ = ["devnet"]
 
-# What the practice wallet starts with: 100 test dollars.
-_BUYER_ATOMIC = 100_000_000
+# What the practice wallet starts with: 100 of each, with 6 and with 18 decimals.
+_BUYER_ATOMIC = 100 * 10**6
+_BUYER_PLAIN_ATOMIC = 100 * 10**18
 
 
 def devnet(
@@ -25,8 +26,9 @@ def devnet(
 ) -> None:
     """Start a local chain to practise on, and stay until interrupted.
 
-    Anvil with a USDC-shaped test dollar, Multicall3, Permit2 and the ERC-8004 registries in place. Writes buyer.key (a
-    wallet with 100 test dollars), settler.key (an account with gas) and payee.key (a seller's wallet) into --dir.
+    Anvil with a USDC-shaped test dollar, "Plain Dollar" with 18 decimals and without EIP-3009 (version 1), Multicall3,
+    Permit2 and the ERC-8004 registries in place. Writes buyer.key (a wallet with 100 of both tokens), settler.key (an
+    account with gas) and payee.key (a seller's wallet) into --dir.
     Everybody knows these keys: never use them elsewhere.
     """
     with exit_on_error(as_json=as_json):
@@ -36,6 +38,7 @@ def devnet(
         with Devnet(port=port) as chain:
             buyer, settler, payee = chain.accounts[:3]
             chain.mint(buyer.address, _BUYER_ATOMIC)
+            chain.mint(buyer.address, _BUYER_PLAIN_ATOMIC, chain.plain_token)
             place_registries(chain)
             keys = {"buyer.key": buyer.key, "settler.key": settler.key, "payee.key": payee.key}
             for name, key in keys.items():
@@ -45,6 +48,7 @@ def devnet(
                 "rpc": chain.rpc_url,
                 "network": chain.network,
                 "token": chain.token,
+                "plain_token": chain.plain_token,
                 "buyer": {"address": buyer.address, "key_file": str(folder / "buyer.key")},
                 "settler": {"address": settler.address, "key_file": str(folder / "settler.key")},
                 "pay_to": payee.address,
@@ -55,12 +59,12 @@ def devnet(
 
 def _tell(document: dict[str, object]) -> None:
     out.print("[bold]A local chain is running.[/] Ctrl-C ends it and forgets everything on it.")
-    for label in ("rpc", "network", "token", "pay_to"):
-        out.print(f"  {label:8} {document[label]}")
+    for label in ("rpc", "network", "token", "plain_token", "pay_to"):
+        out.print(f"  {label:11} {document[label]}")
     for role in ("buyer", "settler"):
         account = document[role]
         assert isinstance(account, dict)
-        out.print(f"  {role:8} {account['address']}  key in {account['key_file']}")
+        out.print(f"  {role:11} {account['address']}  key in {account['key_file']}")
 
 
 def _write_key(path: Path, key: bytes) -> None:

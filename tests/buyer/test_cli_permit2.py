@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import pytest
+
+from buyer.approval import print_approval
 from contracts.address import address_text, parse_address
 from contracts.money import Asset
 from contracts.offers import PERMIT2
@@ -24,7 +27,7 @@ def over_permit2(town: Town) -> list[str]:
     return ["--max-price", "0.01", "--yes"]
 
 
-def test_a_pool_over_permit2_is_approved_bought_and_revoked(town: Town) -> None:
+def test_a_pool_over_permit2_is_approved_bought_and_revoked(town: Town, capsys: pytest.CaptureFixture[str]) -> None:
     limits = over_permit2(town)
     code, document, _ = town.buy(*limits)
     assert (code, document["error"]["code"]) == (OVER_CAP, "insufficient_allowance")
@@ -38,6 +41,8 @@ def test_a_pool_over_permit2_is_approved_bought_and_revoked(town: Town) -> None:
         "5" + "0" * 16,
     )
     assert int(document["gas_cost_max_wei"]) > 0
+    print_approval(document)
+    assert "gas: at most 0.000" in capsys.readouterr().out
     assert town.buy(*limits)[0] == OVER_CAP, "a dry run approves nothing"
     assert town.run(*command, *town.wallet, "--yes")[0] == OK
     code, document, _ = town.buy(*limits)

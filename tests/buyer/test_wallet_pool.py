@@ -166,8 +166,9 @@ def test_process_signs_the_day_that_came_into_sight(pool: Pool, wallet: Wallet) 
 
 def test_what_the_wallet_would_refuse_is_not_signed(pool: Pool, wallet: Wallet) -> None:
     dear = replace(wallet.offer, amount_atomic=UNIT + 1)
-    with pytest.raises(PriceAboveCap, match="at most"):
+    with pytest.raises(PriceAboveCap, match="at most") as refusal:
         asyncio.run(prepare(pool, draft_of(wallet, terms=terms_of(dear)), 1, now_s(wallet)))
+    assert "`farebox wallet policy`" in refusal.value.advice
     other_rail = replace(wallet.offer, method="eip3009" if wallet.offer.method == "permit2" else "permit2")
     with pytest.raises(TermsNotAllowed):
         asyncio.run(prepare(pool, draft_of(wallet, terms=terms_of(other_rail)), 1, now_s(wallet)))

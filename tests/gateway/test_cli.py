@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,9 +13,13 @@ import pytest
 
 from buyer.home import Home
 from buyer.pool import Pool
+from contracts.address import parse_address
 from contracts.evm.devnet import Devnet
+from contracts.evm.rpc import Rpc
+from contracts.evm.token import Token
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
 from tests.gateway.test_serve_process import run
+from tests.processes import farebox_process
 
 HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai"}
 
@@ -52,6 +57,17 @@ def test_every_command_explains_itself_and_takes_json(tmp_path: Path, command: s
     text = run(*command.split(), "--help", home=tmp_path).stdout
     assert f"Usage: farebox {command}" in text
     assert "--json" in text
+
+
+def test_a_practice_chain_has_a_token_for_each_way_to_pay_and_a_wallet_with_both(tmp_path: Path) -> None:
+    async def held(rpc_url: str, token: str, wallet: str) -> int:
+        async with Rpc([rpc_url]) as rpc:
+            facts = await Token(rpc, parse_address(token)).payer_facts(parse_address(wallet))
+        return facts.balance_atomic
+
+    with farebox_process(tmp_path, "devnet", "--port", "0") as told:
+        for token, decimals in (("token", 6), ("plain_token", 18)):
+            assert asyncio.run(held(told["rpc"], told[token], told["buyer"]["address"])) == 100 * 10**decimals
 
 
 def test_the_version_is_the_installed_one(tmp_path: Path) -> None:
