@@ -90,6 +90,25 @@ class Rpc:
             raise result
         return result
 
+    async def each(self, method: str, *params: Any) -> list[Any]:
+        """Return what every endpoint that answers says to one request, refusals left out."""
+        answers = await asyncio.gather(
+            *(self._ask([url], [(method, params)]) for url in self._urls), return_exceptions=True
+        )
+        said: list[Any] = []
+        for answer in answers:
+            if isinstance(answer, ChainUnavailable):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            said += [result for result in answer if not isinstance(result, RpcRefused)]
+        return said
+
+    @property
+    def has_witnesses(self) -> bool:
+        """Whether more than one endpoint is named."""
+        return len(self._urls) > 1
+
     async def batch(self, calls: Sequence[Call]) -> list[Any]:
         """Return the results of `calls` in order, an `RpcRefused` standing where one was refused.
 
@@ -97,17 +116,17 @@ class Rpc:
         """
         results: list[Any] = []
         for start in range(0, len(calls), RPC_BATCH_MAX):
-            results += await self._batch(calls[start : start + RPC_BATCH_MAX])
+            results += await self._ask(self._urls, calls[start : start + RPC_BATCH_MAX])
         return results
 
-    async def _batch(self, calls: Sequence[Call]) -> list[Any]:
+    async def _ask(self, urls: Sequence[httpx.URL], calls: Sequence[Call]) -> list[Any]:
         requests = [
             {"jsonrpc": "2.0", "id": next(self._ids), "method": method, "params": list(params)}
             for method, params in calls
         ]
         body = msgspec.json.encode(requests if len(requests) > 1 else requests[0])
         failures = []
-        for url in self._urls:
+        for url in urls:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     answer = await self._post(url, body)

@@ -47,6 +47,7 @@ from seller.settlement.evidence import Evidence
 from seller.settlement.key import GasKey
 from seller.settlement.multicall import aggregate_results
 from seller.settlement.outbox import Form, Item, Outbox, Stale, Transaction, Verdict, now_ms
+from seller.settlement.witness import is_disputed
 
 __all__ = ["ChainSettler"]
 
@@ -128,7 +129,7 @@ class ChainSettler:
             if receipt is None and await self._is_superseded(transaction):
                 # The count and the receipt come from two moments: only a receipt missing after the count is missing.
                 receipt = await self._receipt(transaction) or {"logs": [], "transactionHash": ""}
-            if receipt is not None and await self._is_deep(receipt):
+            if receipt is not None and await self._is_deep(receipt) and not await self._is_disputed(receipt):
                 judged += await self._judge(transaction, receipt)
         still_open = self._outbox.sent(self._key.address)
         self._resent_ms = {tx.id: self._resent_ms[tx.id] for tx in still_open if tx.id in self._resent_ms}
@@ -293,6 +294,10 @@ class ChainSettler:
             return True
         head = await read_head(self._rpc)
         return head.number - _count(receipt["blockNumber"]) + 1 >= confirmations
+
+    async def _is_disputed(self, receipt: dict[str, Any]) -> bool:
+        """Tell whether another endpoint does not show what a receipt says."""
+        return bool(receipt["transactionHash"]) and await is_disputed(self._rpc, str(receipt["transactionHash"]))
 
     async def _is_superseded(self, transaction: Transaction) -> bool:
         """Tell whether the account's nonce was taken by a transaction that is none of ours."""

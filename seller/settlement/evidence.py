@@ -24,6 +24,7 @@ from contracts.lifecycle import MoneyEvent
 from contracts.schemes import exact_eip3009
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, logs_by_authorization, paid_by
 from seller.settlement.outbox import Item, Verdict
+from seller.settlement.witness import is_disputed
 
 __all__ = ["Evidence", "is_shown"]
 
@@ -80,8 +81,15 @@ class Evidence:
                 return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentRevoked.code)
             receipt = await self._rpc.call("eth_getTransactionReceipt", transaction_hash)
             if receipt is not None and is_shown(receipt["logs"], item, self._token.address):
-                return Verdict(item, MoneyEvent.CHAIN_PAID, transaction_hash)
+                return await self._paid(item, transaction_hash)
         return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentReplayed.code)
+
+    async def _paid(self, item: Item, transaction_hash: str) -> Verdict:
+        if await is_disputed(self._rpc, transaction_hash):
+            raise ChainUnavailable(
+                "the RPC endpoints do not agree about a payment", remedy="remove the endpoint that is wrong from `rpc`"
+            )
+        return Verdict(item, MoneyEvent.CHAIN_PAID, transaction_hash)
 
     async def _judge_used_permit(self, item: Item) -> Verdict:
         ending = await self._permit2.ending(
@@ -91,7 +99,7 @@ class Evidence:
             return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentReplayed.code)
         if ending.amount_atomic is None:
             return Verdict(item, MoneyEvent.HOPELESS, reason=PaymentRevoked.code)
-        return Verdict(item, MoneyEvent.CHAIN_PAID, ending.transaction)
+        return await self._paid(item, ending.transaction)
 
     async def _judge_unused(self, item: Item, on_chain: bool) -> Verdict:
         head = await read_head(self._rpc)

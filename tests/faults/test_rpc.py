@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from contracts.evm.devnet import Devnet
+from contracts.headers import PAYMENT_SIGNATURE, decode_payment
+from contracts.schemes import exact_eip3009
 from tests.faults.rpc_proxy import RpcProxy
 from tests.seller.shop import GAS, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop
 
@@ -146,3 +148,60 @@ async def test_a_node_of_another_chain_sells_nothing(chain: Devnet, tmp_path: Pa
         answer = await shop.buy()
         assert (answer.status_code, shop.app.runs) == (503, 0)
         assert error_of(answer)["code"] == "config_invalid"
+
+
+def forged_receipt(header: str, token: str) -> dict[str, Any]:
+    """Return a receipt that shows a payment which never was: all its events are right, only no chain has it."""
+    payment = decode_payment(PAYMENT_SIGNATURE, header)
+    authorization, _ = exact_eip3009.decode_payload(payment.payload)
+    payer, payee = ("0x" + bytes(12).hex() + party.hex() for party in (authorization.payer, authorization.payee))
+    value = "0x" + authorization.value_atomic.to_bytes(32, "big").hex()
+    nonce = "0x" + authorization.nonce.hex()
+    return {
+        "transactionHash": "0x" + "ab" * 32,
+        "blockHash": "0x" + "cd" * 32,
+        "blockNumber": "0x1",
+        "status": "0x1",
+        "logs": [
+            {"address": token, "topics": [exact_eip3009.AUTHORIZATION_USED_TOPIC, payer, nonce], "data": "0x"},
+            {"address": token, "topics": [exact_eip3009.TRANSFER_TOPIC, payer, payee], "data": value},
+        ],
+    }
+
+
+@pytest.mark.parametrize("setting", ["before", "auto"])
+async def test_a_payment_that_only_one_of_two_endpoints_has_seen_brings_no_goods_out(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setattr("seller.settlement.engine.SETTLE_WAIT_S", 2.0)
+    with RpcProxy(chain.rpc_url) as proxy:
+        async with open_shop(chain, tmp_path, rpc=[proxy.url, chain.rpc_url], settle=setting) as shop:
+            header = shop.payment()
+            forged = forged_receipt(header, chain.token)
+            proxy.inject(SEND, "refuse before", times=1000, message="already known")
+            lie = proxy.inject("eth_getTransactionReceipt", "lie", times=1000, lie=lambda *_: forged)
+            answer = await shop.buy(header)
+            assert answer.status_code == 503, answer.text
+            assert lie.times < 1000
+            assert (shop.earned, shop.seller.ledger.sums().earned_atomic) == (0, 0)
+            proxy.faults.clear()
+            await shop.settled()
+            answer = await shop.buy(header)
+            assert answer.status_code == 200, answer.text
+            check_books(shop, 1)
+
+
+async def test_an_endpoint_that_is_away_is_no_witness_against_a_payment(chain: Devnet, tmp_path: Path) -> None:
+    with RpcProxy(chain.rpc_url) as proxy:
+        async with open_shop(chain, tmp_path, rpc=[chain.rpc_url, proxy.url], settle="before") as shop:
+            proxy.inject("eth_getTransactionReceipt", "drop before", times=1000)
+            assert (await shop.buy()).status_code == 200
+            check_books(shop, 1)
+
+
+async def test_an_endpoint_that_is_behind_is_waited_for(chain: Devnet, tmp_path: Path) -> None:
+    with RpcProxy(chain.rpc_url) as proxy:
+        async with open_shop(chain, tmp_path, rpc=[chain.rpc_url, proxy.url], settle="before") as shop:
+            proxy.inject("eth_getTransactionReceipt", "lie", times=3, lie=lambda *_: None)
+            assert (await shop.buy()).status_code == 200
+            check_books(shop, 1)
