@@ -30,6 +30,11 @@ class Cid:
     codec: int
     sha256: bytes | None
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the hash is that of the file itself, whose bytes are proven wherever they come from."""
+        return self.codec == _RAW and self.sha256 is not None
+
 
 def parse_cid(text: str) -> Cid | None:
     """Return the content id that `text` spells (v0, or v1 in base32, base58 or base16), or None."""

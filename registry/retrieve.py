@@ -100,7 +100,12 @@ async def _from_ipfs(location: Location, cid: Cid, fetcher: Fetcher, gateways: G
             if content is not None:
                 return Retrieved(content, codes=codes, is_lasting=True)
     answer = await fetcher.get(gateways.ipfs + path, body_max=DOCUMENT_BYTES_MAX, is_gateway=True)
-    return _of(answer, (*codes, "content_unproven"))
+    if location.path or not cid.is_file:
+        return _of(answer, (*codes, "content_unproven"))
+    # A gateway must not get round the proof by knowing no raw blocks.
+    if answer.status == 200 and not block_matches(cid, answer.body):
+        return Retrieved(error="content_mismatch", codes=codes)
+    return _of(answer, codes)
 
 
 def _of(answer: Answer, codes: tuple[str, ...]) -> Retrieved:

@@ -271,6 +271,10 @@ async def test_a_lying_ipfs_gateway_is_caught_by_the_hash_in_the_id() -> None:
         assert (await retrieve(f"ipfs://{cid}", fetcher, gateways)).data == content
         web.page("gateway", f"/ipfs/{cid}", b'{"name": "false"}')
         assert (await retrieve(f"ipfs://{cid}", fetcher, gateways)).error == "content_mismatch"
+        web.page("gateway", f"/ipfs/{cid}?format=raw", b"", 404)
+        assert (await retrieve(f"ipfs://{cid}", fetcher, gateways)).error == "content_mismatch"
+        web.page("gateway", f"/ipfs/{cid}", content)
+        assert (await retrieve(f"ipfs://{cid}", fetcher, gateways)).data == content
 
 
 @pytest.mark.parametrize("uri", ["", "http://a.example/", "ipfs://nonsense", "https://10.0.0.1/card.json"])
