@@ -100,6 +100,18 @@ async def test_the_price_decides_between_equals_and_a_trap_price_sinks(web: Web,
     assert found(index, network=Network(8453)) == []
 
 
+async def test_impostors_stuffed_with_words_do_not_crowd_a_seller_out(
+    web: Web, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.search.SEARCH_CANDIDATES_MAX", 3)
+    for number in range(5):
+        stuffed = {"name": "code model code model", "description": "code model " * 9}
+        register(web, index, number, f"thief{number}", offer(STRANGER), **stuffed)
+    register(web, index, 9, "honest")
+    await refresh(web, index)
+    assert found(index, limit=3)[0].agent == agent(9)
+
+
 async def test_what_the_user_paid_before_decides_over_everything_else_equal(web: Web, index: Index) -> None:
     for number, payee in ((1, WALLET), (2, STRANGER)):
         endpoint = sell(web, f"seller{number}", offer(payee))

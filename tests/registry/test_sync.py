@@ -323,6 +323,7 @@ def test_a_reorg_of_thirty_blocks_leaves_no_trace(own_town: Registrar, books: Bo
     report = books.sync("own", [url])
     head = int(own_town.devnet.rpc("eth_blockNumber"), 16)
     assert report.rolled_back_to == head - 2 - 30
+    assert report.warnings == [], "what was taken back is no lie of the endpoint's"
     assert books.exported("own") == books.clean(url) != before
 
 
