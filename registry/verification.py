@@ -62,7 +62,7 @@ class OnChain:
     @property
     def payees(self) -> tuple[Address, ...]:
         """Who may be paid for this agent: its wallet, and its owner."""
-        return tuple(address for address in (self.wallet, self.owner) if address is not None)
+        return tuple(dict.fromkeys(address for address in (self.wallet, self.owner) if address is not None))
 
 
 @dataclass(frozen=True, slots=True)

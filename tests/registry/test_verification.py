@@ -138,3 +138,5 @@ def test_a_mismatch_says_who_would_be_paid_and_who_should_be() -> None:
     assert address_text(STRANGER) in reason
     assert address_text(WALLET) in reason
     assert address_text(OWNER) in reason
+    same = Facts(offers=(offer(STRANGER),), on_chain=OnChain(WALLET, WALLET)).verdict().reason
+    assert same.count(address_text(WALLET)) == 1
