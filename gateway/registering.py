@@ -90,7 +90,7 @@ class Clerk:
                 return uri or seller.well_known_url
             return inline_uri(registration_file(seller, [] if agent is None else [agent]))
 
-        check_uri(uri_of(None))
+        check_uri(uri_of(None), self._chain)
         done = Done(None, changed=False)
         for _ in range(2):  # a file inside its URI takes a second step
             endpoint = seller.endpoint if inline else None
@@ -115,7 +115,7 @@ class Clerk:
 
     async def set_uri(self, number: int, uri: str) -> Done:
         """Change the URI of an own agent, unless it is that already."""
-        check_uri(uri)
+        check_uri(uri, self._chain)
         agent = self._agent(number)
         async with Rpc(self._rpc_urls) as rpc:
             facts = await read_own(rpc, self._chain, number, self._signer.address)

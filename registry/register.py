@@ -15,6 +15,7 @@ from contracts.erc8004 import agent_wallet_digest
 from contracts.errors import ChainUnavailable, LocalRefusal, NameUnknown, UsageError
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import read_head
+from contracts.networks import DEVNET_CHAIN_ID
 from contracts.schemes.authorization import Call
 from registry.agent_id import AgentId
 from registry.chains import RegistryChain
@@ -160,7 +161,8 @@ async def wallet_proof(rpc: Rpc, agent: AgentId, wallet: Address, owner: Address
     return WalletProof(digest, deadline_s)
 
 
-def check_uri(uri: str) -> None:
-    """Raise `UsageError` for a URI that no buyer could read."""
-    if not uri.startswith(("https://", "ipfs://", "data:", "http://")) or len(uri) > URI_CHARS_MAX:
+def check_uri(uri: str, chain: RegistryChain) -> None:
+    """Raise `UsageError` for a URI that no buyer could read; plain http is for a chain of one's own."""
+    readable = ("https://", "ipfs://", "data:", *(("http://",) if chain.chain_id == DEVNET_CHAIN_ID else ()))
+    if not uri.startswith(readable) or len(uri) > URI_CHARS_MAX:
         raise UsageError("--uri: expected https://, ipfs:// or data:, as https://shop.example/agent.json")

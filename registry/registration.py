@@ -20,7 +20,7 @@ from contracts.address import Address, address_text, parse_address
 from contracts.erc8004 import REGISTRATION_TYPE, selector
 from contracts.errors import ConfigInvalid
 from contracts.nesting import check_nesting
-from contracts.networks import Network, parse_network
+from contracts.networks import DEVNET_CHAIN_ID, Network, parse_network
 from contracts.registration_settings import RegistrationSettings
 from contracts.schemes.authorization import Call
 from contracts.settings import load_settings
@@ -84,13 +84,16 @@ def read_seller(
     A seller without a name is named after its host. Raises `ConfigInvalid`.
     """
     settings = load_settings(path, _SellerFile)
+    network = parse_network(settings.network)
     endpoint = (settings.public_url or f"http://{settings.listen}").rstrip("/")
-    if not endpoint.startswith(("https://", "http://")):
-        raise ConfigInvalid("public_url: expected https:// and a host")
+    if not endpoint.startswith(("https://", "http://") if network.chain_id == DEVNET_CHAIN_ID else "https://"):
+        raise ConfigInvalid(
+            f"public_url: expected https:// and a host, which is all that buyers on {network.label} reach"
+        )
     said = settings.registration
     models = dict.fromkeys(model for route in settings.routes for model in route.models)
     return Seller(
-        network=parse_network(settings.network),
+        network=network,
         rpc_urls=(settings.rpc,) if isinstance(settings.rpc, str) else tuple(settings.rpc),
         endpoint=endpoint,
         pay_to=parse_address(settings.pay_to, "pay_to"),

@@ -171,6 +171,19 @@ def test_the_uri_is_changed_by_its_owner_and_not_twice(office: Office) -> None:
     assert "expected https://" in office.run("set-uri", "1", "ftp://new.example", code=2)["error"]["message"]
 
 
+@pytest.mark.parametrize("public_url", ["", "public_url: http://shop.example"])
+def test_a_shop_that_buyers_could_not_reach_is_not_registered_on_a_real_chain(office: Office, public_url: str) -> None:
+    settings = office.folder / "seller.yaml"
+    text = settings.read_text().replace("eip155:31337", "base-sepolia")
+    settings.write_text(text.replace("public_url: https://shop.example/", public_url))
+    for words in (("ensure",), ("well-known", "1")):
+        refused = office.run(*words, code=2)["error"]
+        assert "public_url: expected https://" in refused["message"]
+    settings.write_text(text)
+    refused = office.run("set-uri", "1", "http://shop.example/a.json", code=2)["error"]
+    assert "--uri: expected https://" in refused["message"]
+
+
 def test_a_wallet_becomes_payee_by_its_own_signature(office: Office) -> None:
     office.run("ensure")
     done = office.run("set-wallet", "1", "--wallet", office.key(PAYEE))
