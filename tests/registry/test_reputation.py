@@ -6,14 +6,25 @@ Method: ratings by example, and for each trick the rating that must not count.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.address import Address
+from contracts.address import Address, parse_address
+from contracts.evm.devnet import Devnet
+from contracts.evm.registries import place_registries
+from contracts.networks import Network
+from registry.agent_id import AgentId
+from registry.chains import chain_of
+from registry.index import open_index
 from registry.limits import RATING_HALF_LIFE_S, RATINGS_PER_REVIEWER
+from registry.ratings import read_reputation, trust
 from registry.reputation import Experience, PaidCall, Rating, Reputation, TagScore, experience_of, judge_ratings
+from tests.registry.ledger_of_agents import Registrar
+from tests.registry.syncing import Books
 
 NOW_S = 1_800_000_000
 OWNER, WALLET, ALICE, BOB, SYBIL = (Address(bytes([n]) * 20) for n in range(1, 6))
@@ -103,3 +114,27 @@ def test_a_score_stays_a_share_whatever_numbers_are_on_chain(values: list[int], 
     score = judge_ratings(ratings, related=(), trusted=(), own=None, now_s=NOW_S).score
     assert (score is None) == (not values)
     assert score is None or 0 <= score <= 1
+
+
+def test_revoked_ratings_and_those_of_former_owners_and_wallets_do_not_count(chain: Devnet, tmp_path: Path) -> None:
+    place_registries(chain)
+    registrar = Registrar(chain)
+    seller, wallet, reviewer, buyer = 1, 2, 3, 4
+    number = registrar.register(seller, "https://seller.example/card.json")
+    registrar.set_wallet(seller, wallet, number)
+    for client in (reviewer, reviewer, wallet):
+        registrar.rate(client, number)
+    registrar.revoke(reviewer, number, 1)
+    registrar.transfer(seller, buyer, number)
+    registrar.rate(seller, number)
+    books = Books(tmp_path)
+    books.sync("own", [chain.rpc_url])
+    with open_index(tmp_path / "own.db") as index:
+        own = AgentId(31337, chain_of(Network(31337)).identity, number)
+        for account in (seller, wallet, reviewer):
+            address = parse_address(registrar.account(account))
+            index.database.transact(partial(trust, reviewer=address, note="", now_s=NOW_S))
+        found = index.database.read(lambda connection: read_reputation(connection, own, [], NOW_S))
+    (tag,) = found.tags
+    assert (tag.raw, tag.filtered, tag.paid) == (3, 1, 1)
+    assert found.related == 2
