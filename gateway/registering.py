@@ -91,6 +91,8 @@ class Clerk:
             return inline_uri(registration_file(seller, [] if agent is None else [agent]))
 
         check_uri(uri_of(None), self._chain)
+        if not self._sending.dry_run:
+            _make_folder(folder)  # before anything is paid for
         done = Done(None, changed=False)
         for _ in range(2):  # a file inside its URI takes a second step
             endpoint = seller.endpoint if inline else None
@@ -171,16 +173,24 @@ class Clerk:
 def write_well_known(folder: Path, seller: Seller, agents: Sequence[AgentId]) -> str:
     """Write the file that proves `agents` under `folder`, keeping those it names already, and return its path."""
     path = folder / WELL_KNOWN_PATH
+    _make_folder(folder)
     try:
         existing = path.read_bytes() if path.exists() else None
         listed = sorted({named for agent in agents for named in merged_agents(existing, agent)})
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".part")
         draft.write_bytes(registration_file(seller, listed))
         draft.replace(path)
     except OSError as error:
         raise UsageError(f"--out: {path}: {error.strerror}") from None
     return str(path)
+
+
+def _make_folder(folder: Path) -> None:
+    path = (folder / WELL_KNOWN_PATH).parent
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: {path}: {error.strerror}") from None
 
 
 def _show(now: Progress) -> None:

@@ -103,6 +103,13 @@ def test_a_dry_run_tells_the_cost_and_changes_nothing(office: Office) -> None:
     assert not office.file.exists()
 
 
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_paid(office: Office) -> None:
+    (office.folder / "public").write_text("a file, not a folder")
+    block = office.registrar.devnet.rpc("eth_blockNumber")
+    assert "--out" in office.run("ensure", code=2)["error"]["message"]
+    assert office.registrar.devnet.rpc("eth_blockNumber") == block
+
+
 def test_a_file_on_chain_names_its_own_id_and_costs_more(office: Office) -> None:
     by_reference = office.run("ensure", "--dry-run")
     planned = office.run("ensure", "--inline", "--dry-run")
