@@ -49,6 +49,11 @@ class _Entry:
     charge_proven: bool = False
 
     @property
+    def name(self) -> str:
+        """The name of its receipt."""
+        return receipt_id(self.chain_id, self.authorization.payer, self.authorization.nonce)
+
+    @property
     def cost_atomic(self) -> int:
         """What the books count as its cost, once it is spent."""
         proven = self.charged_atomic if self.charge_proven else None
@@ -121,9 +126,10 @@ def _audit_rows(connection: Connection, purchase: Purchase, finding: Finding) ->
         " AND intents.chain_id = authorizations.chain_id)",
     }
     for words, condition in contradictions.items():
-        query = f"SELECT nonce, state FROM authorizations WHERE purchase_id = ? AND {condition} ORDER BY id"  # noqa: S608 - constants
+        query = f"SELECT * FROM authorizations WHERE purchase_id = ? AND {condition} ORDER BY id"  # noqa: S608 - constants
         for row in connection.execute(query, here).fetchall():
-            finding.differ(f"{receipt_id(row['nonce'])} ({row['state']}) {words}")
+            name = receipt_id(row["chain_id"], row["payer"], row["nonce"])
+            finding.differ(f"{name} ({row['state']}) {words}")
 
 
 def _audit_requests(connection: Connection) -> Finding:
@@ -206,7 +212,7 @@ def _moved_atomic(entry: _Entry, what: Shown) -> int:
 
 
 def _judge_used(entry: _Entry, what: Shown, finding: Finding) -> None:
-    state, name = entry.state, receipt_id(entry.authorization.nonce)
+    state, name = entry.state, entry.name
     where = f" in {what.transaction}" if what.transaction else ""
     if state in ("ready", "claimed"):
         finding.differ(f"{name} is {state}: this pool never sent it, and the chain shows it {what.fate.value}{where}")
@@ -223,7 +229,7 @@ def _judge_used(entry: _Entry, what: Shown, finding: Finding) -> None:
 
 def _judge_charge(entry: _Entry, what: Shown, finding: Finding) -> None:
     """Compare what is noted as charged of a ceiling with what moved: a seller may have lied, our books may not."""
-    moved_atomic, name = _moved_atomic(entry, what), receipt_id(entry.authorization.nonce)
+    moved_atomic, name = _moved_atomic(entry, what), entry.name
     if entry.charged_atomic == moved_atomic:
         return
     if entry.charge_proven:

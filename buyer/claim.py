@@ -45,6 +45,9 @@ def usable_until_s(purchase: Purchase, now_s: int) -> int:
     return now_s + CLAIM_MARGIN_S + min(purchase.offer.max_timeout_s, SELLER_TIMEOUT_S_MAX)
 
 
-def receipt_id(nonce: bytes) -> str:
-    """Return the public name of what one authorization was used for. Nonces of one Permit2 word begin alike."""
-    return "rcpt_" + hashlib.sha256(nonce).hexdigest()[:24]
+def receipt_id(chain_id: int, payer: bytes, nonce: bytes) -> str:
+    """Return the public name of what one authorization was used for.
+
+    Nonces of one Permit2 word begin alike, and AgentWallets number theirs alike, at one address on several chains.
+    """
+    return "rcpt_" + hashlib.sha256(chain_id.to_bytes(32, "big") + payer + nonce).hexdigest()[:24]

@@ -78,7 +78,9 @@ def intend(
     value_atomic = sum(authorization.value_atomic for authorization in authorizations)
     _check_balance(connection, purchase, value_atomic, balance_atomic)
     if allowance_atomic is not None:
-        check_allowance(connection, offer, purchase.payer, value_atomic, allowance_atomic)
+        check_allowance(
+            connection, offer, purchase.payer, value_atomic, allowance_atomic, is_wallet=purchase.agent is not None
+        )
     _check_budget(connection, purchase, value_atomic, now_s)
     rail = rail_of(offer)
     connection.executemany(
@@ -199,18 +201,23 @@ def _check_balance(connection: Connection, purchase: Purchase, value_atomic: int
 
 
 def check_allowance(
-    connection: Connection, offer: Offer, payer: Address, value_atomic: int, allowance_atomic: int
+    connection: Connection, offer: Offer, payer: Address, value_atomic: int, allowance_atomic: int, *, is_wallet: bool
 ) -> None:
-    """Raise `InsufficientAllowance` unless Permit2 may move all that was promised through it plus `value_atomic`."""
+    """Raise `InsufficientAllowance` unless Permit2 may move all that was promised through it plus `value_atomic`.
+
+    `is_wallet`: the payer is an AgentWallet, whose owner alone approves.
+    """
     live_atomic = payer_exposure(connection, offer.network.chain_id, offer.asset.address, payer, registry=PERMIT2)
     needed_atomic = live_atomic + value_atomic
     if needed_atomic > allowance_atomic:
+        needed = format_amount(needed_atomic, offer.asset, symbol=False)
         raise InsufficientAllowance(
             f"the wallet lets Permit2 move {_shown(allowance_atomic, offer)} of its {offer.asset.symbol}; live "
             f"authorizations already promise {_shown(live_atomic, offer)} and these would add "
             f"{_shown(value_atomic, offer)}",
-            remedy=f"run `farebox approve --token {offer.asset.address_text} "
-            f"--amount {format_amount(needed_atomic, offer.asset, symbol=False)}`",
+            remedy=f"its owner runs `farebox wallet policy` with the same policy and --allowance {needed}"
+            if is_wallet
+            else f"run `farebox approve --token {offer.asset.address_text} --amount {needed}`",
         )
 
 

@@ -177,7 +177,9 @@ async def prepare(pool: Pool, draft: Draft, count: int, now_s: int, *, replace_s
     if allowance_atomic is not None:
         new_atomic = plan.count * plan.price_atomic
         pool.database.read(
-            lambda connection: check_allowance(connection, offer, draft.payer, new_atomic, allowance_atomic)
+            lambda connection: check_allowance(
+                connection, offer, draft.payer, new_atomic, allowance_atomic, is_wallet=draft.agent is not None
+            )
         )
     return plan
 

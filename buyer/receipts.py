@@ -73,7 +73,7 @@ def find_receipt(connection: Connection, request_key: str) -> Receipt | None:
 
 def _receipt(row: Row) -> Receipt:
     return Receipt(
-        receipt_id=receipt_id(row["nonce"]),
+        receipt_id=receipt_id(row["chain_id"], row["payer"], row["nonce"]),
         purchase=row["name"],
         model=row["model"],
         endpoint=row["endpoint"],

@@ -100,7 +100,7 @@ class Spender:
                 raise
             if won:
                 checkpoint("buyer.claimed")
-                name = receipt_id(authorization.nonce)
+                name = receipt_id(purchase.offer.network.chain_id, authorization.payer, authorization.nonce)
                 return Claim(
                     purchase,
                     authorization,
@@ -308,7 +308,7 @@ class Spender:
             authorization,
             self._slots.open_signature(row),
             row["request_key"],
-            receipt_id(authorization.nonce),
+            receipt_id(row["chain_id"], authorization.payer, authorization.nonce),
             row["id"],
             again=True,
             spent=row["state"] == "spent",

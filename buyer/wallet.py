@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
 import msgspec
@@ -199,28 +199,33 @@ async def plan_policy(place: Place, who: Hands, wallet: Address, token: str, ter
     reserve_atomic = parse_amount(terms.reserve, asset, "--reserve", zero_allowed=True)
     if reserve_atomic and rail is not WalletRail.EIP3009:
         raise UsageError("--reserve: only tokens paid by eip3009 have reserved payments")
-    calls = [
-        set_policy_call(
-            wallet,
-            asset.address,
-            rail,
-            unit_atomic=unit_atomic,
-            slots=terms.slots,
-            reserve_cap_atomic=reserve_atomic,
-        )
-    ]
-    if terms.allowance is not None:
-        allowance_atomic = parse_amount(terms.allowance, asset, "--allowance", zero_allowed=True)
-        calls.append(execute_call(wallet, approve_call(asset.address, PERMIT2, allowance_atomic)))
+    wanted = Policy(unit_atomic, reserve_atomic, terms.slots, 0, 0, rail)
     async with Rpc(place.rpc_urls) as rpc:
-        _check_owner(who.signer, (await read_keys(rpc, wallet)).owner)
+        state = await read_wallet(rpc, wallet, asset.address, 0)
+        _check_owner(who.signer, state.owner)
         if rail is WalletRail.EIP3009 and not await Token(rpc, asset.address).has_eip3009():
             raise UsageError(
                 f"--rail: {asset.address_text} has no EIP-3009", remedy="pay it by --rail permit2 and an --allowance"
             )
-    day = Policy(unit_atomic, reserve_atomic, terms.slots, 0, 0, rail).day_cap_atomic
-    what = f"let the agent of {address_text(wallet)} spend at most {format_amount(day, asset)} a day by {terms.rail}"
+    what = (
+        f"let the agent of {address_text(wallet)} spend at most {format_amount(wanted.day_cap_atomic, asset)} a day by "
+        f"{terms.rail}"
+    )
+    calls = []
+    # A policy that is set again would suspend the agent until tomorrow, and change nothing.
+    if not _is_same(state.policy, wanted):
+        numbers = {"unit_atomic": unit_atomic, "slots": terms.slots, "reserve_cap_atomic": reserve_atomic}
+        calls.append(set_policy_call(wallet, asset.address, rail, **numbers))
+    if terms.allowance is not None:
+        allowance_atomic = parse_amount(terms.allowance, asset, "--allowance", zero_allowed=True)
+        calls.append(execute_call(wallet, approve_call(asset.address, PERMIT2, allowance_atomic)))
+        what += f", and Permit2 move up to {format_amount(allowance_atomic, asset)} in all,"
     return await _act(place, who, wallet, what, calls)
+
+
+def _is_same(policy: Policy, wanted: Policy) -> bool:
+    """Tell whether a token that has a policy has this one."""
+    return policy.token_id != 0 and policy == replace(wanted, token_id=policy.token_id, from_day=policy.from_day)
 
 
 async def plan_agent(place: Place, who: Hands, wallet: Address, agent: str | None) -> Act:

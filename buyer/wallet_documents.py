@@ -40,7 +40,7 @@ def act_document(act: Act, sent: Sequence[str] | None) -> dict[str, Any]:
 def print_act(document: dict[str, Any]) -> None:
     """Print what was, or would be, done."""
     if document["already_done"]:
-        out.print(f"nothing to do: {document['wallet']} is there already", markup=False)
+        out.print(f"nothing to do for {document['wallet']}: it is so already", markup=False)
         return
     verb = "would " if document["dry_run"] else "done: "
     out.print(f"{verb}{document['what']} on {document['network_name']}", markup=False)

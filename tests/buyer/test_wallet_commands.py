@@ -120,6 +120,20 @@ def test_a_token_without_eip3009_is_paid_by_permit2_up_to_its_allowance(desk: De
     assert not wallet.pays(wallet.authorization(1, 10**16)), "the allowance is used up"
 
 
+def test_an_allowance_is_renewed_without_a_day_of_waiting(desk: Desk) -> None:
+    plain = desk.chain.plain_token
+    desk.chain.mint(desk.wallet, 10**18, plain)
+    desk.done(*desk.policy("--rail", "permit2", "--allowance", "0.01", token=plain))
+    wallet = desk.agents_wallet("permit2")
+    assert wallet.pays(wallet.authorization(0, 10**16))
+    assert desk.done(*desk.policy("--rail", "permit2", token=plain))["already_done"]
+    renewed = desk.done(*desk.policy("--rail", "permit2", "--allowance", "0.02", token=plain))
+    assert len(renewed["transactions"]) == 1
+    assert "Permit2 move up to 0.02" in renewed["what"]
+    assert desk.shown(plain)["policy"]["in_force"]
+    assert wallet.pays(wallet.authorization(1, 10**16))
+
+
 def test_a_frozen_wallet_pays_nothing_until_it_is_given_an_agent_again(desk: Desk) -> None:
     desk.done(*desk.policy())
     wallet = desk.agents_wallet()

@@ -18,9 +18,17 @@ from buyer.purchase import Purchase
 from buyer.refill import process
 from buyer.signers import KeySigner
 from contracts.address import Address
-from contracts.errors import AuthorizationsExhausted, BudgetExceeded, PriceAboveCap, TermsNotAllowed
-from contracts.evm.agent_wallet import DAY_S, Slot, set_agent_call, slot_of
+from contracts.errors import (
+    AuthorizationsExhausted,
+    BudgetExceeded,
+    InsufficientAllowance,
+    PriceAboveCap,
+    TermsNotAllowed,
+)
+from contracts.evm.agent_wallet import DAY_S, Slot, approve_call, execute_call, set_agent_call, slot_of
 from contracts.evm.devnet import Devnet
+from contracts.networks import PERMIT2
+from contracts.schemes.rails import rail_of
 from tests.buyer.parts import Shop, serving, terms_of
 from tests.buyer.test_restored_pool import Backup
 from tests.contracts.wallets import SLOTS, UNIT, Wallet, create_wallet, pass_days, send, to_noon
@@ -129,6 +137,15 @@ def test_a_slot_is_drawn_once_by_all_purchases_of_a_wallet_together(pool: Pool, 
         buy(pool, wallet, 1, "three")
 
 
+def test_payments_of_two_wallets_have_receipts_of_their_own(pool: Pool, wallet: Wallet) -> None:
+    """Two wallets of one agent number their nonces alike."""
+    second = create_wallet(wallet.chain, rail_of(wallet.offer).NAME, salt=b"\x02" * 32)
+    claims = [spend(pool, each, buy(pool, each, name=name), name) for name, each in (("p", wallet), ("q", second))]
+    assert claims[0].authorization.nonce == claims[1].authorization.nonce
+    assert claims[0].receipt_id != claims[1].receipt_id
+    assert [receipt.receipt_id for receipt in pool.receipts()] == [claim.receipt_id for claim in reversed(claims)]
+
+
 def test_a_restored_pool_draws_no_slot_again(home: Home, wallet: Wallet, tmp_path: Path) -> None:
     with Pool.open(home) as pool:
         buy(pool, wallet, 1)
@@ -174,6 +191,12 @@ def test_what_the_wallet_would_refuse_is_not_signed(pool: Pool, wallet: Wallet) 
         asyncio.run(prepare(pool, draft_of(wallet, terms=terms_of(other_rail)), 1, now_s(wallet)))
     with pytest.raises(TermsNotAllowed, match="is spent by"):
         asyncio.run(prepare(pool, draft_of(wallet, agent=wallet.offer.pay_to), 1, now_s(wallet)))
+    if wallet.offer.method == "permit2":
+        forbid = approve_call(wallet.token, PERMIT2, 0)
+        send(wallet.chain, wallet.owner, execute_call(wallet.address, forbid))
+        with pytest.raises(InsufficientAllowance) as short:
+            buy(pool, wallet)
+        assert "its owner runs `farebox wallet policy`" in short.value.advice
     send(wallet.chain, wallet.owner, set_agent_call(wallet.address, Address(bytes(20))))
     with pytest.raises(TermsNotAllowed, match="frozen"):
         buy(pool, wallet)
