@@ -19,6 +19,7 @@ from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token, call_object, integer_of
 from contracts.keccak import keccak
+from contracts.money import format_amount
 from contracts.networks import PERMIT2
 from contracts.schemes.gas_sponsoring import GAS_SPONSORING, Permit
 from contracts.schemes.rails import proxy_of
@@ -53,10 +54,12 @@ async def sponsored(pool: Pool, terms: Terms, signer: Signer, rpc_urls: Sequence
     if allowance_atomic >= offer.amount_atomic or not has_permit:
         return terms
     key = (offer.network.chain_id, offer.asset.address, signer.address)
-    if pool.database.read(lambda connection: payer_exposure(connection, *key, registry=PERMIT2)):
+    promised_atomic = pool.database.read(lambda connection: payer_exposure(connection, *key, registry=PERMIT2))
+    if promised_atomic:
+        amount = format_amount(promised_atomic + offer.amount_atomic, offer.asset, symbol=False)
         raise InsufficientAllowance(
             "the wallet's other payments count on what Permit2 may move now, and a permit would replace that",
-            remedy=f"run `farebox approve --token {offer.asset.address_text}` for all of them",
+            remedy=f"run `farebox approve --token {offer.asset.address_text} --amount {amount}` for all of them",
         )
     permit = Permit(signer.address, PERMIT2, offer.amount_atomic, integer_of(nonce[0], "nonces"), deadline_s)
     signature = signer.sign_permit(permit, offer.domain)

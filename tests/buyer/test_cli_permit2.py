@@ -108,3 +108,10 @@ def test_one_payment_needs_no_approval_where_the_seller_submits_a_permit(town: T
     assert code == OK
     code, document, _ = town.run(*pay)
     assert (code, document["error"]["code"]) == (OVER_CAP, "insufficient_allowance")
+    # The same where what is approved is less than one payment; what is said to do, does it.
+    assert town.run("approve", "p", "--amount", "0", *town.wallet, "--yes")[0] == OK
+    code, document, _ = town.run(*pay)
+    assert (code, document["error"]["code"]) == (OVER_CAP, "insufficient_allowance")
+    command = document["error"]["remedy"].partition("`farebox ")[2].partition("`")[0].split()
+    assert town.run(*command, *town.wallet, "--yes")[0] == OK
+    assert town.run(*pay)[0] == OK
