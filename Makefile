@@ -102,9 +102,9 @@ $(INTEROP)/node_modules/.installed: $(INTEROP)/package.json $(INTEROP)/package-l
 demo: setup
 	@$(BIN)/farebox demo $(ARGS)
 
-# Two at a time, a file never divided: most tests wait for processes, blocks and disks.
+# Three at a time, a file never divided: most tests wait for processes, blocks and disks.
 test: setup setup-litellm setup-weights setup-interop
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-attacks: setup
 	@FAREBOX_MUTATIONS=10000 $(BIN)/python -m tests.attacks.score $(ARGS)

@@ -100,7 +100,9 @@ def test_searching_and_showing_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     assert document("reputation", f"{CHAIN_ID}:1")["score"] is None
 
 
-def test_hostile_text_is_printed_escaped_and_without_control_characters() -> None:
+def test_hostile_text_is_printed_escaped_and_without_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Wide enough that no name is broken into lines.
+    monkeypatch.setenv("COLUMNS", "300")
     for arguments in (("search", "code"), ("show", f"{CHAIN_ID}:2"), ("uri", f"{CHAIN_ID}:2")):
         code, text = run(*arguments)
         assert code == 0
