@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from contracts.address import address_text
+from contracts.console import out
 from contracts.storage import Connection
 from gateway.cli import app
 from registry.candidates import Candidate
@@ -39,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     """Give the user's home with an index of two agents: one verified seller, one that is all tricks."""
     monkeypatch.setenv("FAREBOX_HOME", str(tmp_path))
     monkeypatch.delenv("FAREBOX_RPC", raising=False)
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(out, "width", 300)
     with shelf(tmp_path) as index:
         files = {1: file_of(1, "https://seller.example/v1"), 2: file_of(2, "https://x.example", name=HOSTILE)}
         for number, data in files.items():
@@ -112,7 +113,7 @@ def test_hostile_text_is_printed_escaped_and_without_control_characters(monkeypa
 
 
 def test_the_id_to_copy_is_in_one_piece_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(out, "width", 60)
     assert f"{CHAIN_ID}:1" in run("search", "code", "--explain")[1]
 
 
