@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from contracts.environment import Environment
 from contracts.errors import ConfigInvalid, StoreUnavailable
 from contracts.storage import check_store_url
 
@@ -30,11 +31,11 @@ class Home:
         `ConfigInvalid` when it is not a folder of ours or no such store exists, `StoreUnavailable` when the folder
         cannot be made.
         """
-        store = store or os.environ.get(STORE_VARIABLE) or None
+        environment = Environment()
+        store = store or environment.store
         if store is not None:
             check_store_url(store)
-        folder = path or Path(os.environ.get("FAREBOX_HOME") or "~/.farebox")
-        folder = folder.expanduser().absolute()
+        folder = path.expanduser().absolute() if path else environment.home_folder
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = folder.stat()

@@ -68,8 +68,9 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
 
 def given_rpc_urls(given: list[str] | None) -> list[str]:
     """Return the endpoints of `--rpc`, else of `FAREBOX_RPC` (separated by commas or spaces)."""
-    named = os.environ.get("FAREBOX_RPC", "")
-    return given or [url for url in named.replace(",", " ").split() if url]
+    from contracts.environment import Environment
+
+    return given or Environment().rpc_urls
 
 
 def progress(text: str) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pydantic
 
 from buyer.home import STORE_VARIABLE, Home
+from contracts.environment import DEFAULT_HOME, Environment
 from contracts.errors import ConfigInvalid, FareboxError
 from contracts.settings import StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url, shown_store_url
@@ -170,14 +171,14 @@ def shown(config: GatewayConfig, path: Path | None) -> list[Shown]:
         Shown(name, value, file if name in config.model_fields_set else "default")
         for name, value in config.model_dump(exclude={"home", "store", "rpc"}).items()
     ]
-    home, variable = config.home or "~/.farebox", os.environ.get("FAREBOX_HOME")
-    if config.home is None and variable:
-        rows.append(Shown("home", variable, "FAREBOX_HOME"))
+    environment = Environment()
+    if config.home is None and environment.home:
+        rows.append(Shown("home", environment.home, "FAREBOX_HOME"))
     else:
-        rows.append(Shown("home", home, file if config.home else "default"))
-    store, variable = config.store, os.environ.get(STORE_VARIABLE)
-    if store is None and variable:
-        rows.append(Shown("store", shown_store_url(variable), STORE_VARIABLE))
+        rows.append(Shown("home", config.home or DEFAULT_HOME, file if config.home else "default"))
+    store = config.store
+    if store is None and environment.store:
+        rows.append(Shown("store", shown_store_url(environment.store), STORE_VARIABLE))
     else:
         rows.append(Shown("store", None if store is None else shown_store_url(store), file if store else "default"))
     rows.append(Shown("rpc", [host_only(url) for url in config.rpc], file if config.rpc else "default"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from contracts.environment import Environment
 
 if TYPE_CHECKING:
     from registry.index import Index
@@ -17,10 +18,10 @@ __all__ = ["gateways", "index_path", "the_index"]
 
 def index_path(given: Path | None = None) -> Path:
     """Return the index file: given, else `$FAREBOX_INDEX`, else `registry.db` in `$FAREBOX_HOME` (`~/.farebox`)."""
-    named = os.environ.get("FAREBOX_INDEX")
-    if given is not None or named:
-        return (given or Path(named or "")).expanduser().absolute()
-    home = Path(os.environ.get("FAREBOX_HOME") or "~/.farebox").expanduser().absolute()
+    environment = Environment()
+    if named := given or environment.index:
+        return Path(named).expanduser().absolute()
+    home = environment.home_folder
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     return home / "registry.db"
 
@@ -50,7 +51,7 @@ def gateways(ipfs: str | None, *, allow_private: bool) -> Gateways:
     from registry.guard import NetworkPolicy, Refused
     from registry.retrieve import IPFS_GATEWAY, Gateways
 
-    url = (ipfs or os.environ.get("FAREBOX_IPFS_GATEWAY") or IPFS_GATEWAY).rstrip("/")
+    url = (ipfs or Environment().ipfs_gateway or IPFS_GATEWAY).rstrip("/")
     try:
         NetworkPolicy(allow_private=allow_private).check_url(url)
     except Refused:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from contracts.environment import Environment
 from contracts.errors import LocalError
 
 __all__ = ["ToolMissing", "anvil_binary", "forge_binary", "npm_modules", "npm_package"]
@@ -30,7 +31,7 @@ def npm_modules() -> Path:
 
     Raises `ToolMissing` when it is not there.
     """
-    home = Path(os.environ.get("FAREBOX_DEVNET_HOME") or _REPOSITORY_HOME)
+    home = Path(Environment().devnet_home or _REPOSITORY_HOME)
     modules = home / "node_modules"
     if not modules.is_dir():
         raise ToolMissing(f"the local chain's npm packages are not installed in {home}")
