@@ -41,9 +41,10 @@ from contracts.schemes.authorization import Authorization, Call
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 
-__all__ = ["Gas", "main", "measure"]
+__all__ = ["UNIT_ATOMIC", "Chain", "Gas", "main", "measure"]
 
-_UNIT = 10_000
+# What every payment moves.
+UNIT_ATOMIC = 10_000
 _SLOTS = 1_000
 _DAY_S = 86_400
 _GAS_LIMIT = 10_000_000
@@ -64,7 +65,7 @@ class Gas:
         return None if self.target is None else self.gas <= self.target
 
 
-class _Chain:
+class Chain:
     """A local chain with a payer, a wallet for each rail, and a facilitator that sends everything."""
 
     def __init__(self, devnet: Devnet) -> None:
@@ -76,8 +77,8 @@ class _Chain:
         self.facilitator = devnet.accounts[5].address
         dollar = Asset(parse_address(devnet.token), "USDC", "2", 6, "USDC")
         network = Network(devnet.chain_id)
-        self.eip3009 = Offer("exact", network, dollar, _UNIT, self.payee, 60)
-        self.permit2 = Offer("exact", network, dollar, _UNIT, self.payee, 60, method="permit2")
+        self.eip3009 = Offer("exact", network, dollar, UNIT_ATOMIC, self.payee, 60)
+        self.permit2 = Offer("exact", network, dollar, UNIT_ATOMIC, self.payee, 60, method="permit2")
         # At noon, so that a measurement never runs into the next day.
         noon = (int(time.time()) // _DAY_S + 1) * _DAY_S + _DAY_S // 2
         devnet.rpc("evm_setTime", noon)
@@ -115,45 +116,55 @@ class _Chain:
             address,
             self.eip3009.asset.address,
             rail,
-            unit_atomic=_UNIT,
+            unit_atomic=UNIT_ATOMIC,
             slots=_SLOTS,
-            reserve_cap_atomic=_UNIT if rail is WalletRail.EIP3009 else 0,
+            reserve_cap_atomic=UNIT_ATOMIC if rail is WalletRail.EIP3009 else 0,
         )
         used["setPolicy"] = self.send(policy, owner)
         return address, used
 
+    @property
+    def day_end_s(self) -> int:
+        """The end of the chain's present day, unix seconds."""
+        return (self.day + 1) * _DAY_S
+
     def account_payment(self, offer: Offer, nonce: bytes) -> Call:
         """Return the settlement of a payment by the payer's account."""
-        payment = Authorization(self.payer.address, self.payee, _UNIT, 0, (self.day + 1) * _DAY_S, nonce)
+        payment = Authorization(self.payer.address, self.payee, UNIT_ATOMIC, 0, self.day_end_s, nonce)
         rail = rail_of(offer)
-        return rail.settle_call(payment, self.payer.sign(rail.digest(payment, offer)), offer.asset.address, _UNIT)
+        signature = self.payer.sign(rail.digest(payment, offer))
+        return rail.settle_call(payment, signature, offer.asset.address, UNIT_ATOMIC)
 
-    def wallet_payment(self, offer: Offer, wallet: Address, number: int) -> Call:
-        """Return the settlement of one slot of a wallet."""
+    def wallet_authorization(self, offer: Offer, wallet: Address, number: int) -> tuple[Authorization, bytes]:
+        """Return what one slot of a wallet pays, and the agent's signature for it."""
         rail = rail_of(offer)
         wallet_rail = WalletRail.EIP3009 if rail.NAME == "eip3009" else WalletRail.PERMIT2
         payment = slot_authorization(
             wallet,
-            Policy(_UNIT, 0, _SLOTS, 1, self.day, wallet_rail),
+            Policy(UNIT_ATOMIC, 0, _SLOTS, 1, self.day, wallet_rail),
             day=self.day,
             number=number,
             payee=self.payee,
-            value_atomic=_UNIT,
+            value_atomic=UNIT_ATOMIC,
         )
         approval = self.agent.sign(approval_digest(wallet, self.devnet.chain_id, rail.digest(payment, offer)))
-        signature = slot_signature(approval, payment, offer.asset.address, rail.NAME)
-        return rail.settle_call(payment, signature, offer.asset.address, _UNIT, contract_payer=True)
+        return payment, slot_signature(approval, payment, offer.asset.address, rail.NAME)
+
+    def wallet_payment(self, offer: Offer, wallet: Address, number: int) -> Call:
+        """Return the settlement of one slot of a wallet."""
+        payment, signature = self.wallet_authorization(offer, wallet, number)
+        return rail_of(offer).settle_call(payment, signature, offer.asset.address, UNIT_ATOMIC, contract_payer=True)
 
 
 def measure() -> list[Gas]:
     """Return the gas of every operation, measured on a chain of its own."""
     with Devnet() as devnet:
-        chain = _Chain(devnet)
+        chain = Chain(devnet)
         factory = chain.send(factory_deployment(), address_text(chain.owner))
         dollars, made = chain.make_wallet(WalletRail.EIP3009, bytes(32))
         permits, _ = chain.make_wallet(WalletRail.PERMIT2, b"\x01" * 32)
         rows = _by_eip3009(chain, dollars) + _by_permit2(chain, permits)
-        terms = Authorization(dollars, chain.payee, _UNIT, 0, (chain.day + 1) * _DAY_S - 1, keccak(b"terms"))
+        terms = Authorization(dollars, chain.payee, UNIT_ATOMIC, 0, chain.day_end_s - 1, keccak(b"terms"))
         reserve = chain.send(
             reserve_call(dollars, chain.eip3009.asset.address, terms), address_text(chain.agent.address)
         )
@@ -166,7 +177,7 @@ def measure() -> list[Gas]:
     ]
 
 
-def _by_eip3009(chain: _Chain, wallet: Address) -> list[Gas]:
+def _by_eip3009(chain: Chain, wallet: Address) -> list[Gas]:
     account = chain.send(chain.account_payment(chain.eip3009, os.urandom(32)))
     chain.send(chain.wallet_payment(chain.eip3009, wallet, 0))
     return [
@@ -176,16 +187,16 @@ def _by_eip3009(chain: _Chain, wallet: Address) -> list[Gas]:
     ]
 
 
-def _batch(chain: _Chain, count: int, target: int | None) -> Gas:
+def _batch(chain: Chain, count: int, target: int | None) -> Gas:
     calls = [chain.account_payment(chain.eip3009, os.urandom(32)) for _ in range(count)]
     rows = [(address_text(call.to), True, call.data) for call in calls]
     before = chain.devnet.balance_of(address_text(chain.payee))
     used = chain.send(Call(MULTICALL3, _AGGREGATE3 + encode(["(address,bool,bytes)[]"], [rows])))
-    assert chain.devnet.balance_of(address_text(chain.payee)) == before + count * _UNIT
+    assert chain.devnet.balance_of(address_text(chain.payee)) == before + count * UNIT_ATOMIC
     return Gas(f"EIP-3009 by accounts, {count} in a Multicall3, each", used // count, target)
 
 
-def _by_permit2(chain: _Chain, wallet: Address) -> list[Gas]:
+def _by_permit2(chain: Chain, wallet: Address) -> list[Gas]:
     nonces = [(2**200 + offset).to_bytes(32) for offset in range(300)]
     # The first use of a proxy on a chain pays for its re-entrancy word.
     chain.send(chain.account_payment(chain.permit2, nonces[-1]))

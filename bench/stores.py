@@ -28,6 +28,8 @@ from seller.verify import VerifiedPayment
 from tests.paying import authorize
 from tests.stores.servers import URL_VARIABLE, Server, own_server
 
+__all__ = ["postgres"]
+
 _SECRET = b"\x01" * 32
 _AT_ONCE = 64
 
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder, _postgres() as server:
+    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder, postgres() as server:
         for kind, url in (("SQLite", f"sqlite:///{folder}/books.db"), ("PostgreSQL", server.new_database())):
             rows += _measured(kind, Path(folder) / kind, url, arguments.count)
     document = {"cores": os.cpu_count(), "count": arguments.count, "rows": rows}
@@ -47,7 +49,8 @@ def main() -> None:
 
 
 @contextmanager
-def _postgres() -> Iterator[Server]:
+def postgres() -> Iterator[Server]:
+    """Run a PostgreSQL of one's own, or use that of FAREBOX_POSTGRES_URL, where what was made goes again."""
     given = os.environ.get(URL_VARIABLE)
     if given:
         server = Server(given)
