@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -19,6 +20,7 @@ from contracts.admin_token import carries_token, read_admin_token
 from contracts.errors import FareboxError
 from seller.answers import price_text
 from seller.limits import STATUS_ROWS_MAX
+from seller.pricebook import Quote
 from seller.service import Seller
 
 __all__ = ["admin_app", "price_list", "status_document"]
@@ -80,11 +82,13 @@ def status_document(seller: Seller) -> dict[str, Any]:
     """Return what `/status` shows: money in atomic units, as the ledger has it now.
 
     `unsettled_atomic` is all that is claimed and not yet settled; `exposure_atomic` is the part whose goods have left.
-    `refusals` counts since this process started.
+    `refusals` counts since this process started. `queue` is what `GET /status` on the selling port tells, or None where
+    the settings state no capacity.
     """
     sums, config = seller.ledger.sums(), seller.config
     per_payer_atomic, total_atomic = config.exposure_atomic
     trouble = seller.counter.trouble()
+    admission = seller.admission
     return {
         "network": config.chain.caip2,
         "asset": config.token.address_text,
@@ -103,22 +107,29 @@ def status_document(seller: Seller) -> dict[str, Any]:
         "settlement_txs": seller.ledger.transactions(STATUS_ROWS_MAX),
         "settlement_problem": None if trouble is None else f"{trouble.code}: {trouble.message}",
         "prices": price_list(seller),
+        "queue": None if admission is None else msgspec.to_builtins(admission.status()),
     }
 
 
 def price_list(seller: Seller) -> list[dict[str, Any]]:
-    """Return every listed route with its price; `model` None is every model that has no price of its own."""
+    """Return every listed route with its list price, by tier where it has tiers.
+
+    `model` None is every model that has no price of its own.
+    """
     rows: list[dict[str, Any]] = []
     for route in seller.book.routes:
         if route.free:
             rows.append({"match": route.match, "model": None, "price_atomic": 0, "price": "free"})
-        rows += [
-            {
-                "match": route.match,
-                "model": quote.model,
-                "price_atomic": quote.price_atomic,
-                "price": price_text(quote),
-            }
-            for quote in route.quotes
-        ]
+        for quote in route.quotes:
+            rows += [_price_row(tier, name) for name, tier in quote.tiers.items()] or [_price_row(quote, None)]
     return rows
+
+
+def _price_row(quote: Quote, tier: str | None) -> dict[str, Any]:
+    row = {
+        "match": quote.route,
+        "model": quote.model,
+        "price_atomic": quote.price_atomic,
+        "price": price_text(quote),
+    }
+    return row if tier is None else row | {"tier": tier}

@@ -27,9 +27,20 @@ from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
 from seller.body import Busy
 from seller.pricebook import PriceBook, Quote
 
-__all__ = ["Answer", "Answers", "error_document", "failure_answer", "price_text", "receipt_headers"]
+__all__ = [
+    "NOT_CHARGED",
+    "Answer",
+    "Answers",
+    "error_document",
+    "failure_answer",
+    "json_answer",
+    "price_text",
+    "receipt_headers",
+]
 
 RawHeaders = list[tuple[bytes, bytes]]
+
+NOT_CHARGED = (b"x-farebox-charged", b"false")
 
 _MIME = "application/json"
 _DESCRIPTION = "one call"
@@ -72,15 +83,16 @@ class Answers:
 
     def __init__(self, book: PriceBook, base_url: str) -> None:
         self._base_url = base_url
-        self._unpaid: dict[tuple[str, str | None], Answer] = {}
-        for quote in (quote for route in book.routes for quote in route.quotes):
-            line = _price_line(quote, base_url)
-            answer = self._payment_answer(quote, line, "payment_required", "Payment required", [])
-            self._unpaid[quote.route, quote.model] = answer
+        self._unpaid: dict[tuple[str, str | None, int], Answer] = {}
+        for listed in (quote for route in book.routes for quote in route.quotes):
+            for quote in listed.steps or (listed,):
+                line = _price_line(quote, base_url)
+                answer = self._payment_answer(quote, line, "payment_required", "Payment required", [])
+                self._unpaid[quote.route, quote.model, quote.step] = answer
 
     def unpaid(self, quote: Quote) -> Answer:
         """Return the 402 for a request that carries no payment."""
-        return self._unpaid[quote.route, quote.model]
+        return self._unpaid[quote.route, quote.model, quote.step]
 
     def refused(
         self, error: FareboxError, path: str, quote: Quote | None, *, extra: RawHeaders | None = None
@@ -104,9 +116,9 @@ class Answers:
         if methods:
             message = f"{path} takes {', '.join(methods)}, not {method}"
             document = error_document(path, 405, "method_not_allowed", message)
-            return _json_answer(405, msgspec.json.encode(document), [(b"allow", ", ".join(methods).encode())])
+            return json_answer(405, msgspec.json.encode(document), [(b"allow", ", ".join(methods).encode())])
         message = f"{method} {path[:120]} is not offered here"
-        return _json_answer(404, msgspec.json.encode(error_document(path, 404, "not_found", message)), [])
+        return json_answer(404, msgspec.json.encode(error_document(path, 404, "not_found", message)), [])
 
     def _payment_answer(self, quote: Quote, message: str, code: str, reason: str, extra: RawHeaders) -> Answer:
         resource = ResourceInfo(url=self._base_url + quote.path, description=_DESCRIPTION, mime_type=_MIME)
@@ -124,7 +136,7 @@ class Answers:
         if legacy is not None and not quote.path.startswith(_MODEL_API_PREFIX):
             document["error"] = message
         headers = [(PAYMENT_REQUIRED.lower().encode(), encode_header(header).encode()), (b"vary", _VARY), *extra]
-        return _json_answer(402, msgspec.json.encode(document), headers)
+        return json_answer(402, msgspec.json.encode(document), headers)
 
 
 def failure_answer(error: FareboxError, path: str, extra: RawHeaders | None = None) -> Answer:
@@ -138,7 +150,7 @@ def failure_answer(error: FareboxError, path: str, extra: RawHeaders | None = No
     headers = list(extra or [])
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % retry_after_s))
-    return _json_answer(status, msgspec.json.encode(error_document(path, status, error.code, sentence)), headers)
+    return json_answer(status, msgspec.json.encode(error_document(path, status, error.code, sentence)), headers)
 
 
 def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeaders:
@@ -147,7 +159,8 @@ def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeader
     return [(name.lower().encode(), encode_header(receipt).encode())]
 
 
-def _json_answer(status: int, body: bytes, headers: RawHeaders) -> Answer:
+def json_answer(status: int, body: bytes, headers: RawHeaders) -> Answer:
+    """Return a JSON document as an answer that nobody caches."""
     fixed = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
@@ -183,6 +196,9 @@ def price_text(quote: Quote) -> str:
 def _price_line(quote: Quote, base_url: str) -> str:
     offer = quote.offer
     price = price_text(quote)
+    others = [f"{price_text(tier)} {name}" for name, tier in list(quote.tiers.items())[1:]]
+    if others:
+        price += f" ({', '.join(others)})"
     number = format_amount(offer.amount_atomic, offer.asset, symbol=False)
     return (
         f"{price} on {offer.network.label} for one call. Pay with any x402 client, or sign ahead for many: "

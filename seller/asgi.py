@@ -14,8 +14,9 @@ from typing import Any
 
 from contracts.errors import FareboxError
 from contracts.stream_receipts import STREAM_RECEIPT
-from seller.answers import Answer
-from seller.body import BodyBudget, BodyReader, ClientGone, model_of
+from contracts.tiers import QUEUE_STATUS_PATH
+from seller.answers import NOT_CHARGED, Answer
+from seller.body import BodyBudget, BodyReader, Busy, ClientGone, model_of
 from seller.bounds import BoundedRequest, bound_request
 from seller.claims import Replay
 from seller.config import SellerConfig, read_config
@@ -25,6 +26,7 @@ from seller.pricebook import Quote, Route
 from seller.replay import send_replay
 from seller.responder import Responder
 from seller.service import Seller
+from seller.tiered import asked_now, in_its_turn, meant_by, queue_answer, telling, tier_paid
 from seller.usage import DIALECTS
 from seller.verify import payment_in
 from seller.watch import ClientWatch
@@ -91,7 +93,7 @@ class PaymentMiddleware:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self.seller.book.find(scope)
         if route is None:
-            await self._not_listed(scope).send(send, head=scope["method"] == "HEAD")
+            await self._unlisted_answer(scope).send(send, head=scope["method"] == "HEAD")
         elif route.free:
             await self._free(scope, receive, send)
         else:
@@ -108,6 +110,13 @@ class PaymentMiddleware:
             scope = {**scope, "headers": without_overrides(list(scope["headers"]))}
         await self.app(scope, receive, send_without_payment)
 
+    def _unlisted_answer(self, scope: Scope) -> Answer:
+        """Return what a seller says where nothing is listed: how long its queue is, if it has one, or 404."""
+        admission = self.seller.admission
+        if admission is not None and (scope["method"], scope["path"]) == ("GET", QUEUE_STATUS_PATH):
+            return queue_answer(admission)
+        return self._not_listed(scope)
+
     def _not_listed(self, scope: Scope) -> Answer:
         book, path = self.seller.book, scope["path"]
         exact = scope.get("raw_path") is None or scope["raw_path"].partition(b"?")[0] == path.encode(errors="replace")
@@ -123,23 +132,31 @@ class PaymentMiddleware:
     async def _read_and_serve(
         self, reader: BodyReader, route: Route, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        quote: Quote | None = None
-        headers = scope["headers"]
+        listed: Quote | None = None
+        headers, admission = scope["headers"], self.seller.admission
+        if admission is not None:
+            send = telling(send, admission)
         try:
             # HEAD yields no goods, so a payment that comes with it is left alone.
             payment = None if scope["method"] == "HEAD" else payment_in(headers)
             body = await reader.read(receive, headers) if payment or route.reads_body else b""
             quote = route.quote_for(model_of(headers, body) if route.by_model else None)
+            listed = quote
+            if admission is not None:
+                listed = asked_now(quote, admission)
+                quote = listed if payment is None else meant_by(payment, quote, admission)
             bounded = _bounded(quote, body) if payment or body else None
             if payment is None:
                 self.seller.metrics.served(route.match, "unpaid")
                 await self.seller.answers.unpaid(quote).send(send, head=scope["method"] == "HEAD")
                 return
+            if admission is not None:
+                admission.check(tier_paid(quote.offer))
             claim = await self.seller.claim(payment, quote, _digest(scope, body))
         except ClientGone:
             return
         except FareboxError as error:
-            await self._refuse(error, route, quote, send)
+            await self._refuse(error, route, listed, send)
             return
         if isinstance(claim, Replay):
             await self._replay(claim, route, quote, send)
@@ -149,7 +166,14 @@ class PaymentMiddleware:
             meter = _meter(quote, bounded)
             tells_charge = any(name == _STREAM_RECEIPT and value == b"1" for name, value in headers)
             responder = Responder(self.seller, claim, quote, send, watch, meter=meter, tells_charge=tells_charge)
-            await responder.run(lambda receive, guarded: self.app(inner, receive, guarded))
+
+            def application(receive: Receive, guarded: Send) -> Awaitable[None]:
+                return self.app(inner, receive, guarded)
+
+            if admission is None:
+                await responder.run(application)
+            else:
+                await in_its_turn(admission, claim, responder, watch, application)
 
     async def _replay(self, replay: Replay, route: Route, quote: Quote, send: Send) -> None:
         try:
@@ -164,7 +188,8 @@ class PaymentMiddleware:
         if error.http_status >= 500:
             _log.warning("%s: %s: %s (%s)", route.match, error.code, error.message, error.advice)
         path = route.match.partition(" ")[2]
-        await self.seller.answers.refused(error, path, quote).send(send)
+        extra = [NOT_CHARGED] if isinstance(error, Busy) else None
+        await self.seller.answers.refused(error, path, quote, extra=extra).send(send)
 
 
 def _bounded(quote: Quote, body: bytes) -> BoundedRequest | None:

@@ -24,6 +24,7 @@ from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
 from seller.limits import FACILITATORS_MAX
 from seller.price_settings import PriceSettings
+from seller.tier_settings import CapacitySettings, TierSettings, check_tiers
 from seller.usage import DIALECTS
 
 __all__ = ["CONFIG_VARIABLE", "RouteSettings", "SellerConfig", "SettlerSettings", "read_config", "split_host_port"]
@@ -166,6 +167,8 @@ class SellerConfig(StrictModel):
     wallets: WalletSettings = WalletSettings()
     upto: UptoSettings = UptoSettings()
     exposure: ExposureSettings = ExposureSettings()
+    capacity: CapacitySettings | None = None
+    tiers: dict[str, TierSettings] | None = None
     store: str = "sqlite:///seller.db"
     routes: list[RouteSettings] = pydantic.Field(min_length=1)
     default: Literal["deny"] = "deny"
@@ -234,6 +237,7 @@ class SellerConfig(StrictModel):
     def _consistent(self) -> Self:
         self._check_addresses()
         self._check_urls()
+        check_tiers(self.tiers, self.capacity)
         asset = self.token
         for name in ("per_payer", "total"):
             _check_amount(getattr(self.exposure, name), asset, ("exposure", name), zero_allowed=True)

@@ -171,6 +171,23 @@ UPSTREAM_IDLE_TIMEOUT_S = 300.0
 UPSTREAM_CONNECTIONS_MAX = 512
 UPSTREAM_CHUNK_BYTES = 64 * 1024
 
+# Calls worked on at once, and calls of one tier that wait: settings may not ask for more.
+SLOTS_MAX = 10_000
+QUEUE_MAX = 10_000
+# How long a call waits for a slot before it is told to come again. Its payment must live so much longer.
+QUEUE_WAIT_S = 30.0
+# What a call that found the queue full is told to wait.
+QUEUE_RETRY_AFTER_S = 2
+# Factors of prices, in basis points: of a tier, and of load.
+TIER_BP_MAX = 1_000_000
+LOAD_BP_MAX = 100_000
+# Steps of a price that moves with load; every price is quoted once for each of them.
+LOAD_STEPS_MAX = 8
+# How long a quote may be honoured after the price has risen: as long as an offer says it takes.
+QUOTE_VALID_S_MAX = 300
+# How long a price stays at least before it moves by one more step; a queue's length jumps with every call.
+LOAD_STEP_S = 5.0
+
 # How long requests in flight may finish after SIGTERM.
 SHUTDOWN_GRACE_S = 30
 # Rows `/status` shows per list.

@@ -7,18 +7,23 @@ whatever is not listed is not sold and not given away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 from contracts.address import Address, address_text
 from contracts.errors import ConfigInvalid, MalformedMessage, NameUnknown
 from contracts.offers import PERMIT2, Offer
+from contracts.tiers import FULL_BP, NORMAL, TIERS
 from contracts.typed_data import Domain
 from seller.config import RouteSettings, SellerConfig
 from seller.extensions import declared
 from seller.limits import METERED_OFFER_TIMEOUT_S, OFFER_TIMEOUT_S
+from seller.load_price import LoadPrice
 from seller.price_settings import PriceSettings
 from seller.pricing import UsagePrice
+from seller.tier_settings import TierSettings
 
 __all__ = ["PriceBook", "Quote", "Route"]
 
@@ -28,6 +33,9 @@ class Quote:
     """One thing for sale at one price. `model` is None where the model does not decide the price.
 
     `offers` are the ways to pay it, preferred first. Priced by `usage`, their amount is the ceiling of one call.
+
+    Sold in service classes, it is the first of them, and `offers` has those of the others after its own; `tiers` has
+    each for itself. Where the price moves with load, `steps` has it at every step, and it is itself the first.
     """
 
     route: str
@@ -36,6 +44,9 @@ class Quote:
     offers: tuple[Offer, ...]
     usage: UsagePrice | None = None
     extensions: dict[str, Any] = field(default_factory=dict, hash=False)
+    tiers: Mapping[str, Quote] = field(default_factory=dict, hash=False)
+    step: int = 0
+    steps: tuple[Quote, ...] = field(default=(), hash=False)
 
     @property
     def offer(self) -> Offer:
@@ -124,16 +135,7 @@ class PriceBook:
 
 def _route(settings: RouteSettings, config: SellerConfig, facilitator: Address | None) -> Route:
     def quote(price: PriceSettings, model: str | None) -> Quote:
-        usage = price.usage_price(config.token)
-        if usage is None:
-            amount_atomic = price.per_call_atomic(config.token)
-            offers = tuple(_offer(config, amount_atomic, method) for method in config.transfer_methods)
-        else:
-            assert facilitator is not None, "checked before"
-            offers = (_offer_by_usage(config, usage.ceiling_atomic, facilitator),)
-        # A facilitator is not told of token permits.
-        extensions = declared(settings.path, model, offers, sponsors=config.settler.kind == "chain")
-        return Quote(settings.match, settings.path, model, offers, usage, extensions)
+        return _Listed(settings, config, facilitator, price, model).quote()
 
     return Route(
         match=settings.match,
@@ -143,7 +145,56 @@ def _route(settings: RouteSettings, config: SellerConfig, facilitator: Address |
     )
 
 
-def _offer(config: SellerConfig, amount_atomic: int, method: str) -> Offer:
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """One line of the price list, from which its quotes are made: one for each step of load and each tier."""
+
+    settings: RouteSettings
+    config: SellerConfig
+    facilitator: Address | None
+    price: PriceSettings
+    model: str | None
+
+    def quote(self) -> Quote:
+        capacity = self.config.capacity
+        if capacity is None or capacity.load_price is None:
+            return self._at_step(0, None)
+        steps = tuple(self._at_step(step, bp) for step, bp in enumerate(LoadPrice(capacity.load_price).factors_bp))
+        return replace(steps[0], steps=steps)
+
+    def _at_step(self, step: int, load_bp: int | None) -> Quote:
+        load = {} if load_bp is None else {"loadBp": load_bp}
+        factor = Fraction(load_bp or FULL_BP, FULL_BP)
+        tiers = {
+            name: self._at(factor * Fraction(tier.price_bp, FULL_BP), {"tier": name, **load}, step)
+            for name, tier in self._tiers()
+        }
+        if not tiers:
+            return self._at(factor, load, step)
+        first = next(iter(tiers.values()))
+        return replace(first, offers=tuple(offer for each in tiers.values() for offer in each.offers), tiers=tiers)
+
+    def _tiers(self) -> list[tuple[str, TierSettings]]:
+        """Return the tiers, first what those get who ask for none: most clients pay the first offer they can."""
+        stated = self.config.tiers or {}
+        return [(name, stated[name]) for name in dict.fromkeys((NORMAL, *TIERS)) if name in stated]
+
+    def _at(self, factor: Fraction, extra: dict[str, Any], step: int) -> Quote:
+        config, path = self.config, self.settings.path
+        usage = self.price.usage_price(config.token)
+        if usage is None:
+            amount_atomic = ceil(self.price.per_call_atomic(config.token) * factor)
+            offers = tuple(_offer(config, amount_atomic, method, extra) for method in config.transfer_methods)
+        else:
+            assert self.facilitator is not None, "checked before"
+            usage = usage.times(factor)
+            offers = (_offer_by_usage(config, usage.ceiling_atomic, self.facilitator, extra),)
+        # A facilitator is not told of token permits.
+        extensions = declared(path, self.model, offers, sponsors=config.settler.kind == "chain")
+        return Quote(self.settings.match, path, self.model, offers, usage, extensions, step=step)
+
+
+def _offer(config: SellerConfig, amount_atomic: int, method: str, extra: dict[str, Any]) -> Offer:
     return Offer(
         scheme="exact",
         network=config.chain,
@@ -152,10 +203,11 @@ def _offer(config: SellerConfig, amount_atomic: int, method: str) -> Offer:
         pay_to=config.payee,
         max_timeout_s=OFFER_TIMEOUT_S,
         method=method,
+        extra=extra,
     )
 
 
-def _offer_by_usage(config: SellerConfig, ceiling_atomic: int, facilitator: Address) -> Offer:
+def _offer_by_usage(config: SellerConfig, ceiling_atomic: int, facilitator: Address, extra: dict[str, Any]) -> Offer:
     return Offer(
         scheme="upto",
         network=config.chain,
@@ -164,5 +216,5 @@ def _offer_by_usage(config: SellerConfig, ceiling_atomic: int, facilitator: Addr
         pay_to=config.payee,
         max_timeout_s=METERED_OFFER_TIMEOUT_S,
         method=PERMIT2,
-        extra={"facilitatorAddress": address_text(facilitator)},
+        extra={"facilitatorAddress": address_text(facilitator), **extra},
     )

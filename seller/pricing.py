@@ -6,7 +6,9 @@ up once, at the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
 
 __all__ = ["Usage", "UsagePrice"]
 
@@ -49,6 +51,16 @@ class UsagePrice:
     def charge_atomic(self, input_tokens: int, output_tokens: int) -> int:
         """Return what a call with so many tokens is charged: its cost, from the minimum up to the ceiling."""
         return min(self.ceiling_atomic, max(self.minimum_atomic, self.cost_atomic(input_tokens, output_tokens)))
+
+    def times(self, factor: Fraction) -> UsagePrice:
+        """Return the price at a factor of it, every amount rounded up."""
+        return replace(
+            self,
+            per_call_atomic=ceil(self.per_call_atomic * factor),
+            per_million_input_atomic=ceil(self.per_million_input_atomic * factor),
+            per_million_output_atomic=ceil(self.per_million_output_atomic * factor),
+            minimum_atomic=ceil(self.minimum_atomic * factor),
+        )
 
     def output_that_fits(self, input_tokens: int) -> int | None:
         """Return how many output tokens the ceiling has room for beside so many input tokens; None where not even

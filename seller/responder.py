@@ -18,7 +18,8 @@ from typing import Any
 from contracts.crash import checkpoint
 from contracts.errors import FareboxError, UpstreamFailed
 from contracts.stream_receipts import receipt_comment
-from seller.answers import RawHeaders, receipt_headers
+from seller.answers import NOT_CHARGED, RawHeaders, receipt_headers
+from seller.body import Busy
 from seller.claims import Claim
 from seller.hygiene import for_client
 from seller.limits import HELD_BODY_BYTES_MAX, QUEUED_LIFE_S
@@ -38,7 +39,6 @@ Send = Callable[[Any], Awaitable[None]]
 
 _log = logging.getLogger("farebox.seller")
 
-_NOT_CHARGED = (b"x-farebox-charged", b"false")
 _CREDIT = (b"x-farebox-credit", b"true")
 
 
@@ -96,11 +96,13 @@ class Responder:
     async def _run(self, application: Callable[[Callable[[], Awaitable[Any]], Send], Awaitable[None]]) -> None:
         try:
             await application(self._watch.receive, self.send)
-        except Exception:
+        except Exception as error:
             await self._end_recording()
             if self._released:
                 raise
-            if not self._closed:
+            if isinstance(error, Busy) and not self._closed:
+                await self.refuse(error)
+            elif not self._closed:
                 _log.exception("the application failed before its first byte")
         except BaseException:
             await self._end_recording()
@@ -108,7 +110,7 @@ class Responder:
             raise
         await self._end_recording()
         if not self._released and not self._closed:
-            await self._refuse(UpstreamFailed("the model server ended without an answer"))
+            await self.refuse(UpstreamFailed("the model server ended without an answer"))
 
     async def _before_work(self) -> None:
         claim = self._claim
@@ -164,7 +166,7 @@ class Responder:
             await self._pass_failure()
         elif self._is_one_piece:
             if self._held_bytes > HELD_BODY_BYTES_MAX:
-                await self._refuse(UpstreamFailed(f"the answer is larger than {HELD_BODY_BYTES_MAX} bytes"))
+                await self.refuse(UpstreamFailed(f"the answer is larger than {HELD_BODY_BYTES_MAX} bytes"))
             elif not more:
                 await self._deliver()
         elif self._held_bytes or not more:
@@ -289,8 +291,8 @@ class Responder:
         self._seller.metrics.served(self._quote.route, "not_charged")
         await self._release(headers + self._failure_headers())
 
-    async def _refuse(self, error: FareboxError) -> None:
-        """The application gave nothing that could be delivered."""
+    async def refuse(self, error: FareboxError) -> None:
+        """Answer `error` in place of goods, and charge nothing: there is nothing that could be delivered."""
         self._closed = True
         await self._end_without_goods(error.code)
         self._seller.metrics.served(self._quote.route, "not_charged")
@@ -318,7 +320,7 @@ class Responder:
     def _failure_headers(self) -> RawHeaders:
         """Money that moved before the failure is a credit for the same request."""
         if not self._transaction and not self._claim.credit:
-            return [_NOT_CHARGED]
+            return [NOT_CHARGED]
         return [*self._receipts(), _CREDIT]
 
     def _receipts(self) -> RawHeaders:

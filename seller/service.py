@@ -24,12 +24,13 @@ from contracts.evm.rpc import Rpc
 from contracts.lifecycle import Money
 from contracts.schemes.rails import rail_of
 from contracts.wire import PaymentPayload
+from seller.admission import Admission
 from seller.answers import Answers
 from seller.claims import Claim, Replay
 from seller.config import SellerConfig
 from seller.extensions import check_echo
 from seller.ledger import Ledger
-from seller.limits import QUEUED_LIFE_S, URGENT_LIFE_S
+from seller.limits import QUEUE_WAIT_S, QUEUED_LIFE_S, URGENT_LIFE_S
 from seller.metrics import Metrics
 from seller.payers import KnownPayer
 from seller.policy import Caps, Mode
@@ -66,6 +67,7 @@ class Seller:
             self._key = read_gas_key(Path(config.settler.key_file))
         self.book = PriceBook(config, self._facilitator())
         self.answers = Answers(self.book, config.base_url)
+        self.admission = None if config.capacity is None else Admission(config)
         self.metrics = Metrics()
         self._caps = Caps(*config.exposure_atomic)
         self._asset = config.token
@@ -206,6 +208,8 @@ class Seller:
         started = time.perf_counter()
         is_queued = self.config.settle == "async" or quote.usage is not None
         life_s = QUEUED_LIFE_S if is_queued else URGENT_LIFE_S
+        if self.admission is not None:
+            life_s += int(QUEUE_WAIT_S)
         await self.open()
         if isinstance(payment, PaymentPayload):
             check_echo(payment.extensions, quote.extensions)

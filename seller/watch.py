@@ -60,6 +60,12 @@ class ClientWatch:
         """Whether the application was told that its client has left."""
         return self._given_up.is_set()
 
+    async def wait_for(self, future: asyncio.Future[None], timeout_s: float) -> bool:
+        """Wait for `future` as long as the client does; tell whether it came."""
+        assert self._leaving is not None
+        await asyncio.wait({future, self._leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return future.done()
+
     def give_up(self) -> None:
         """Stop the work as soon as the client has left: what it makes then is of no use to anybody."""
         if self.client_is_gone:
