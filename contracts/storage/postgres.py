@@ -48,8 +48,12 @@ _ERA = """
 
 
 def open_postgres(url: str, migrations_package: str) -> PostgresDatabase:
-    """Open `postgresql://user@host/database`; the room's tables are in the schema `farebox_<room>`."""
-    room = migrations_package.split(".", 1)[0]
+    """Open `postgresql://user@host/database`; the room's tables are in the schema `farebox_<room>`.
+
+    A part of a room that keeps migrations of its own has a schema of its own: `gateway.bidder.migrations` keeps its
+    tables in `farebox_gateway_bidder`.
+    """
+    room = migrations_package.rpartition(".")[0].replace(".", "_")
     assert _SCHEMA.fullmatch(room), f"{room!r} does not name a schema"
     scripts = read_scripts(migrations_package)
     server = Server(url, f"farebox_{room}")

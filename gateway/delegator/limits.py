@@ -27,3 +27,36 @@ ATTEMPTS_MAX = 3
 PARALLEL_MAX = 16
 RESULT_LENGTH_MAX = 100_000
 EVENTS_QUEUED_MAX = 1_000
+# How often the rest of a task is planned anew after a failure.
+REPLANS_MAX = 1
+
+# A second seller is asked where the first takes this many times its estimate and the deadline is in danger.
+HEDGE_AFTER = 1.5
+# How long a finished run waits for the slower of two sellers; later its price counts in full, until a `resume` asks.
+LOSERS_WAIT_S = 5.0
+
+# Answers of cacheable nodes, of each tenant.
+ANSWERS_KEPT_MAX = 1_000
+ANSWER_KEPT_S = 7 * 86_400
+
+# What a run may be told to keep to, and settings.
+DEADLINE_S_MAX = 86_400.0
+MODELS_MAX = 200
+SLOTS_MAX = 1_000
+TASK_LENGTH_MAX = 40_000
+
+# Ways that are looked at for one node; more are cut, dearest first.
+WAYS_MAX = 32
+# Of what is left of a budget, the percentage that is kept for calls that must be repeated.
+RETRY_PERCENT = 15
+
+# One purchase: how often a payment that has no answer yet is presented again, and the pauses between.
+ASKS_MAX = 4
+ASK_PAUSE_S = 0.5
+ASK_PAUSE_S_MAX = 10.0
+# How long a run that is over waits for calls whose payment has left; their answers are kept for `resume`.
+LEFT_BEHIND_S = 20.0
+
+# The planner's call, and how often it may try.
+PLANNER_TOKENS_MAX = 4_000
+PLANNER_ROUNDS = 2

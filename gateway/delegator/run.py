@@ -9,21 +9,33 @@ twice.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from contracts.errors import BudgetExceeded, FareboxError
-from gateway.delegator.inputs import InputMissing, prompt_of, resolve
+from gateway.delegator.calls import Answer, CallNode, NodeFailed, NodeUnknown, attempt_key
+from gateway.delegator.events import Happening, NodeEvent
+from gateway.delegator.hedge import hedge_after_s, is_in_time
+from gateway.delegator.inputs import InputMissing, cache_key, prompt_of, resolve
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.ledger import Ledger
-from gateway.delegator.limits import ATTEMPTS_MAX, EVENTS_QUEUED_MAX, PARALLEL_MAX, RESULT_LENGTH_MAX
-from gateway.delegator.plan import Node, Plan
-from gateway.delegator.schedule import Graph, upward_ranks
+from gateway.delegator.limits import (
+    ATTEMPTS_MAX,
+    EVENTS_QUEUED_MAX,
+    LOSERS_WAIT_S,
+    PARALLEL_MAX,
+    REPLANS_MAX,
+    RESULT_LENGTH_MAX,
+)
+from gateway.delegator.plan import Node
+from gateway.delegator.progress import Planned, Progress
+from gateway.delegator.replan import Replan, Replanned, Rest
+from gateway.delegator.schedule import Way, next_way
 
 __all__ = [
+    "CACHE",
     "Answer",
     "CallNode",
     "Limits",
@@ -31,99 +43,44 @@ __all__ = [
     "NodeFailed",
     "NodeUnknown",
     "Planned",
+    "Replan",
+    "Replanned",
+    "Rest",
     "attempt_key",
     "results_of",
     "run_plan",
 ]
 
-
-class NodeFailed(FareboxError):
-    """A call gave no usable answer. `paid_units` is what it cost all the same."""
-
-    code = "node_failed"
-    remedy = "another seller is tried, or the node is left out"
-
-    def __init__(self, message: str, *, paid_units: int = 0) -> None:
-        super().__init__(message)
-        self.paid_units = paid_units
-
-
-class NodeUnknown(FareboxError):
-    """A call was paid for, perhaps, and its answer is not there yet. Only the same key may ask again."""
-
-    code = "node_unknown"
-    exit_code = 6
-    remedy = "run `farebox delegate resume RUN` later"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a worker answered, and what it was charged."""
-
-    text: str
-    paid_units: int
-
-
-class CallNode(Protocol):
-    """Buys the answer to an attempt's prompt. Under one key it pays at most once, however often it is called.
-
-    Raises `NodeFailed` when that is certain, `NodeUnknown` when it is not.
-    """
-
-    async def __call__(self, node: Node, attempt: Attempt, /) -> Answer: ...
+CACHE = "cache"
+"""The seller's name of an answer that was bought before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a run may take: money, time, and calls at once."""
+    """What a run may take: money, time, and calls at once. `hedges`: ask a second seller where the first is late."""
 
     budget_units: int
     deadline_s: float | None = None
     parallel: int = PARALLEL_MAX
     attempts: int = ATTEMPTS_MAX
-
-
-Happening = Literal["planned", "started", "done", "failed", "skipped", "unknown", "budget", "finished"]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeEvent:
-    """Something that happened in a run. `at_s` is seconds since its start."""
-
-    happening: Happening
-    at_s: float
-    node_id: str | None = None
-    offer: str | None = None
-    paid_units: int | None = None
-    spent_units: int | None = None
-    text: str | None = None
-    reason: str | None = None
-    missing: Sequence[str] = ()
-
-
-def attempt_key(run_id: str, node_id: str, number: int) -> str:
-    """Return the name of one attempt's payment: the same for the same attempt, whoever asks and whenever."""
-    return hashlib.sha256(f"{run_id}\n{node_id}\n{number}".encode()).hexdigest()[:40]
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A plan, the ways each of its nodes can be bought, in the order of `plan.nodes`, and which way comes first."""
-
-    plan: Plan
-    graph: Graph
-    assignment: Sequence[int]
+    hedges: bool = True
 
 
 async def run_plan(
-    planned: Planned, call_node: CallNode, journal: Journal, run: Run, limits: Limits
+    planned: Planned,
+    call_node: CallNode,
+    journal: Journal,
+    run: Run,
+    limits: Limits,
+    *,
+    replan: Replan | None = None,
 ) -> AsyncIterator[NodeEvent]:
     """Carry out a run that the journal knows, from wherever it stands, and yield what happens.
 
-    The run ends "done" with the output's text, "partial" with what is missing, or with its state open where an answer
-    is still unknown.
+    The run ends "done" with the output's text, "partial" with what is missing, or stays "running" where an answer is
+    still unknown or was not waited for; it can be resumed then. Raises `RunLost` when another process has it.
     """
-    carrier = _Carrier(planned, call_node, journal, run, limits)
+    carrier = _Carrier(planned, call_node, journal, run, limits, replan=replan)
     task = asyncio.create_task(carrier.carry_out())
     try:
         while (event := await carrier.events.get()) is not None:
@@ -133,62 +90,74 @@ async def run_plan(
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        journal.release(run.id)
 
 
-@dataclass(slots=True)
-class _State:
-    """Where the nodes stand."""
-
-    results: dict[str, str] = field(default_factory=dict)
-    failed: set[str] = field(default_factory=set)
-    unknown: set[str] = field(default_factory=set)
-    attempts: dict[str, int] = field(default_factory=dict)
-    open_attempts: dict[str, Attempt] = field(default_factory=dict)
+_End = Literal["answered", "failed", "unknown"]
+_Call = asyncio.Task[_End]
 
 
 class _Carrier:
     """One run while it runs."""
 
-    def __init__(self, planned: Planned, call_node: CallNode, journal: Journal, run: Run, limits: Limits) -> None:
-        self._plan, self._graph, self._assignment = planned.plan, planned.graph, planned.assignment
-        self._call, self._journal, self._run, self._limits = call_node, journal, run, limits
+    def __init__(
+        self,
+        planned: Planned,
+        call_node: CallNode,
+        journal: Journal,
+        run: Run,
+        limits: Limits,
+        *,
+        replan: Replan | None,
+    ) -> None:
+        self._call, self._journal, self._run, self._limits, self._replan = call_node, journal, run, limits, replan
         self._started = time.monotonic()
-        self._places = planned.plan.places
-        self._ranks = upward_ranks(planned.graph, planned.assignment)
+        self._round = run.round
         self._ledger = Ledger(limits.budget_units)
-        self._state = _State()
+        self._progress = Progress(planned)
         self._running: dict[asyncio.Task[None], str] = {}
+        # Calls whose node has its answer from elsewhere: they are not waited for, and what they cost counts.
+        self._losers: set[_Call] = set()
         # The carrier never waits for whoever listens; what does not fit is told as part of the end.
         self.events: asyncio.Queue[NodeEvent | None] = asyncio.Queue()
+        self._is_told = False
         self._take_up(run.attempts)
 
     def _take_up(self, attempts: Sequence[Attempt]) -> None:
         """Go on from what the journal has: answers are kept, money spent is spent, open intents are asked again."""
-        state = self._state
+        progress = self._progress
         for attempt in attempts:
-            state.attempts[attempt.node_id] = max(state.attempts.get(attempt.node_id, 0), attempt.number + 1)
+            progress.count(attempt, in_round=self._round)
             self._ledger.reserve(attempt.key, attempt.price_units)
             if attempt.state == "intended":
-                state.open_attempts[attempt.node_id] = attempt
+                progress.open[attempt.node_id].append(attempt)
                 continue
             self._ledger.settle(attempt.key, attempt.paid_units or 0)
             if attempt.result is not None:
-                state.results[attempt.node_id] = attempt.result
+                progress.results.setdefault(attempt.node_id, attempt.result)
+        self._ledger.cut(progress.slices())
 
     async def carry_out(self) -> None:
         """Run until nothing can run any more."""
         try:
-            async with asyncio.timeout(self._limits.deadline_s):
-                await self._all()
-        except TimeoutError:
-            self._tell("failed", reason=f"the deadline of {self._limits.deadline_s:g} s is over")
+            try:
+                async with asyncio.timeout(self._limits.deadline_s):
+                    await self._all()
+            except TimeoutError:
+                self._tell("failed", reason=f"the deadline of {self._limits.deadline_s:g} s is over")
+            finally:
+                await _cancel(self._running)
+            await self._finish()
         finally:
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
-        await self._finish()
+            self.events.put_nowait(None)
 
     async def _all(self) -> None:
+        self._ask_losers_again()
+        await self._run_ready()
+        while await self._has_new_plan():
+            await self._run_ready()
+
+    async def _run_ready(self) -> None:
         self._start_ready()
         while self._running:
             done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
@@ -198,90 +167,216 @@ class _Carrier:
             self._start_ready()
 
     def _start_ready(self) -> None:
-        state, taken = self._state, set(self._running.values())
-        for node in sorted(self._plan.nodes, key=lambda node: -self._ranks[self._places[node.id]]):
+        progress, taken = self._progress, set(self._running.values())
+        for node in progress.urgent_first:
             if len(self._running) >= self._limits.parallel:
                 return
-            if node.id in state.results or node.id in taken or node.id in state.failed or node.id in state.unknown:
+            if progress.is_settled(node) or node.id in taken:
                 continue
-            if self._is_hopeless(node):
-                state.failed.add(node.id)
+            if progress.is_hopeless(node):
+                progress.failed.add(node.id)
+                self._ledger.close(node.id)
                 self._tell("skipped", node.id, reason="what it needs is missing")
-            elif all(need in state.results or need in state.failed for need in node.needs):
+            elif progress.is_ready(node):
                 self._running[asyncio.create_task(self._node(node))] = node.id
 
-    def _is_hopeless(self, node: Node) -> bool:
-        """Tell whether a node needs a result that will never come. Optional ones are done without."""
-        optional = {each.id for each in self._plan.nodes if each.optional}
-        return any(need in self._state.failed and need not in optional for need in node.needs)
+    def _ask_losers_again(self) -> None:
+        """Ask for the answers that nobody waits for any more: what they cost belongs into the books."""
+        progress = self._progress
+        for node in progress.planned.plan.nodes:
+            if node.id in progress.results:
+                for attempt in progress.open.pop(node.id, ()):
+                    self._losers.add(asyncio.create_task(self._try(node, attempt)))
+
+    async def _has_new_plan(self) -> bool:
+        """Have the rest planned anew where the output will not come, once, when the fate of every call is known."""
+        progress = self._progress
+        if self._replan is None or self._round >= REPLANS_MAX or not progress.is_lost or progress.unknown:
+            return False
+        await asyncio.gather(*self._losers)
+        failed = [node.id for node in progress.planned.plan.nodes if node.id in progress.failed]
+        rest = Rest(progress.planned, dict(progress.results), failed, self._ledger.free_units)
+        replanned = await self._replan(rest)
+        if replanned is None:
+            return False
+        self._ledger.reserve(f"plan {self._round + 1}", replanned.paid_units)
+        self._ledger.settle(f"plan {self._round + 1}", replanned.paid_units)
+        await self._journal.replan(self._run.id, replanned.planned.plan.model_dump_json(), replanned.schedule)
+        self._round += 1
+        progress.use(replanned.planned)
+        self._ledger.cut(progress.slices())
+        self._tell("planned", paid_units=replanned.paid_units, reason="the rest is planned anew")
+        return True
 
     async def _node(self, node: Node) -> None:
-        """Buy one node's answer, from the next better seller where one fails."""
-        state, place = self._state, self._places[node.id]
+        """Get one node's answer: from the next better seller where one fails, from a second where one is late."""
+        progress = self._progress
         # A resumed attempt asks what it asked before; inputs are for those that are yet to be made.
-        open_attempt = state.open_attempts.pop(node.id, None)
-        if open_attempt is not None and await self._try(node, open_attempt):
+        calls = {self._begin(node, attempt) for attempt in progress.open.pop(node.id, ())}
+        if not calls and await self._is_known(node):
             return
+        is_unknown = False
         try:
-            inputs = resolve(node, state.results)
+            while node.id not in progress.results:
+                if not calls:
+                    attempt = None if is_unknown else await self._next_attempt(node)
+                    if attempt is None:
+                        break
+                    calls.add(self._begin(node, attempt))
+                done = await self._first_of(node, calls)
+                ends = [task.result() for task in done]
+                calls -= done
+                is_unknown = is_unknown or "unknown" in ends
+            if node.id in progress.results:
+                self._losers |= calls
+                calls = set()
+        finally:
+            await _cancel(calls)
+        self._ledger.close(node.id)
+        if node.id not in progress.results:
+            (progress.unknown if is_unknown else progress.failed).add(node.id)
+
+    async def _first_of(self, node: Node, calls: set[_Call]) -> set[_Call]:
+        """Wait until a call of a node has ended. Where a single one is late, a second seller is asked meanwhile."""
+        patience_s = self._patience_s(node) if len(calls) == 1 else None
+        done, _ = await asyncio.wait(calls, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            hedge = await self._next_attempt(node, hedges=True)
+            if hedge is not None:
+                calls.add(self._begin(node, hedge, reason="the first seller is late"))
+            done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        return done
+
+    def _patience_s(self, node: Node) -> float | None:
+        if not self._limits.hedges:
+            return None
+        progress = self._progress
+        place = progress.place(node)
+        asked = progress.tried[node.id][-1:]
+        way = next((way for way in progress.planned.graph.ways[place] if [way.seller] == asked), None)
+        if way is None:
+            return None
+        rest_s, deadline_s = progress.rest_s(node), self._limits.deadline_s
+        return hedge_after_s(way, started_s=self._now_s, rest_s=rest_s, deadline_s=deadline_s)
+
+    async def _is_known(self, node: Node) -> bool:
+        """Tell whether a cacheable node's answer was bought before, for the same tenant, and take it."""
+        kept = None if (key := self._cache_key(node)) is None else self._journal.kept(key)
+        if kept is None:
+            return False
+        attempt = self._attempt(node, Way(CACHE, 0.0, 0), prompt="")
+        self._progress.count(attempt, in_round=self._round)
+        await self._journal.intend(self._run.id, attempt)
+        await self._journal.ended(attempt.key, paid_units=0, result=kept)
+        self._ledger.close(node.id)
+        self._progress.results[node.id] = kept
+        self._tell("done", node.id, CACHE, paid_units=0)
+        return True
+
+    def _cache_key(self, node: Node) -> str | None:
+        if not node.cacheable:
+            return None
+        try:
+            inputs = resolve(node, self._progress.results)
+        except InputMissing:
+            return None
+        return cache_key(self._run.tenant, node, inputs, self._progress.planned.plan.version)
+
+    async def _next_attempt(self, node: Node, *, hedges: bool = False) -> Attempt | None:
+        """Return a node's next attempt with its money reserved and its intent on disk; None when there is none."""
+        progress, place = self._progress, self._progress.place(node)
+        tried = progress.tried[node.id]
+        if len(tried) >= self._limits.attempts:
+            return None
+        ways, assigned = progress.planned.graph.ways[place], progress.planned.assignment[place]
+        choice = next_way(ways, assigned, tried, self._ledger.room_units(node.id))
+        if hedges and (choice is None or not self._is_worth_hedging(node, ways[choice], tried)):
+            return None
+        way = ways[assigned if choice is None else choice]
+        try:
+            inputs = resolve(node, progress.results)
+            attempt = self._attempt(node, way, inputs=inputs)
+            self._ledger.reserve(attempt.key, attempt.price_units, node.id)
         except InputMissing as error:
             self._tell("failed", node.id, reason=error.message)
-            state.failed.add(node.id)
-            return
-        while (number := state.attempts.get(node.id, 0)) < self._limits.attempts:
-            ways = self._graph.ways[place]
-            way = ways[min(self._assignment[place] + number, len(ways) - 1)]
-            key = attempt_key(self._run.id, node.id, number)
-            attempt = Attempt(
-                key=key,
-                node_id=node.id,
-                number=number,
-                offer=way.seller,
-                prompt=prompt_of(node, inputs, key),
-                price_units=way.price_units,
-                state="intended",
-                started_ms=time.time_ns() // 1_000_000,
-            )
-            state.attempts[node.id] = number + 1
-            try:
-                self._ledger.reserve(attempt.key, attempt.price_units)
-            except BudgetExceeded as error:
-                self._tell("budget", node.id, way.seller, reason=error.message)
-                break
-            await self._journal.intend(self._run.id, attempt)
-            if await self._try(node, attempt):
-                return
-        state.failed.add(node.id)
+            return None
+        except BudgetExceeded as error:
+            self._tell("budget", node.id, way.seller, reason=error.message)
+            return None
+        progress.count(attempt, in_round=self._round)
+        await self._journal.intend(self._run.id, attempt)
+        return attempt
 
-    async def _try(self, node: Node, attempt: Attempt) -> bool:
-        """Make one attempt; return whether the node needs no other, because it is answered or nobody knows."""
-        self._tell("started", node.id, attempt.offer)
+    def _is_worth_hedging(self, node: Node, way: Way, tried: Sequence[str]) -> bool:
+        if way.seller in tried or self._limits.deadline_s is None:
+            return False
+        rest_s = self._progress.rest_s(node)
+        return is_in_time(way, now_s=self._now_s, rest_s=rest_s, deadline_s=self._limits.deadline_s)
+
+    def _attempt(
+        self, node: Node, way: Way, *, inputs: Mapping[str, str] | None = None, prompt: str | None = None
+    ) -> Attempt:
+        number = self._progress.next_number(node.id)
+        key = attempt_key(self._run.id, node.id, number)
+        return Attempt(
+            key=key,
+            node_id=node.id,
+            number=number,
+            offer=way.seller,
+            prompt=prompt_of(node, inputs or {}, key) if prompt is None else prompt,
+            price_units=way.price_units,
+            state="intended",
+            started_ms=time.time_ns() // 1_000_000,
+            round=self._round,
+        )
+
+    def _begin(self, node: Node, attempt: Attempt, *, reason: str | None = None) -> _Call:
+        self._tell("started", node.id, attempt.offer, reason=reason)
+        return asyncio.create_task(self._try(node, attempt))
+
+    async def _try(self, node: Node, attempt: Attempt) -> _End:
+        """Make one attempt, and write down what it cost and gave."""
         try:
             answer = await self._call(node, attempt)
-        except NodeUnknown as error:
-            self._state.unknown.add(node.id)
-            self._tell("unknown", node.id, attempt.offer, reason=error.message)
-            return True
+        except NodeFailed as error:
+            await self._journal.ended(attempt.key, paid_units=error.paid_units, result=None, reason=error.message)
+            self._ledger.settle(attempt.key, error.paid_units)
+            self._tell("failed", node.id, attempt.offer, paid_units=error.paid_units, reason=error.message)
+            return "failed"
         except FareboxError as error:
-            paid_units = error.paid_units if isinstance(error, NodeFailed) else 0
-            await self._journal.ended(attempt.key, paid_units=paid_units, result=None, reason=error.message)
-            self._ledger.settle(attempt.key, paid_units)
-            self._tell("failed", node.id, attempt.offer, paid_units=paid_units, reason=error.message)
-            return False
+            # Whatever is not certain may have been paid: only its own key may ask again.
+            self._tell("unknown", node.id, attempt.offer, reason=error.message)
+            return "unknown"
         text = answer.text[:RESULT_LENGTH_MAX]
         await self._journal.ended(attempt.key, paid_units=answer.paid_units, result=text)
         self._ledger.settle(attempt.key, answer.paid_units)
-        self._state.results[node.id] = text
+        if node.id in self._progress.results:
+            reason = "another seller answered before; this price counts all the same"
+            self._tell("budget", node.id, attempt.offer, paid_units=answer.paid_units, reason=reason)
+            return "answered"
+        self._progress.results[node.id] = text
+        if (key := self._cache_key(node)) is not None:
+            await self._journal.keep(key, self._run.tenant, text)
         self._tell("done", node.id, attempt.offer, paid_units=answer.paid_units)
-        return True
+        return "answered"
 
     async def _finish(self) -> None:
-        output, state = self._plan.output, self._state
-        missing = [node.id for node in self._plan.nodes if node.id not in state.results]
-        if not state.unknown and not state.open_attempts:
-            await self._journal.finish(self._run.id, "done" if output in state.results else "partial")
-        self._tell("finished", text=state.results.get(output), missing=missing)
-        self.events.put_nowait(None)
+        progress = self._progress
+        output = progress.planned.plan.output
+        is_open = progress.unknown or self._ledger.reserved_units or progress.open
+        if output in progress.results:
+            await self._journal.finish(self._run.id, "done")
+        elif not is_open:
+            await self._journal.finish(self._run.id, "partial")
+        self._tell("finished", text=progress.results.get(output), missing=progress.missing)
+        if self._losers:
+            # The answer is out; this is for the books.
+            await asyncio.wait(self._losers, timeout=LOSERS_WAIT_S)
+            await _cancel(self._losers)
+
+    @property
+    def _now_s(self) -> float:
+        return time.monotonic() - self._started
 
     def _tell(
         self,
@@ -294,12 +389,13 @@ class _Carrier:
         reason: str | None = None,
         missing: Sequence[str] = (),
     ) -> None:
-        if happening != "finished" and self.events.qsize() >= EVENTS_QUEUED_MAX:
+        if self._is_told or (happening != "finished" and self.events.qsize() >= EVENTS_QUEUED_MAX):
             return
+        self._is_told = happening == "finished"
         self.events.put_nowait(
             NodeEvent(
                 happening,
-                time.monotonic() - self._started,
+                self._now_s,
                 node_id,
                 offer,
                 paid_units,
@@ -307,8 +403,15 @@ class _Carrier:
                 text,
                 reason,
                 missing,
+                self._ledger.reserved_units,
             )
         )
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def results_of(run: Run) -> Mapping[str, str]:

@@ -26,6 +26,7 @@ __all__ = [
     "cost_units",
     "earliest_finish",
     "fastest",
+    "next_way",
     "upgraded",
     "upward_ranks",
 ]
@@ -163,14 +164,15 @@ def carry_out(
 ) -> Course:
     """Return the course of an assignment: whatever is ready starts, the urgent first, while its seller has a slot.
 
-    At most `width` jobs run at once. A failed attempt is repeated the next dearer way that the budget still allows
+    At most `width` jobs run at once. A failed attempt is repeated by `next_way`, with what the budget still allows
     after everything that is yet to be done.
     """
     ranks = upward_ranks(graph, assignment) if ranks is None else ranks
     missing = [len(needs) for needs in graph.needs]
     ready = [(-ranks[job], job) for job, count in enumerate(missing) if not count]
     heapq.heapify(ready)
-    free, way_of, attempts = dict(graph.slots), list(assignment), [0] * graph.size
+    free, way_of = dict(graph.slots), list(assignment)
+    tried: list[list[str]] = [[] for _ in graph.needs]
     running: list[tuple[float, int, float, bool]] = []
     spans: list[Span] = []
     now_s, price, left = 0.0, 0, graph.size
@@ -186,7 +188,7 @@ def carry_out(
                     free[way.seller] -= 1
                 takes_s, fails = (way.takes_s, False)
                 if luck is not None:
-                    takes_s, fails = luck(entry[1], way_of[entry[1]], attempts[entry[1]])
+                    takes_s, fails = luck(entry[1], way_of[entry[1]], len(tried[entry[1]]))
                 heapq.heappush(running, (now_s + takes_s, entry[1], now_s, fails))
             else:
                 held.append(entry)
@@ -201,10 +203,10 @@ def carry_out(
         spans.append(Span(job, way_of[job], started_s, now_s))
         if fails:
             room = None if budget_units is None else budget_units - price - planned
-            again = _next_way(graph.ways[job], way_of[job], room)
+            tried[job].append(way.seller)
+            again = next_way(graph.ways[job], assignment[job], tried[job], room)
             if again is None:
                 return Course(now_s, price, spans, is_whole=False)
-            attempts[job] += 1
             way_of[job] = again
             planned += graph.ways[job][again].price_units
             heapq.heappush(ready, (-ranks[job], job))
@@ -217,12 +219,15 @@ def carry_out(
     return Course(now_s, price, spans)
 
 
-def _next_way(ways: Sequence[Way], failed: int, room_units: int | None) -> int | None:
-    """Return the next dearer way, or the dearest that there is room for."""
-    for way in range(min(failed + 1, len(ways) - 1), -1, -1):
-        if room_units is None or ways[way].price_units <= room_units:
-            return way
-    return None
+def next_way(ways: Sequence[Way], assigned: int, tried: Sequence[str], room_units: int | None) -> int | None:
+    """Return the way to try next, of those that cost at most `room_units`: None when there is none.
+
+    The assigned way comes first, then the sellers that were not asked yet, the next dearer before the next cheaper; a
+    seller is asked again only when all were.
+    """
+    affordable = [way for way, each in enumerate(ways) if room_units is None or each.price_units <= room_units]
+    untried = [way for way in affordable if ways[way].seller not in tried]
+    return min(untried or affordable, key=lambda way: (way < assigned, abs(way - assigned)), default=None)
 
 
 def earliest_finish(graph: Graph) -> list[int]:
