@@ -22,7 +22,7 @@ from buyer.lease import recover
 from buyer.limits import LEASE_SIZE
 from buyer.purchase import Purchase
 from buyer.receipts import Receipt, find_receipt, read_receipts
-from buyer.rows import OPEN_SQL, PURCHASE_QUERY, find_purchase, purchase_from_row
+from buyer.rows import OPEN_IDS_SQL, PURCHASE_QUERY, find_purchase, purchase_from_row
 from buyer.seal import Seal, begin_sealing, find_seal, make_seal_key, read_seal_id
 from buyer.spender import Spender
 from contracts.address import Address
@@ -216,14 +216,16 @@ class Pool:
 
     def open_outcomes(self, purchase: Purchase) -> int:
         """Return of how many only the chain can say what they cost: UNKNOWN ones, and ceilings without proof."""
-        query = f"SELECT count(*) FROM authorizations WHERE purchase_id = ? AND ({OPEN_SQL})"  # noqa: S608 - a constant
-        count: int = self.database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone()[0])
+        query, values = f"SELECT count(*) FROM ({OPEN_IDS_SQL}) AS open", {"purchase": purchase.id}  # noqa: S608 - a constant
+        count: int = self.database.read(lambda connection: connection.execute(query, values).fetchone()[0])
         return count
 
     def unsettled(self) -> list[Purchase]:
         """Return every purchase, removed and one-shot ones included, of which something may still cost money."""
+        open_ids = OPEN_IDS_SQL.replace(":purchase", "purchases.id")
         query = f"""{PURCHASE_QUERY} WHERE EXISTS (SELECT 1 FROM authorizations WHERE purchase_id = purchases.id
-                        AND (authorizations.state IN ('ready', 'claimed', 'sent') OR {OPEN_SQL}))
+                        AND authorizations.state IN ('ready', 'claimed', 'sent'))
+                    OR EXISTS ({open_ids})
                     OR EXISTS (SELECT 1 FROM intents WHERE purchase_id = purchases.id) ORDER BY name, purchases.id"""  # noqa: S608 - constants
         return self.database.read(lambda connection: [purchase_from_row(row) for row in connection.execute(query)])
 

@@ -16,7 +16,7 @@ from buyer.journal import expire_overdue, forget_expired
 from buyer.limits import EXPIRY_CHAIN_MARGIN_S, RECONCILE_BATCH
 from buyer.moves import move_sql, moved
 from buyer.purchase import Purchase
-from buyer.rows import OPEN_SQL, authorization_from_row
+from buyer.rows import OPEN_IDS_SQL, authorization_from_row
 from contracts.address import Address
 from contracts.crash import checkpoint
 from contracts.errors import ChainUnavailable, TermsNotAllowed
@@ -40,6 +40,7 @@ _NONCE_BITMAP = keccak(b"nonceBitmap(address,uint256)")[:4]
 # A contract and the calldata it is asked with.
 _Question = tuple[Address, bytes]
 
+_READY_IDS = " UNION ALL SELECT id FROM authorizations WHERE purchase_id = :purchase AND state = 'ready'"
 _USED = move_sql(
     AuthorizationEvent.CHAIN_USED,
     "lease = NULL, transaction_hash = coalesce(:transaction, transaction_hash), charged_atomic = :charged,"
@@ -83,9 +84,8 @@ async def reconcile(
     `ChainUnavailable`, and `TermsNotAllowed` when the endpoints are of another chain.
     """
     found = {"spent": 0, "expired": 0, "cancelled": 0, "unknown": 0}
-    asked = f"{OPEN_SQL} OR state = 'ready'" if ready_too else OPEN_SQL
-    query = f"SELECT * FROM authorizations WHERE purchase_id = ? AND ({asked}) ORDER BY id"  # noqa: S608 - constants
-    rows = database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchall())
+    query = f"SELECT * FROM authorizations WHERE id IN ({OPEN_IDS_SQL}{_READY_IDS if ready_too else ''}) ORDER BY id"  # noqa: S608 - constants
+    rows = database.read(lambda connection: connection.execute(query, {"purchase": purchase.id}).fetchall())
     proven = 0
     async with Rpc(rpc_urls) as rpc:
         await _check_chain(rpc, purchase)

@@ -17,7 +17,7 @@ from contracts.wire import Requirements, ResourceInfo
 
 __all__ = [
     "COST_SQL",
-    "OPEN_SQL",
+    "OPEN_IDS_SQL",
     "PURCHASE_QUERY",
     "authorization_from_row",
     "find_purchase",
@@ -31,9 +31,11 @@ __all__ = [
 
 # What a spent authorization has cost: of an `upto` ceiling only what the chain has proven, and all of it before.
 COST_SQL = "CASE WHEN charge_proven = 1 THEN charged_atomic ELSE value_atomic END"
-# Of which only the chain can say what it cost; a spent one is an `upto` payment whose charge nothing has proven yet.
-OPEN_SQL = """authorizations.state = 'unknown'
-    OR (authorizations.state = 'spent' AND rail = 'upto' AND charge_proven = 0)"""
+# Those of a purchase of which only the chain can say what they cost: unknown ones, and spent `upto` payments whose
+# charge nothing has proven yet. Two questions, because each has an index that answers it, and both together have none.
+OPEN_IDS_SQL = """SELECT id FROM authorizations WHERE purchase_id = :purchase AND state = 'unknown'
+    UNION ALL SELECT id FROM authorizations
+        WHERE purchase_id = :purchase AND rail = 'upto' AND state = 'spent' AND charge_proven = 0"""
 PURCHASE_QUERY = """
     SELECT purchases.*, terms.x402_version, terms.accepted, terms.decimals, terms.resource, terms.extensions
     FROM purchases JOIN terms ON terms.id = purchases.terms_id

@@ -6,7 +6,7 @@ the name of a purchase.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from buyer.purchase import Purchase
 from contracts.money import format_amount
 
-__all__ = ["PAID_PREFIX", "ModelName", "Ranking", "cheapest_first", "document", "find", "parse_model"]
+__all__ = ["PAID_PREFIX", "ModelName", "Ranking", "by_model", "cheapest_first", "document", "find", "parse_model"]
 
 PAID_PREFIX = "paid/"
 
@@ -37,18 +37,25 @@ def parse_model(text: str) -> ModelName:
     return ModelName(text, False)
 
 
-def find(name: str, purchases: Iterable[Purchase], seller: str | None = None) -> list[Purchase]:
-    """Return the purchases that `name` (without `paid/`) means, only `seller`'s if one is pinned.
+def by_model(purchases: Iterable[Purchase]) -> dict[str, list[Purchase]]:
+    """Return the purchases of each model."""
+    offered: dict[str, list[Purchase]] = {}
+    for purchase in purchases:
+        offered.setdefault(purchase.model, []).append(purchase)
+    return offered
+
+
+def find(name: str, offered: Mapping[str, Sequence[Purchase]], seller: str | None = None) -> list[Purchase]:
+    """Return which of the purchases `by_model` `name` (without `paid/`) means, only `seller`'s if one is pinned.
 
     A purchase whose model is exactly `name` goes first, so that a model with an @ in its own name stays reachable;
     only then is the part after the last @ read as a seller.
     """
-    offered = list(purchases)
-    found = [purchase for purchase in offered if purchase.model == name]
+    found = list(offered.get(name, ()))
     if not found:
         model, at, named = name.rpartition("@")
         if at and model:
-            found = [purchase for purchase in offered if purchase.model == model and purchase.name == named]
+            found = [purchase for purchase in offered.get(model, ()) if purchase.name == named]
     return found if seller is None else [purchase for purchase in found if purchase.name == seller]
 
 

@@ -11,7 +11,7 @@ from buyer.purchase import Purchase
 from contracts.errors import FareboxError, NameUnknown, PriceAboveCap, TermsChanged
 from contracts.money import format_amount, parse_amount
 from gateway.limits import TERMS_CHANGED_PAUSE_S
-from gateway.models import Ranking, cheapest_first, document, find
+from gateway.models import Ranking, by_model, cheapest_first, document, find
 
 __all__ = ["Shelf"]
 
@@ -32,6 +32,7 @@ class Shelf:
         self._pool = pool
         self._ranking = ranking
         self._purchases: tuple[Purchase, ...] = ()
+        self._by_model: dict[str, list[Purchase]] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._paused: dict[tuple[str, int], float] = {}
         self.reload()
@@ -44,13 +45,14 @@ class Shelf:
     def reload(self) -> None:
         """Read the purchases again; another process may have bought, refilled or removed. Raises `StoreUnavailable`."""
         self._purchases = tuple(self._pool.purchases())
+        self._by_model = by_model(self._purchases)
 
     def find(self, model: str, seller: str | None) -> list[Purchase]:
         """Return the purchases for `model`, best first. Raises `NameUnknown` when there is none."""
-        found = find(model, self._purchases, seller)
+        found = find(model, self._by_model, seller)
         if not found:
             self.reload()
-            found = find(model, self._purchases, seller)
+            found = find(model, self._by_model, seller)
         if not found:
             raise NameUnknown(
                 f"model: no purchase of {model[:100]!r}" + (f" from {seller!r}" if seller else ""),
@@ -109,10 +111,7 @@ class Shelf:
 
     def models(self) -> list[dict[str, Any]]:
         """Return the entries of `GET /v1/models`: bare ids, one a model."""
-        by_model: dict[str, list[Purchase]] = {}
-        for purchase in self._purchases:
-            by_model.setdefault(purchase.model, []).append(purchase)
-        return [document(model, purchases) for model, purchases in sorted(by_model.items())]
+        return [document(model, purchases) for model, purchases in sorted(self._by_model.items())]
 
     def status(self, purchase: Purchase) -> dict[str, Any]:
         """Return one purchase for `/status`: counts, price, what could be lost at worst, the last trouble."""

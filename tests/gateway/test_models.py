@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from buyer.purchase import Purchase, terms_from_wire
 from contracts.offers import requirements
-from gateway.models import PAID_PREFIX, cheapest_first, document, find, parse_model
+from gateway.models import PAID_PREFIX, by_model, cheapest_first, document, find, parse_model
 from tests.gateway.parts import KEY, offer_at
 
 BASE = Purchase(
@@ -69,12 +69,12 @@ SHELF = [
     ],
 )
 def test_names_find_their_purchases(asked: str, sellers: list[str]) -> None:
-    assert [found.name for found in find(parse_model(asked).name, SHELF)] == sellers
+    assert [found.name for found in find(parse_model(asked).name, by_model(SHELF))] == sellers
 
 
 def test_a_pinned_seller_narrows_the_choice() -> None:
-    assert [found.name for found in find("qwen3.5:9b", SHELF, "two")] == ["two"]
-    assert find("qwen3.5:9b", SHELF, "three") == []
+    assert [found.name for found in find("qwen3.5:9b", by_model(SHELF), "two")] == ["two"]
+    assert find("qwen3.5:9b", by_model(SHELF), "three") == []
 
 
 @given(st.text(min_size=1))
