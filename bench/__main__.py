@@ -16,7 +16,7 @@ from contracts.console import print_document
 
 # Benches with options of their own.
 OWN = ("bidder", "limit", "ope", "guard", "dag", "gas", "registry", "latency", "settle")
-NAMES = ("verify", "sign", "claims", "seller", "first_byte")
+NAMES = ("verify", "sign", "claims", "seller", "first_byte", "gateway")
 
 
 def main() -> None:

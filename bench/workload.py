@@ -26,6 +26,7 @@ from contracts.wire import ResourceInfo
 __all__ = [
     "BODY",
     "LIFE_S",
+    "MODEL",
     "PATH",
     "PRICE_ATOMIC",
     "SignedPayment",
@@ -41,6 +42,7 @@ PRICE_ATOMIC = 1000
 # Long enough that no payment of a run expires inside it.
 LIFE_S = 86_400
 PATH = "/v1/chat/completions"
+MODEL = "m"
 BODY = b'{"model":"m","messages":[{"role":"user","content":"Say hello."}]}'
 
 _PAYEE = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
@@ -127,15 +129,17 @@ def _members(*members: str) -> list[dict[str, str]]:
     return [dict(zip(("name", "type"), member.split(), strict=True)) for member in members]
 
 
-def presign(pool: Pool, offer: Offer, signer: Signer, count: int) -> Purchase:
+def presign(
+    pool: Pool, offer: Offer, signer: Signer, count: int, *, endpoint: str = "http://127.0.0.1:8402"
+) -> Purchase:
     """Pre-sign `count` authorizations into `pool` and return their purchase; what the chain would say is stated."""
     now_s = int(time.time())
     existing = next(iter(pool.purchases()), None)
     draft = Draft(
         name="bench",
         kind="pool",
-        endpoint="http://127.0.0.1:8402",
-        model="m",
+        endpoint=endpoint,
+        model=MODEL,
         payer=signer.address,
         terms=terms_of(offer),
         price_cap_atomic=offer.amount_atomic,

@@ -22,6 +22,12 @@ PEERS = {
     "claims": ("64 bytes appended", "SQLite WAL", "Farebox: claim", "Farebox: claim and sent"),
     "seller": ("libsecp256k1 recover", "bare raw app", "Farebox on raw app", "bare FastAPI", "official SDK on FastAPI"),
     "first_byte": ("bare model server", "farebox sell"),
+    "gateway": (
+        "JSON: no proxy",
+        "JSON: farebox serve",
+        "first byte: official SDK",
+        "stream, a piece: farebox serve, two",
+    ),
 }
 PROMISES: dict[str, dict[str, tuple[str, float]]] = {
     "verify": {"local verify": ("at most", 1.3)},
@@ -29,6 +35,7 @@ PROMISES: dict[str, dict[str, tuple[str, float]]] = {
     "claims": {"claim and sent": ("at most", 5), "acknowledged claims lost": ("at most", 0)},
     "seller": {"paid request": ("at most", 2.5), "paid requests/s": ("at least", 20), "402 answers": ("at least", 5)},
     "first_byte": {"first byte": ("at most", 100)},
+    "gateway": {"first byte of a stream": ("at most", 1.0)},
 }
 
 
@@ -82,7 +89,7 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         [sys.executable, "-m", "bench", "nonsense"], cwd=REPO, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
-    assert "verify, sign, claims, seller, first_byte" in done.stderr
+    assert "verify, sign, claims, seller, first_byte, gateway" in done.stderr
 
 
 class Recorded:
