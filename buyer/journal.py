@@ -41,8 +41,12 @@ _DAY_S = 86_400
 _TIME_OVER = move_sql(
     AuthorizationEvent.TIME_OVER,
     "lease = NULL, reason = 'its time is over'",
-    "chain_id = :chain AND valid_before_s < :over",
+    "purchase_id = :purchase AND terms_id = :terms AND valid_before_s < :over AND chain_id = :chain",
 )
+_NEXT_READY = """
+    SELECT purchase_id, terms_id FROM authorizations
+    WHERE state = 'ready' AND (purchase_id, terms_id) > (:purchase, :terms) ORDER BY purchase_id, terms_id LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,11 @@ def forget_expired(connection: Connection, purchase: Purchase, chain_now_s: int)
 
 def expire_overdue(connection: Connection, chain_id: int, over_s: int) -> None:
     """Mark what never left and whose validBefore is before `over_s`, by the clock of its chain, as EXPIRED."""
-    connection.execute(_TIME_OVER, {"chain": chain_id, "over": over_s})
+    # From one group of the index of what is free to the next: a pool is large, and what is overdue in it is little.
+    group = {"purchase": -1, "terms": -1}
+    while (row := connection.execute(_NEXT_READY, group).fetchone()) is not None:
+        group = {"purchase": row["purchase_id"], "terms": row["terms_id"]}
+        connection.execute(_TIME_OVER, {**group, "chain": chain_id, "over": over_s})
 
 
 def room_atomic(connection: Connection, purchase: Purchase, now_s: int) -> int | None:
