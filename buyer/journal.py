@@ -7,7 +7,7 @@ authorizations, so nothing is signed twice under two nonces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from buyer.moves import move_sql
@@ -43,10 +43,11 @@ _TIME_OVER = move_sql(
     "lease = NULL, reason = 'its time is over'",
     "purchase_id = :purchase AND terms_id = :terms AND valid_before_s < :over AND chain_id = :chain",
 )
-_NEXT_READY = """
-    SELECT purchase_id, terms_id FROM authorizations
-    WHERE state = 'ready' AND (purchase_id, terms_id) > (:purchase, :terms) ORDER BY purchase_id, terms_id LIMIT 1
-"""
+_NEXT_TERMS, _NEXT_PURCHASE = (
+    f"""SELECT purchase_id, terms_id FROM authorizations WHERE state = 'ready' AND {after}
+        ORDER BY purchase_id, terms_id LIMIT 1"""  # noqa: S608 - constants
+    for after in ("purchase_id = :purchase AND terms_id > :terms", "purchase_id > :purchase")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +181,23 @@ def forget_expired(connection: Connection, purchase: Purchase, chain_now_s: int)
 
 def expire_overdue(connection: Connection, chain_id: int, over_s: int) -> None:
     """Mark what never left and whose validBefore is before `over_s`, by the clock of its chain, as EXPIRED."""
-    # From one group of the index of what is free to the next: a pool is large, and what is overdue in it is little.
-    group = {"purchase": -1, "terms": -1}
-    while (row := connection.execute(_NEXT_READY, group).fetchone()) is not None:
-        group = {"purchase": row["purchase_id"], "terms": row["terms_id"]}
+    for group in _ready_groups(connection):
         connection.execute(_TIME_OVER, {**group, "chain": chain_id, "over": over_s})
+
+
+def _ready_groups(connection: Connection) -> Iterator[dict[str, int]]:
+    """Yield every purchase and terms of which something is ready, by a few steps of an index each.
+
+    A pool is large, and what is overdue in it is little.
+    """
+    purchase, terms = -1, -1
+    while True:
+        row = connection.execute(_NEXT_TERMS, {"purchase": purchase, "terms": terms}).fetchone()
+        row = row or connection.execute(_NEXT_PURCHASE, {"purchase": purchase}).fetchone()
+        if row is None:
+            return
+        purchase, terms = row
+        yield {"purchase": purchase, "terms": terms}
 
 
 def room_atomic(connection: Connection, purchase: Purchase, now_s: int) -> int | None:
