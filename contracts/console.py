@@ -18,6 +18,7 @@ from rich.markup import escape
 from contracts.errors import FareboxError
 
 __all__ = [
+    "err",
     "error_document",
     "exit_on_error",
     "given_rpc_urls",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_document(document: Any, *, as_json: bool, human: Callable[[], None]) -> None:
@@ -55,8 +56,8 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
         if as_json:
             print_document(error_document(error), as_json=True, human=lambda: None)
         else:
-            _err.print(f"[bold red]{escape(error.code)}[/]: {escape(printable(error.message))}")
-            _err.print(f"[dim]{escape(printable(error.advice))}[/]")
+            err.print(f"[bold red]{escape(error.code)}[/]: {escape(printable(error.message))}")
+            err.print(f"[dim]{escape(printable(error.advice))}[/]")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -75,7 +76,7 @@ def given_rpc_urls(given: list[str] | None) -> list[str]:
 
 def progress(text: str) -> None:
     """Say on stderr what is happening now, so that stdout stays one document."""
-    _err.print(f"[dim]{escape(printable(text))}[/]")
+    err.print(f"[dim]{escape(printable(text))}[/]")
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on stderr, on a terminal only; what is given takes how much of how much is done."""
     from rich.progress import Progress
 
-    with Progress(console=_err, transient=True, disable=not _err.is_terminal) as bar:
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

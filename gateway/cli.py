@@ -22,6 +22,7 @@ from buyer.wallet_commands import wallet_commands
 from contracts.console import exit_on_error, out, print_document, progress
 from contracts.redaction import log_to_stderr
 from gateway.bidder.commands import bid_commands
+from gateway.delegator.commands import delegate_commands
 from gateway.devnet import devnet
 from gateway.feedback_command import feedback
 from gateway.key_commands import budget_commands, key_commands
@@ -193,6 +194,7 @@ app.add_typer(key_commands, name="key", rich_help_panel=_SERVE)
 app.add_typer(budget_commands, name="budget", rich_help_panel=_SERVE)
 app.add_typer(gateway.litellm.cli.commands, name="litellm", rich_help_panel=_SERVE)
 app.add_typer(bid_commands, name="bid", rich_help_panel=_SERVE)
+app.add_typer(delegate_commands, name="delegate", rich_help_panel=_BUY)
 _add(seller.cli.commands, _SELL)
 app.add_typer(register_commands, name="register", rich_help_panel=_SELL)
 app.command(rich_help_panel=_LOOK)(doctor)

@@ -15,6 +15,7 @@ from contracts.environment import DEFAULT_HOME, Environment
 from contracts.errors import ConfigInvalid, FareboxError
 from contracts.settings import StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url, shown_store_url
+from gateway.delegator.settings import DelegateSettings
 from gateway.routing_settings import RoutingSettings
 
 __all__ = ["GatewayConfig", "Listen", "Shown", "host_only", "load_config", "override", "parse_listen", "shown"]
@@ -91,7 +92,7 @@ class GatewayConfig(StrictModel):
     `fallback` is the base URL of an OpenAI-compatible server that answers every model not named `paid/…`; with it, a
     bare name never pays. The key in the environment variable `fallback_key_env` is sent there in place of the client's
     Authorization. `routing` says, by model ("*" for all others), how calls are placed that several purchases could
-    answer.
+    answer. With `delegate`, `delegate/<planner-model>` is a model too: it plans a task and buys its parts.
     """
 
     listen: ListenText = "127.0.0.1:8403"
@@ -104,6 +105,7 @@ class GatewayConfig(StrictModel):
     fallback: BaseUrl | None = None
     fallback_key_env: Variable | None = None
     routing: dict[str, RoutingSettings] = pydantic.Field(default_factory=dict)
+    delegate: DelegateSettings | None = None
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> GatewayConfig:

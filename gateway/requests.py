@@ -18,7 +18,7 @@ from gateway.limits import BODY_BYTES_MAX, BODY_TIMEOUT_S, HEADERS_BYTES_MAX, MO
 from gateway.models import ModelName, parse_model
 from gateway.wishes import NO_WISHES, Wishes, parse_wishes
 
-__all__ = ["Call", "ClientGone", "parse_call", "read_body"]
+__all__ = ["Call", "ClientGone", "named_key", "parse_call", "read_body"]
 
 # What a seller is told about the request. Authorization, cookies and addresses of the client stay here.
 _TO_SELLER = frozenset((b"content-type", b"accept", b"anthropic-version", b"anthropic-beta", b"openai-beta"))
@@ -132,7 +132,7 @@ def parse_call(scope: Scope, body: bytes, client_key: ClientKey | None = None) -
         address = (scope.get("client") or ("", 0))[0].encode()
         key = "body:" + _digest((caller, address, digest.encode(), ours.get("seller", "").encode()))
     else:
-        key = "id:" + _digest((caller, path.encode(), request_id.encode()))
+        key = named_key(path, request_id, caller)
     return Call(
         path=path,
         query=query,
@@ -148,6 +148,11 @@ def parse_call(scope: Scope, body: bytes, client_key: ClientKey | None = None) -
         client_key=client_key,
         wishes=parse_wishes(ours),
     )
+
+
+def named_key(path: str, request_id: str, caller: bytes = b"") -> str:
+    """Return the pool's name of a request that has an id of its own."""
+    return "id:" + _digest((caller, path.encode(), request_id.encode()))
 
 
 def _our_headers(headers: Headers) -> dict[str, str]:

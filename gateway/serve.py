@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -31,7 +31,7 @@ from gateway.limits import POOL_POLL_S, STOP_TIMEOUT_S
 from gateway.reconciler import Reconciler
 from gateway.upstream import Upstream
 
-__all__ = ["Addresses", "run", "shed_wallet_environment"]
+__all__ = ["Addresses", "open_desk", "run", "shed_wallet_environment"]
 
 log = logging.getLogger("farebox.gateway")
 
@@ -72,14 +72,7 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
             stack.enter_context(_bound("listen", listen)),
             stack.enter_context(_bound("admin_listen", admin_listen)),
         ]
-        home = config.open_home()
-        pool = Pool.open(home)
-        stack.callback(pool.close)
-        bidder = open_bidder(home)
-        stack.push_async_callback(bidder.close)
-        upstream = await stack.enter_async_context(Upstream())
-        desk = Desk(config, pool, upstream, bidder=bidder)
-        stack.callback(desk.close)
+        desk = await stack.enter_async_context(open_desk(config))
         servers = [
             _Server(HostCheck(GatewayApp(desk), listen)),
             _Server(HostCheck(TokenCheck(admin_app(desk), token), admin_listen)),
@@ -94,6 +87,21 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def open_desk(config: GatewayConfig) -> AsyncIterator[Desk]:
+    """Give the desk of a gateway, which serves whoever is in this process. Raises as opening the pool does."""
+    async with contextlib.AsyncExitStack() as stack:
+        home = config.open_home()
+        pool = Pool.open(home)
+        stack.callback(pool.close)
+        bidder = open_bidder(home)
+        stack.push_async_callback(bidder.close)
+        upstream = await stack.enter_async_context(Upstream())
+        desk = Desk(config, pool, upstream, bidder=bidder)
+        stack.callback(desk.close)
+        yield desk
 
 
 class _Server(uvicorn.Server):

@@ -24,6 +24,7 @@ REPUTATION_UNKNOWN = 0.9
 LONG_AGO_S = 600.0
 # What a seller says of its speed outside of this is not believed.
 SPEED_MIN, SPEED_MAX = 1e-3, 1e6
+_PACE_MIN = 1e-3
 _LATENCY_MIN_S, _LATENCY_MAX_S = 1e-6, 1e6
 UNMET = -1
 
@@ -72,6 +73,10 @@ class Market:
         if published is not None and SPEED_MIN <= published <= SPEED_MAX:
             return published
         return self.of(offer.seller).speed
+
+    def pace_of(self, offer: Offer) -> float:
+        """Return the work per second that a seller is likely to do now, its usual waiting included."""
+        return self.speed_of(offer) / max(self.of(offer.seller).slowdown.get(offer.tier, SLOWDOWN_AT_FIRST), _PACE_MIN)
 
     def see(self, task: Task, offer: Offer) -> None:
         """Note the price of an offer, bought or not."""

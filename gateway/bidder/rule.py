@@ -11,12 +11,12 @@ from math import exp, log
 from gateway.bidder.features import Row, View, column
 from gateway.bidder.policy import Estimate
 
-__all__ = ["QueueRule", "on_time_logit", "quality_logit"]
+__all__ = ["SPREAD_MIN_S", "SPREAD_SHARE", "QueueRule", "on_time_logit", "quality_logit"]
 
 # How much of the queue a tier waits for: those ahead of it, and for the last tier also those who come later.
 _QUEUE_SHARE = (0.25, 0.8, 1.6)
 # The spread of the time to an answer, as a share of it, and the least spread there is.
-_SPREAD_SHARE, _SPREAD_MIN_S = 0.35, 0.1
+SPREAD_SHARE, SPREAD_MIN_S = 0.35, 0.1
 _LOGIT_MAX = 30.0
 
 _SLACK, _NOMINAL, _TIER = column("slack_s"), column("slack_over_nominal"), column("tier")
@@ -27,7 +27,7 @@ def on_time_logit(row: Row) -> float:
     """Return the log-odds that an answer comes before the deadline."""
     wait_s = row[_QUEUE] / row[_SPEED] * _QUEUE_SHARE[int(row[_TIER])]
     total_s = wait_s + row[_SLACK] / row[_NOMINAL]
-    return min(max((row[_SLACK] - total_s) / (_SPREAD_SHARE * total_s + _SPREAD_MIN_S), -_LOGIT_MAX), _LOGIT_MAX)
+    return min(max((row[_SLACK] - total_s) / (SPREAD_SHARE * total_s + SPREAD_MIN_S), -_LOGIT_MAX), _LOGIT_MAX)
 
 
 def quality_logit(row: Row) -> float:

@@ -1,0 +1,222 @@
+"""Buys one answer at the gateway's own desk, under a key that the pool makes at most one payment for.
+
+Whoever asks again under the same key, in this process or after it died, presents the same payment for the same request
+and gets the answer that was bought. What a call cost is read from the pool, which is told nothing by a worker's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Message
+
+from buyer.budgets import budget_units, shown_units
+from buyer.client_keys import ClientKey
+from buyer.receipts import Receipt
+from contracts.errors import FareboxError
+from contracts.nesting import check_nesting
+from gateway.client import Client
+from gateway.delegator.calls import Answer, NodeFailed, NodeUnknown
+from gateway.delegator.journal import Attempt
+from gateway.delegator.limits import ASK_PAUSE_S, ASK_PAUSE_S_MAX, ASKS_MAX, LEFT_BEHIND_S, RESULT_LENGTH_MAX
+from gateway.delegator.ways import Priced, Wish
+from gateway.desk import Desk
+from gateway.envelope import Headers, Problem, Refused
+from gateway.models import PAID_PREFIX
+from gateway.requests import named_key, parse_call
+from gateway.routing import offer_of
+
+__all__ = ["Buying", "request_key"]
+
+_PATH = "/v1/chat/completions"
+# Answers that may be another one soon: the request is being paid for, or its seller or our own store is busy.
+_LATER = (408, 409, 425, 429, 502, 503, 504)
+_REASON_LENGTH_MAX = 300
+# Between two presentations of one payment that has no answer yet.
+_PAUSES_S = [min(ASK_PAUSE_S * 2**number, ASK_PAUSE_S_MAX) for number in range(ASKS_MAX - 1)]
+
+
+@dataclass(slots=True)
+class Reply:
+    """One HTTP answer of the desk."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+
+    async def receive(self, message: Message) -> None:
+        """Take one ASGI message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
+        else:
+            self.body += message.get("body", b"")
+
+
+class Buying:
+    """Buys for the workers of one process. `client_key` is on whose budgets and models they buy."""
+
+    def __init__(self, desk: Desk, client_key: ClientKey | None = None) -> None:
+        self._desk = desk
+        self._client_key = client_key
+        self._calls: set[asyncio.Task[None]] = set()
+
+    @property
+    def tenant(self) -> str:
+        """On whose account it buys: the client key's name, or "" without one."""
+        return "" if self._client_key is None else self._client_key.name
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls are on their way."""
+        return bool(self._calls)
+
+    async def offers(self) -> Sequence[Priced]:
+        """Return what can be bought now. Raises `StoreUnavailable`."""
+        return await self._desk.in_store(self._offers)
+
+    def _offers(self) -> Sequence[Priced]:
+        self._desk.shelf.reload()
+        now_s, market = int(self._desk.clock()), self._desk.router.bidder.market
+        allowed = None if self._client_key is None else self._client_key.models
+        found = []
+        for purchase in self._desk.shelf.purchases:
+            is_allowed = allowed is None or purchase.model in allowed
+            if is_allowed and self._desk.pool.spendable(purchase, now_s):
+                offer = offer_of(purchase)
+                found.append(Priced(purchase.model, purchase.name, offer.price_units, market.pace_of(offer)))
+        return found
+
+    async def buy(self, attempt: Attempt, tokens: int, wish: Wish, schema: Mapping[str, Any] | None = None) -> Answer:
+        """Return what the attempt's prompt was answered. Raises `NodeFailed` or `NodeUnknown`, as `CallNode`.
+
+        `tokens` is how long the answer may be, and `schema` the JSON schema it should have: both belong to the request,
+        and must be the same whenever the attempt is made again.
+        """
+        body = _body(attempt, tokens, schema)
+        headers = _headers(attempt, wish)
+        reply, receipt = Reply(), None
+        for pause_s in (*_PAUSES_S, None):
+            reply = await self._ask(headers, body)
+            receipt = await self.receipt_of(attempt.key)
+            paid_units = await self._cost_units(receipt)
+            if reply.status == 200 and receipt is not None:
+                return Answer(_text(reply, paid_units), paid_units)
+            if receipt is None and reply.status not in _LATER:
+                raise NodeFailed(_reason(reply))
+            if receipt is not None and _is_final(reply):
+                # Its seller holds our payment. It may say that it charged nothing, and only the chain can prove it:
+                # until then the money counts as gone, so that the budget holds whatever the seller does.
+                raise NodeFailed(_reason(reply), paid_units=paid_units)
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+        if receipt is None:
+            raise NodeFailed(_reason(reply))
+        raise NodeUnknown(f"{receipt.purchase} was paid and has not answered: {_reason(reply)}")
+
+    async def receipt_of(self, key: str) -> Receipt | None:
+        """Return the receipt of an attempt; None when nothing ever left for it. Raises `StoreUnavailable`."""
+        return await self._desk.in_store(lambda: self._desk.pool.receipt_of(request_key(key)))
+
+    async def close(self) -> None:
+        """Wait a while for calls whose worker was stopped: what was paid for is recorded when it comes."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=LEFT_BEHIND_S)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def _ask(self, headers: Headers, body: bytes) -> Reply:
+        """Make one call. A worker that is stopped leaves it to end by itself: its payment may be on its way."""
+        reply = Reply()
+        call = asyncio.create_task(self._serve(headers, body, reply))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        await asyncio.shield(call)
+        return reply
+
+    async def _serve(self, headers: Headers, body: bytes, reply: Reply) -> None:
+        client = Client(_never, reply.receive)
+        scope = {"type": "http", "method": "POST", "path": _PATH, "query_string": b"", "headers": headers}
+        try:
+            await self._desk.serve(parse_call(scope, body, self._client_key), client)
+        except Refused as refused:
+            await client.problem(_PATH, refused.problem)
+        except FareboxError as error:
+            await client.problem(_PATH, Problem.of(error))
+        finally:
+            client.stop_watching()
+
+    async def _cost_units(self, receipt: Receipt | None) -> int:
+        """Return what a receipt's call costs, or at most will have cost."""
+        if receipt is None:
+            return 0
+        amount_atomic = receipt.price_atomic if receipt.charged_atomic is None else receipt.charged_atomic
+        assets = await self._desk.in_store(self._desk.pool.assets)
+        return budget_units(amount_atomic, assets[receipt.network, receipt.asset])
+
+
+def request_key(attempt_key: str) -> str:
+    """Return the pool's name of an attempt's payment."""
+    return named_key(_PATH, attempt_key)
+
+
+async def _never() -> Message:
+    """Stand for a client that stays."""
+    await asyncio.Event().wait()
+    raise AssertionError("a client that stays does not leave")
+
+
+def _body(attempt: Attempt, tokens: int, schema: Mapping[str, Any] | None) -> bytes:
+    """Return the request. The same attempt has the same bytes for ever; others are refused under its key."""
+    document: dict[str, Any] = {
+        "model": PAID_PREFIX + attempt.offer,
+        "messages": [{"role": "user", "content": attempt.prompt}],
+        "max_tokens": tokens,
+    }
+    if schema is not None:
+        document["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "plan", "strict": True, "schema": schema},
+        }
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _headers(attempt: Attempt, wish: Wish) -> Headers:
+    """Return the worker's bid: at most its slice of the budget, by when, and whether everybody waits for it."""
+    return [
+        (b"content-type", b"application/json"),
+        (b"x-farebox-request-id", attempt.key.encode()),
+        (b"x-farebox-max-price", shown_units(attempt.price_units).encode()),
+        (b"x-farebox-deadline-ms", b"%d" % max(round(wish.deadline_s * 1000), 1)),
+        (b"x-farebox-priority", b"urgent" if wish.is_urgent else b"normal"),
+    ]
+
+
+def _text(reply: Reply, paid_units: int) -> str:
+    """Return the answer's text. Raises `NodeFailed` when there is none: it is paid for all the same."""
+    try:
+        check_nesting(bytes(reply.body))
+        text = json.loads(reply.body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        text = None
+    if not isinstance(text, str) or not text.strip():
+        raise NodeFailed("the answer has no text", paid_units=paid_units)
+    return text[:RESULT_LENGTH_MAX]
+
+
+def _is_final(reply: Reply) -> bool:
+    """Tell whether asking once more under the same key would bring nothing else."""
+    return reply.headers.get("x-farebox-charged") in ("false", "true") or reply.status not in _LATER
+
+
+def _reason(reply: Reply) -> str:
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+        check_nesting(bytes(reply.body))
+        return str(json.loads(reply.body)["error"]["message"])[:_REASON_LENGTH_MAX]
+    return f"HTTP {reply.status}"

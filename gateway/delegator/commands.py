@@ -1,0 +1,362 @@
+"""`farebox delegate`: have a task done by several paid workers within one budget, and look at what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from contracts.console import exit_on_error, out, print_document, printable
+
+if TYPE_CHECKING:
+    from gateway.delegator.delegation import Delegation
+    from gateway.delegator.journal import Run
+    from gateway.delegator.order import Order
+    from gateway.delegator.progress import Planned
+    from gateway.delegator.run import NodeEvent
+
+__all__ = ["delegate_commands"]
+
+delegate_commands = typer.Typer(no_args_is_help=True, help="One task, many paid workers, one budget that holds.")
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_Config = Annotated[
+    Path | None, typer.Option("--config", help="gateway.yaml; its `delegate` section says who can what.")
+]
+_RunId = Annotated[str, typer.Argument(metavar="RUN", help="As `farebox delegate list` shows it.")]
+_PlanFile = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="A plan of your own; no planner is paid.")
+]
+
+
+@delegate_commands.command("run")
+def run(
+    task: Annotated[str, typer.Argument(metavar="TASK", help='What is to be done; "-" reads it from stdin.')],
+    *,
+    budget: Annotated[str, typer.Option("--budget", metavar="AMOUNT", help='Most for everything, as "0.50".')],
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="TIME", help="As 90s or 5m. [delegate.deadline_s, 120s]")
+    ] = None,
+    plan: _PlanFile = None,
+    planner_model: Annotated[
+        str | None, typer.Option("--planner-model", metavar="MODEL", help="Who plans. [delegate.planner]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show who would do what, for how much; pay nothing, not even a planner.")
+    ] = False,
+    config: _Config = None,
+    as_json: _Json = False,
+) -> None:
+    """Plan TASK, buy its parts from the sellers in your pool, and print the answer.
+
+    Independent parts run at once; cheap work goes to cheap sellers. Nothing is paid beyond the budget, the planner
+    included. Without a planner or a plan, one call does it all. The answer is on stdout, what happens on stderr.
+    """
+    with exit_on_error(as_json=as_json):
+        from buyer.budgets import parse_units
+        from gateway.delegator.order import Order
+        from gateway.delegator.settings import DelegateSettings
+
+        settings = _settings(config)
+        limits = settings.delegate or DelegateSettings()
+        order = Order(
+            _task(task),
+            parse_units(budget, "--budget") or 0,
+            limits.deadline_s if deadline is None else _seconds(deadline),
+            planner_model or limits.planner,
+            None if plan is None else _read_plan(plan),
+        )
+        if dry_run:
+            _dry_run(settings, order, as_json=as_json)
+            return
+        code = _carry_out(settings, lambda delegator: delegator.begin(order), as_json=as_json)
+    raise typer.Exit(code)
+
+
+@delegate_commands.command("resume")
+def resume(run_id: _RunId, config: _Config = None, as_json: _Json = False) -> None:
+    """Finish a run that was cut off or waits for an answer. What was paid for is asked for, never bought again."""
+    with exit_on_error(as_json=as_json):
+        code = _carry_out(_settings(config), lambda delegator: delegator.resume(run_id), as_json=as_json)
+    raise typer.Exit(code)
+
+
+@delegate_commands.command("show")
+def show(
+    run_id: _RunId,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Draw planned against actual times into this file.")
+    ] = None,
+    config: _Config = None,
+    as_json: _Json = False,
+) -> None:
+    """Show a run: its plan, who did what, planned against actual time and price, and the payments behind it."""
+    with exit_on_error(as_json=as_json):
+        import time
+
+        from buyer.pool import Pool
+        from gateway.delegator.delegation import journal_url, receipts_in
+        from gateway.delegator.gantt import bars_of, gantt_svg
+        from gateway.delegator.journal import Journal
+        from gateway.delegator.order import planned_of
+
+        home = _settings(config).open_home()
+        journal = Journal.open(journal_url(home))
+        try:
+            found = journal.find(run_id)
+        finally:
+            journal.close()
+        with Pool.open(home) as pool:
+            receipts = receipts_in(pool, found)
+        sellers = {key: receipt.purchase for key, receipt in receipts.items()}
+        planned = planned_of(found) if found.plan else None
+        bars = [] if planned is None else bars_of(found, planned, sellers, time.time_ns() // 1_000_000)
+        if svg is not None:
+            svg.write_text(gantt_svg(f"{found.id}: planned and actual", bars))
+        document = _run_document(found)
+        document["attempts"] = [
+            {
+                "node": attempt.node_id,
+                "number": attempt.number,
+                "key": attempt.key,
+                "model": attempt.offer,
+                "seller": sellers.get(attempt.key),
+                "state": attempt.state,
+                "price": _amount(attempt.price_units),
+                "paid": None if attempt.paid_units is None else _amount(attempt.paid_units),
+                "reason": attempt.reason,
+                "receipt": None if attempt.key not in receipts else receipts[attempt.key].receipt_id,
+                "payment": None if attempt.key not in receipts else receipts[attempt.key].state,
+                "transaction": None if attempt.key not in receipts else receipts[attempt.key].transaction,
+                "started_ms": attempt.started_ms,
+                "ended_ms": attempt.ended_ms,
+            }
+            for attempt in found.attempts
+        ]
+        document["nodes"] = [
+            {
+                "id": bar.node_id,
+                "state": bar.state,
+                "seller": bar.seller or None,
+                "paid": _amount(bar.paid_units),
+                "planned_s": bar.planned,
+                "actual_s": bar.actual,
+            }
+            for bar in bars
+        ]
+
+        def human() -> None:
+            out.print(
+                f"{found.id}  {found.state}  {document['spent']} of {document['budget']} spent  "
+                f"{printable(document['note'])}",
+                markup=False,
+            )
+            out.print(f"{'node':<20}{'state':<11}{'seller':<18}{'paid':>10}{'planned':>18}{'actual':>18}")
+            for bar in bars:
+                out.print(
+                    f"{bar.node_id:<20}{bar.state:<11}{printable(bar.seller):<18}{_amount(bar.paid_units):>10}"
+                    f"{_span(bar.planned):>18}{_span(bar.actual):>18}",
+                    markup=False,
+                )
+            if svg is not None:
+                out.print(f"drawn in {svg}", markup=False)
+
+        print_document(document, as_json=as_json, human=human)
+
+
+@delegate_commands.command("list")
+def list_runs(
+    last: Annotated[int, typer.Option("--last", min=1, max=10_000, help="How many.")] = 20,
+    config: _Config = None,
+    as_json: _Json = False,
+) -> None:
+    """List the latest runs. One that is "running" and in nobody's hands can be resumed."""
+    with exit_on_error(as_json=as_json):
+        from gateway.delegator.delegation import journal_url
+        from gateway.delegator.journal import Journal
+
+        journal = Journal.open(journal_url(_settings(config).open_home()))
+        try:
+            found = journal.recent(last)
+        finally:
+            journal.close()
+        documents = [_run_document(each) for each in found]
+
+        def human() -> None:
+            for document in documents:
+                task = printable(" ".join(document["task"].split()))
+                out.print(
+                    f"{document['run']}  {document['state']:<8}  {document['budget']:>8}  {task[:70]}", markup=False
+                )
+
+        print_document({"ok": True, "runs": documents}, as_json=as_json, human=human)
+
+
+@delegate_commands.command("plan")
+def plan(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A plan to check.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a plan.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Check a plan: its form, its references, circles, unused nodes and size. Prices and sellers are not looked at."""
+    with exit_on_error(as_json=as_json):
+        from contracts.errors import UsageError
+        from gateway.delegator.plan import plan_schema
+
+        if schema:
+            print_document(plan_schema(), as_json=True, human=lambda: None)
+            return
+        if file is None:
+            raise UsageError("FILE: which plan?", remedy="name a file, or ask for the --schema")
+        checked = _read_plan(file)
+        document = {"ok": True, "nodes": len(checked.nodes), "output": checked.output}
+        print_document(
+            document,
+            as_json=as_json,
+            human=lambda: out.print(f"{len(checked.nodes)} nodes, the answer is {checked.output}", markup=False),
+        )
+
+
+def _settings(config: Path | None) -> Any:
+    from gateway.config import load_config
+    from gateway.serve import shed_wallet_environment
+
+    # This process spends what was signed, like the gateway, and must not be able to sign either.
+    shed_wallet_environment()
+    return load_config(config)
+
+
+def _task(text: str) -> str:
+    import sys
+
+    from gateway.delegator.limits import TASK_LENGTH_MAX
+
+    return sys.stdin.read(TASK_LENGTH_MAX + 1) if text == "-" else text
+
+
+def _read_plan(file: Path) -> Any:
+    from contracts.errors import NameUnknown
+    from gateway.delegator.limits import PLAN_BYTES_MAX
+    from gateway.delegator.plan import parse_plan
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(PLAN_BYTES_MAX + 1)
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise NameUnknown(f"plan: {file}: {problem}", remedy="name a file that can be read") from None
+    return parse_plan(data)
+
+
+def _seconds(text: str) -> float:
+    from contracts.errors import UsageError
+
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    if not (number.isascii() and number.replace(".", "", 1).isdigit()):
+        raise UsageError(f"--deadline: expected a time as 90s, 5m or 1h, got {text[:20]!r}")
+    return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+
+
+def _carry_out(settings: Any, start: Any, *, as_json: bool) -> int:
+    """Carry a delegation out before the user's eyes and return the exit code: 6 while an answer is unknown."""
+    import asyncio
+
+    from gateway.delegator.delegation import delegating
+    from gateway.delegator.live import showing, tell
+
+    async def work() -> tuple[Delegation, NodeEvent, Run]:
+        async with delegating(settings) as delegator:
+            delegation: Delegation = start(delegator)
+            with showing(delegation) as board:
+                async for event in delegation.events():
+                    line = board.take(event)
+                    tell(line)
+            return delegation, event, delegator.journal.find(delegation.id)
+
+    delegation, last, found = asyncio.run(work())
+    document = {**_run_document(found), "ok": last.text is not None, "text": last.text, "missing": list(last.missing)}
+
+    def human() -> None:
+        if last.text is not None:
+            out.print(printable(last.text), markup=False)
+        else:
+            _tell_missing(delegation, found, last)
+
+    print_document(document, as_json=as_json, human=human)
+    if last.text is not None:
+        return 0
+    return 6 if found.state == "running" else 1
+
+
+def _tell_missing(delegation: Delegation, found: Run, last: NodeEvent) -> None:
+    """Say what there is no answer for, and what to do about it."""
+    from contracts.console import progress
+
+    progress(f"no answer: {', '.join(last.missing)} missing")
+    if found.state == "running":
+        progress(f"run `farebox delegate resume {delegation.id}` later: what was paid for is not lost")
+    else:
+        progress(f"`farebox delegate show {delegation.id}` shows what was bought")
+
+
+def _dry_run(settings: Any, order: Order, *, as_json: bool) -> None:
+    import asyncio
+
+    from gateway.delegator.delegation import delegating
+    from gateway.delegator.schedule import carry_out
+
+    async def work() -> Planned:
+        async with delegating(settings) as delegator:
+            return await delegator.course(order)
+
+    planned = asyncio.run(work())
+    course = carry_out(planned.graph, planned.assignment)
+    nodes = [
+        {
+            "id": planned.plan.nodes[span.job].id,
+            "model": planned.graph.ways[span.job][span.way].seller,
+            "price": _amount(planned.graph.ways[span.job][span.way].price_units),
+            "planned_s": (span.starts_s, span.ends_s),
+        }
+        for span in sorted(course.spans, key=lambda span: span.starts_s)
+    ]
+    document = {"ok": True, "price": _amount(course.price_units), "takes_s": course.takes_s, "nodes": nodes}
+
+    def human() -> None:
+        if order.plan is None and order.planner is not None:
+            out.print("a planner is paid, so it was not asked; one call of the whole task would be:")
+        for node in nodes:
+            out.print(
+                f"{node['id']:<20}{node['model']:<28}{node['price']:>10}{_span(node['planned_s']):>18}", markup=False
+            )
+        out.print(f"at most {document['price']} in all, about {course.takes_s:.1f} s; nothing was paid")
+
+    print_document(document, as_json=as_json, human=human)
+
+
+def _run_document(run: Run) -> dict[str, Any]:
+    from gateway.delegator.order import note_of, order_of
+    from gateway.delegator.planning import spent_units
+
+    return {
+        "ok": True,
+        "run": run.id,
+        "state": run.state,
+        "task": order_of(run).task if run.schedule else "",
+        "note": note_of(run),
+        "budget": _amount(run.budget_units),
+        "spent": _amount(spent_units(run)),
+        "started_ms": run.started_ms,
+        "ended_ms": run.ended_ms,
+    }
+
+
+def _amount(units: int) -> str:
+    from buyer.budgets import shown_units
+
+    return shown_units(units)
+
+
+def _span(span: Any) -> str:
+    return "" if span is None else f"{span[0]:.1f} to {span[1]:.1f} s"

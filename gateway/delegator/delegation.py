@@ -1,0 +1,201 @@
+"""One task from its words to its answer: planned, judged, carried out, and taken up again where a process died.
+
+    async with delegating(GatewayConfig()) as delegator:
+        delegation = delegator.begin(Order("compare …", budget_units, 120.0, planner="big-model"))
+        async for event in delegation.events():
+            ...
+
+`delegate` is the same in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple
+
+from buyer.budgets import parse_units
+from buyer.client_keys import ClientKey
+from buyer.home import Home
+from buyer.pool import Pool
+from buyer.receipts import Receipt
+from contracts.errors import NameUnknown
+from gateway.config import GatewayConfig
+from gateway.delegator.buying import Buying, request_key
+from gateway.delegator.calls import Answer
+from gateway.delegator.journal import Attempt, Journal, Run
+from gateway.delegator.order import Order, note_of, order_of, planned_of, schedule_text
+from gateway.delegator.plan import Node, Plan, PlanInvalid, one_node_plan
+from gateway.delegator.planner import PLANNER_NODE
+from gateway.delegator.planning import ONE_CALL_TOKENS, Course, Planning, spent_units
+from gateway.delegator.progress import Planned
+from gateway.delegator.run import Limits, NodeEvent, run_plan
+from gateway.delegator.schedule import BudgetInfeasible
+from gateway.delegator.settings import DelegateSettings
+from gateway.delegator.ways import plan_course, wishes_of
+from gateway.desk import Desk
+
+__all__ = ["Delegated", "Delegation", "Delegator", "delegate", "delegating", "journal_url", "receipts_in"]
+
+
+class Delegator:
+    """Carries out delegations at one desk."""
+
+    def __init__(self, desk: Desk, journal: Journal, settings: DelegateSettings) -> None:
+        self.desk, self.settings = desk, settings
+        self.journal = journal
+        self._buyings: list[Buying] = []
+
+    def begin(self, order: Order, client_key: ClientKey | None = None) -> Delegation:
+        """Return a new delegation, which begins when its events are asked for. Raises `UsageError`."""
+        order.check()
+        return Delegation(self, self._buying(client_key), f"r{secrets.token_hex(8)}", order)
+
+    def resume(self, run_id: str) -> Delegation:
+        """Return a delegation that goes on from where it stands. Raises `NameUnknown`, `RequestInProgress`."""
+        run = self.journal.take_over(run_id)
+        return Delegation(self, self._buying(None), run_id, order_of(run), run)
+
+    async def course(self, order: Order) -> Planned:
+        """Return how the order's plan, or one call, would be carried out, and pay nothing. Raises as `plan_course`."""
+        order.check()
+        plan = order.plan or one_node_plan(order.task, ONE_CALL_TOKENS)
+        offers = await self._buying(None).offers()
+        return plan_course(plan, offers, self.settings, budget_units=order.budget_units, deadline_s=order.deadline_s)
+
+    async def close(self) -> None:
+        """Wait for calls whose payment has left."""
+        await asyncio.gather(*(buying.close() for buying in self._buyings))
+
+    def _buying(self, client_key: ClientKey | None) -> Buying:
+        buying = Buying(self.desk, client_key)
+        self._buyings = [*(each for each in self._buyings if each.is_busy), buying]
+        return buying
+
+
+class Delegation:
+    """One run. `course` is there once the event "planned" was told; `sellers` says who answered which node."""
+
+    def __init__(self, delegator: Delegator, buying: Buying, run_id: str, order: Order, run: Run | None = None) -> None:
+        self.id, self.order = run_id, order
+        self.course: Course | None = None
+        self.sellers: dict[str, str] = {}
+        self._journal, self._settings, self._buying = delegator.journal, delegator.settings, buying
+        self._run = run
+        self._started = time.monotonic()
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        """Do it, and yield what happens. Raises as `Planning.course`; nothing but the planner is paid by then."""
+        run = self._run or self._begin()
+        if not run.plan and self.order.plan is None and self.order.planner is not None:
+            yield NodeEvent("started", self._now_s(), PLANNER_NODE, self.order.planner)
+        self.course = await self._course(run)
+        run = self._journal.find(self.id)
+        yield NodeEvent("planned", self._now_s(), spent_units=spent_units(run), reason=self.course.note)
+        planned, left_s = self.course.planned, self._left_s()
+        wishes = wishes_of(planned, left_s)
+
+        async def call_node(node: Node, attempt: Attempt) -> Answer:
+            try:
+                return await self._buying.buy(attempt, node.est_tokens, wishes[node.id])
+            finally:
+                if (receipt := await self._buying.receipt_of(attempt.key)) is not None:
+                    self.sellers[node.id] = receipt.purchase
+
+        limits = Limits(self.order.budget_units, left_s, self._settings.parallel)
+        async for event in run_plan(planned, call_node, self._journal, run, limits):
+            yield event
+
+    def _begin(self) -> Run:
+        now_ms, deadline_s = time.time_ns() // 1_000_000, self.order.deadline_s
+        run = Run(
+            id=self.id,
+            tenant=self._buying.tenant,
+            plan="",
+            schedule=schedule_text(self.order, None, ""),
+            budget_units=self.order.budget_units,
+            deadline_ms=None if deadline_s is None else now_ms + round(deadline_s * 1000),
+            started_ms=now_ms,
+        )
+        self._journal.begin(run)
+        return run
+
+    async def _course(self, run: Run) -> Course:
+        if run.plan:
+            return Course(planned_of(run), note_of(run))
+        planning = Planning(run, self.order, self._settings, self._buying, self._journal, self._left_s)
+        try:
+            course = await planning.course()
+        except (PlanInvalid, BudgetInfeasible, NameUnknown):
+            await self._journal.finish(self.id, "failed")
+            raise
+        text = schedule_text(self.order, course.planned, course.note)
+        self._journal.planned(run.id, course.planned.plan.model_dump_json(), text)
+        return course
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def _left_s(self) -> float | None:
+        return None if self.order.deadline_s is None else max(self.order.deadline_s - self._now_s(), 0.001)
+
+
+@contextlib.asynccontextmanager
+async def delegating(config: GatewayConfig) -> AsyncIterator[Delegator]:
+    """Give a delegator over the pool that the settings name. Raises as opening a pool does."""
+    from gateway.serve import open_desk
+
+    async with open_desk(config) as desk:
+        journal = await asyncio.to_thread(Journal.open, journal_url(desk.pool.home))
+        delegator = Delegator(desk, journal, config.delegate or DelegateSettings())
+        try:
+            yield delegator
+        finally:
+            await delegator.close()
+            journal.close()
+
+
+def journal_url(home: Home) -> str:
+    """Return where the journal is: in the pool's PostgreSQL, else in a SQLite file of its own."""
+    return home.store or f"sqlite:///{home.path / 'delegator.db'}"
+
+
+def receipts_in(pool: Pool, run: Run) -> Mapping[str, Receipt]:
+    """Return the receipts of a run's attempts, by attempt key; what never left has none."""
+    found = {attempt.key: pool.receipt_of(request_key(attempt.key)) for attempt in run.attempts}
+    return {key: receipt for key, receipt in found.items() if receipt is not None}
+
+
+class Delegated(NamedTuple):
+    """What came of a task. `text` is None where the answer is `missing`; `run_id` is what `resume` takes."""
+
+    run_id: str
+    text: str | None
+    spent_units: int
+    missing: list[str]
+
+
+async def delegate(
+    task: str,
+    *,
+    budget: str,
+    deadline_s: float | None = None,
+    planner: str | None = None,
+    plan: Plan | None = None,
+    config: GatewayConfig | None = None,
+) -> Delegated:
+    """Have a task done for at most `budget` whole tokens, as "0.50", out of the pool that `config` names.
+
+    Raises `UsageError`, what opening a pool raises, and before anything but the planner is paid: `PlanInvalid`,
+    `BudgetInfeasible`.
+    """
+    budget_units = parse_units(budget, "budget")
+    assert budget_units is not None
+    async with delegating(config or GatewayConfig()) as delegator:
+        delegation = delegator.begin(Order(task, budget_units, deadline_s, planner=planner, plan=plan))
+        events = [event async for event in delegation.events()]
+    last = events[-1]
+    return Delegated(delegation.id, last.text, last.spent_units or 0, list(last.missing))

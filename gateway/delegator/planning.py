@@ -1,0 +1,160 @@
+"""How a run comes by its plan: of the journal, of the order, or of a planner, else as a single call.
+
+What the planner costs is inside the run's budget and in its journal like any other call, so that a process that dies
+here pays for no plan twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from buyer.budgets import shown_units
+from contracts.errors import FareboxError, NameUnknown
+from gateway.delegator.buying import Buying
+from gateway.delegator.calls import Answer, NodeFailed, attempt_key
+from gateway.delegator.journal import Attempt, Journal, Run
+from gateway.delegator.limits import PLANNER_ROUNDS, PLANNER_TOKENS_MAX
+from gateway.delegator.order import Order
+from gateway.delegator.plan import Plan, PlanInvalid, check_plan, one_node_plan, parse_plan, plan_schema
+from gateway.delegator.planner import PLANNER_NODE, planner_prompt, unfenced
+from gateway.delegator.progress import Planned
+from gateway.delegator.schedule import BudgetInfeasible
+from gateway.delegator.settings import DelegateSettings
+from gateway.delegator.ways import Priced, Wish, alone, judge, plan_course
+from gateway.models import parse_model
+
+__all__ = ["ONE_CALL_TOKENS", "Course", "Planning", "spent_units"]
+
+ONE_CALL_TOKENS = 2_000
+# A planner that was never met is given this long; everybody waits for it.
+_PLANNER_WISH = Wish(60.0, is_urgent=True)
+
+
+class Course(NamedTuple):
+    """Who does what, and how that came about."""
+
+    planned: Planned
+    note: str
+
+
+class _Refused(NamedTuple):
+    """A planner's plan, and what was wrong with it."""
+
+    text: str
+    error: FareboxError
+
+
+@dataclass(slots=True)
+class Planning:
+    """Plans one run. `left_s` says how much of its time is left."""
+
+    run: Run
+    order: Order
+    settings: DelegateSettings
+    buying: Buying
+    journal: Journal
+    left_s: Callable[[], float | None]
+    offers: Sequence[Priced] = ()
+    spent_units: int = 0
+
+    async def course(self) -> Course:
+        """Return the course of the order's plan, of a planner's, or of one call of the whole task.
+
+        Raises `NotForSale`, `BudgetInfeasible`, `DeadlineInfeasible`, `NameUnknown` (the planner's model), and
+        `NodeUnknown` where the planner was paid and has not answered.
+        """
+        self.offers = await self.buying.offers()
+        if self.order.plan is not None:
+            return Course(self._of(self.order.plan), "the plan that was given")
+        if self.order.planner is None:
+            return self._one_call("no planner was asked")
+        problem: _Refused | None = None
+        for number in range(PLANNER_ROUNDS):
+            try:
+                answer = await self._ask(self.order.planner, number, problem)
+            except NodeFailed as error:
+                self.spent_units += error.paid_units
+                return self._one_call(f"the planner gave no plan: {error.message}")
+            self.spent_units += answer.paid_units
+            try:
+                return self._judged(self._of(parse_plan(unfenced(answer.text))))
+            except (PlanInvalid, BudgetInfeasible) as error:
+                problem = _Refused(answer.text, error)
+        assert problem is not None
+        return self._one_call(f"the planner's plans were refused: {problem.error.message}")
+
+    def _of(self, plan: Plan) -> Planned:
+        check_plan(plan)
+        left_units = self.order.budget_units - self.spent_units
+        return plan_course(plan, self.offers, self.settings, budget_units=left_units, deadline_s=self.left_s())
+
+    def _one_call(self, why: str) -> Course:
+        return Course(self._of(one_node_plan(self.order.task, ONE_CALL_TOKENS)), f"one call: {why}")
+
+    def _judged(self, planned: Planned) -> Course:
+        """Return the plan, or the single call where delegating brings nothing."""
+        if not self.order.is_judged or len(planned.plan.nodes) == 1:
+            return Course(planned, "the planner's plan")
+        try:
+            single = self._of(alone(planned.plan, self.order.task))
+        except FareboxError:
+            return Course(planned, "the planner's plan: no single call can do it")
+        verdict = judge(planned, single, deadline_s=self.left_s())
+        if verdict.delegates:
+            return Course(planned, f"the planner's plan: {verdict.reason}")
+        return Course(single, f"one call: {verdict.reason}")
+
+    async def _ask(self, model: str, number: int, problem: _Refused | None) -> Answer:
+        """Buy a plan, or read in the journal what was bought."""
+        known = next(
+            (each for each in self.run.attempts if (each.node_id, each.number) == (PLANNER_NODE, number)), None
+        )
+        if known is not None and known.state == "answered":
+            return Answer(known.result or "", known.paid_units or 0)
+        if known is not None and known.state == "failed":
+            raise NodeFailed(known.reason or "it failed", paid_units=known.paid_units or 0)
+        if known is None:
+            known = self._attempt(parse_model(model).name, number, problem)
+            await self.journal.intend(self.run.id, known)
+        try:
+            answer = await self.buying.buy(known, PLANNER_TOKENS_MAX, _PLANNER_WISH, plan_schema())
+        except NodeFailed as error:
+            await self.journal.ended(known.key, paid_units=error.paid_units, result=None, reason=error.message)
+            raise
+        await self.journal.ended(known.key, paid_units=answer.paid_units, result=answer.text)
+        return answer
+
+    def _attempt(self, model: str, number: int, problem: _Refused | None) -> Attempt:
+        sold = [offer.price_units for offer in self.offers if offer.model == model]
+        if not sold:
+            raise NameUnknown(
+                f"the planner: no purchase of {model[:100]!r} has anything left",
+                remedy=f"run `farebox buy NAME --endpoint URL --model {model[:100]} --count N --max-price P`",
+            )
+        left_units = self.order.budget_units - self.spent_units
+        within = [price for price in sold if price <= left_units]
+        if not within:
+            missing_units = min(sold) - left_units
+            raise BudgetInfeasible(
+                f"the planner alone costs {shown_units(min(sold))}: {shown_units(missing_units)} is missing",
+                missing_units=missing_units,
+            )
+        key = attempt_key(self.run.id, PLANNER_NODE, number)
+        return Attempt(
+            key=key,
+            node_id=PLANNER_NODE,
+            number=number,
+            offer=model,
+            prompt=planner_prompt(self.order.task, self.settings, key, problem=problem),
+            price_units=max(within),
+            state="intended",
+            started_ms=time.time_ns() // 1_000_000,
+        )
+
+
+def spent_units(run: Run) -> int:
+    """Return what the calls of a run have cost so far."""
+    return sum(attempt.paid_units or 0 for attempt in run.attempts)

@@ -1,0 +1,188 @@
+"""The ways in which each node of a plan could be bought: at which model, for how much at most, how soon. Pure.
+
+A way names a model and a price, never a seller: among the sellers of that model that ask no more, the worker's own bid
+decides when the call is made, by what is known of them then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from buyer.budgets import shown_units
+from gateway.bidder.rule import SPREAD_MIN_S, SPREAD_SHARE
+from gateway.delegator.gate import Overheads, Single, Verdict, worth_delegating
+from gateway.delegator.limits import RETRY_PERCENT, WAYS_MAX
+from gateway.delegator.plan import Kind, Node, Plan, PlanInvalid, one_node_plan
+from gateway.delegator.progress import Planned
+from gateway.delegator.schedule import (
+    Assignment,
+    BudgetInfeasible,
+    Graph,
+    Way,
+    carry_out,
+    cheapest,
+    cost_units,
+    fastest,
+    upgraded,
+    upward_ranks,
+)
+from gateway.delegator.settings import DelegateSettings
+from gateway.wishes import work_of_tokens
+
+__all__ = ["DeadlineInfeasible", "NotForSale", "Priced", "Wish", "alone", "judge", "plan_course", "wishes_of"]
+
+# What a worker's prompt holds besides its goal and its inputs, and how many bytes of text are a token.
+_PREAMBLE_TOKENS = 80
+_BYTES_PER_TOKEN = 4
+# Two deviations: 19 of 20 calls are done by then, if the estimates are right.
+_DEVIATIONS = 2
+# A course is planned to end this share into the time it has.
+_AIM_SHARE = 0.9
+
+
+class NotForSale(PlanInvalid):
+    """No model that was bought is fit for a node."""
+
+    code = "plan_not_for_sale"
+    remedy = "buy from a seller of a stronger model, or change `delegate.models` in gateway.yaml"
+
+
+class DeadlineInfeasible(PlanInvalid):
+    """Even with every part done in the fastest way, the plan takes longer than it may."""
+
+    code = "deadline_infeasible"
+    remedy = "allow more time, or ask for less"
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """One purchase as a worker sees it: its price, and the work a second it has been seen to do, waiting included."""
+
+    model: str
+    seller: str
+    price_units: int
+    work_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a worker asks of the bidder: when it needs its answer, and whether all the others wait for it."""
+
+    deadline_s: float
+    is_urgent: bool
+
+
+def plan_course(
+    plan: Plan,
+    offers: Sequence[Priced],
+    settings: DelegateSettings,
+    *,
+    budget_units: int,
+    deadline_s: float | None = None,
+) -> Planned:
+    """Return who does what: cheap work cheaply, and speed bought where the whole gets shorter.
+
+    A share of the budget is kept for calls that must be repeated. Raises `NotForSale`, `BudgetInfeasible` with the
+    missing amount, `DeadlineInfeasible`.
+    """
+    graph = _graph(plan, offers, settings)
+    least = cost_units(graph, cheapest(graph))
+    if least > budget_units:
+        raise BudgetInfeasible(
+            f"the cheapest way to do all of it takes {shown_units(least)}, and {shown_units(budget_units)} is left of "
+            f"the budget: {shown_units(least - budget_units)} is missing",
+            missing_units=least - budget_units,
+        )
+    soonest_s = carry_out(graph, fastest(graph)).takes_s
+    if deadline_s is not None and soonest_s > deadline_s:
+        raise DeadlineInfeasible(f"the fastest way takes {soonest_s:.1f} s, the deadline is {deadline_s:g} s")
+    for_upgrades = max(least, budget_units * (100 - RETRY_PERCENT) // 100)
+    aim_s = None if deadline_s is None else deadline_s * _AIM_SHARE
+    return Planned(plan, graph, upgraded(graph, budget_units=for_upgrades, deadline_s=aim_s))
+
+
+def wishes_of(planned: Planned, deadline_s: float | None = None) -> Mapping[str, Wish]:
+    """Return for each node when its answer is needed so that the whole is in time.
+
+    Nodes that others do not wait for have all the time that the longest path leaves them.
+    """
+    graph, assignment = planned.graph, planned.assignment
+    ranks, before = upward_ranks(graph, assignment), _begins_s(graph, assignment)
+    whole_s = max(start + rank for start, rank in zip(before, ranks, strict=True))
+    late_s = 0.0 if deadline_s is None else max(deadline_s - whole_s, 0.0)
+    wishes = {}
+    for job, node in enumerate(planned.plan.nodes):
+        takes_s = graph.ways[job][assignment[job]].takes_s
+        spread_s = _DEVIATIONS * (SPREAD_SHARE * takes_s + SPREAD_MIN_S)
+        free_s = whole_s - before[job] - ranks[job]
+        # Of the time up to the deadline, a node gets what it takes of the longest path.
+        wishes[node.id] = Wish(takes_s + spread_s + free_s + late_s * takes_s / whole_s, free_s <= spread_s)
+    return wishes
+
+
+def alone(plan: Plan, task: str) -> Plan:
+    """Return the plan of not delegating what `plan` would: one call as demanding as the most demanding part."""
+    whole = one_node_plan(task, sum(node.est_tokens for node in plan.nodes))
+    (node,) = whole.nodes
+    demanding = max(node.min_quality for node in plan.nodes)
+    return whole.model_copy(update={"nodes": [node.model_copy(update={"min_quality": demanding})]})
+
+
+def judge(planned: Planned, single: Planned, *, deadline_s: float | None = None) -> Verdict:
+    """Tell whether to carry a plan out or make one call of it. The planner is paid either way by now."""
+    course, one = (carry_out(each.graph, each.assignment) for each in (planned, single))
+    # A prompt of ours repeats what the parts need, so nothing is added for context here: `_work` has counted it.
+    overheads = Overheads(planner_s=0.0, planner_units=0, context_share=0.0)
+    return worth_delegating(course, Single(one.takes_s, one.price_units), overheads, deadline_s=deadline_s)
+
+
+def _graph(plan: Plan, offers: Sequence[Priced], settings: DelegateSettings) -> Graph:
+    places, nodes = plan.places, {node.id: node for node in plan.nodes}
+    by_model = {
+        model: sorted(each, key=lambda offer: offer.price_units)
+        for model, each in groupby(sorted(offers, key=lambda offer: offer.model), key=lambda offer: offer.model)
+    }
+    ways = [_ways(place, node, _work(node, nodes), by_model, settings) for place, node in enumerate(plan.nodes)]
+    slots = {model: fitness.slots for model in by_model if (fitness := settings.fitness_of(model)) and fitness.slots}
+    return Graph([[places[need] for need in node.needs] for node in plan.nodes], ways, slots)
+
+
+def _ways(
+    place: int, node: Node, work: float, by_model: Mapping[str, Sequence[Priced]], settings: DelegateSettings
+) -> list[Way]:
+    """Return a way for each price that buys more speed from a fit model, the cheapest first."""
+    ways: list[Way] = []
+    for model, offers in by_model.items():
+        fitness = settings.fitness_of(model)
+        if fitness is None or fitness.quality < node.min_quality or Kind(node.kind) not in fitness.kinds:
+            continue
+        best = 0.0
+        for offer in offers:
+            if offer.work_per_s > best:
+                best = offer.work_per_s
+                ways.append(Way(model, work / best, offer.price_units))
+    if not ways:
+        raise NotForSale(
+            f"nodes[{place}] ({node.id}): no model that was bought does {node.kind.value!r} at quality "
+            f"{node.min_quality:g}"
+        )
+    return sorted(ways, key=lambda way: (way.price_units, way.takes_s))[:WAYS_MAX]
+
+
+def _work(node: Node, nodes: Mapping[str, Node]) -> float:
+    """Return the work of one call: what it writes, and what it reads of its goal and of others' answers."""
+    read = _PREAMBLE_TOKENS + len(node.goal.encode()) / _BYTES_PER_TOKEN
+    read += sum(nodes[each.source].est_tokens for each in node.inputs)
+    return work_of_tokens(node.est_tokens, read)
+
+
+def _begins_s(graph: Graph, assignment: Assignment) -> list[float]:
+    """Return when each job can begin at the earliest."""
+    begins = [0.0] * graph.size
+    for job in graph.order:
+        begins[job] = max(
+            (begins[need] + graph.ways[need][assignment[need]].takes_s for need in graph.needs[job]), default=0.0
+        )
+    return begins
