@@ -27,6 +27,7 @@ from contracts.evm.deploy import deploy
 from contracts.evm.preinstalls import preinstalled_code
 from contracts.evm.rpc import RpcRefused
 from contracts.evm.toolchain import anvil_binary
+from contracts.interrupts import held_back
 from contracts.keccak import keccak
 from contracts.limits import (
     DEVNET_LOG_TAIL_CHARS,
@@ -125,18 +126,18 @@ class Devnet:
         binary = anvil_binary()
         folder = Path(tempfile.mkdtemp(prefix="farebox-devnet-"))
         log_file = self._log_file or folder / "anvil.log"
-        with log_file.open("wb") as log:
-            # A session of its own: an interrupt from the terminal reaches us, and we stop the chain in order.
-            process = subprocess.Popen(
-                [str(binary), *self._options()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
         self._client = httpx.Client(timeout=DEVNET_RPC_TIMEOUT_S, trust_env=False)
-        self._close = weakref.finalize(self, _end, process, folder, self._client)
         try:
+            with log_file.open("wb") as log, held_back():
+                # A session of its own: an interrupt from the terminal reaches us, and we stop the chain in order.
+                process = subprocess.Popen(
+                    [str(binary), *self._options()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._close = weakref.finalize(self, _end, process, folder, self._client)
             self.rpc_url = f"http://127.0.0.1:{_listening_port(process, log_file)}"
             self._prepare()
         except BaseException:
@@ -147,7 +148,8 @@ class Devnet:
     def stop(self) -> None:
         """End anvil and everything it started. Safe to call twice; also happens when the interpreter exits."""
         if self._close is not None:
-            self._close()
+            with held_back():
+                self._close()
         self._close = self._client = None
         self.rpc_url = ""
 

@@ -12,15 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import httpx
 
 from contracts.errors import LocalError
+from contracts.interrupts import INTERRUPTS, held_back
 
 __all__ = [
     "Child",
@@ -70,14 +72,13 @@ class Child:
 
     def kill(self) -> None:
         """`kill -9`, with everything it started; returns when it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        _kill(self.process)
 
 
 class Crew:
-    """Starts processes in `folder`, and ends all of them when the context ends, however it ends.
+    """Starts processes in `folder`, and ends all of them when the context ends, however and whenever it ends.
 
+    An interrupt takes effect only when what was started is written down, and never while children are being ended.
     `environment` is added to this process's own, out of which every FAREBOX_ variable and proxy is dropped: a demo
     talks to its own parts only.
     """
@@ -87,6 +88,9 @@ class Crew:
         self.environment = {**_neutral_environment(), **environment}
         self._logs = folder / "logs"
         self._children: list[Child] = []
+        self._running: list[subprocess.Popen[bytes]] = []
+        # An interrupt can strike between the context's last line and `__exit__`'s first: then Python's end is theirs.
+        weakref.finalize(self, _end, self._running)
 
     def __enter__(self) -> Self:
         self._logs.mkdir(exist_ok=True)
@@ -100,39 +104,25 @@ class Crew:
     def start(self, name: str, command: Sequence[str], *, variables: Mapping[str, str] | None = None) -> Child:
         """Start a process whose output goes to `logs/NAME.log`; a second start of a name goes on in the same log."""
         log_file = self._logs / f"{name}.log"
-        # In a session of its own, so that Ctrl-C reaches us alone and we end the children in order.
         with log_file.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env={**self.environment, **(variables or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = self._spawn(command, log, subprocess.STDOUT, variables or {})
         child = Child(name, process, log_file)
         self._children.append(child)
         return child
 
     def run(self, name: str, command: Sequence[str], *, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
         """Run a command to its end and return what it wrote to stdout. Raises `DemoFailed` unless it exits with 0."""
-        try:
-            done = subprocess.run(
-                command,
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise DemoFailed(f"{name}: not done after {timeout_s:.0f} s") from None
-        if done.returncode != 0:
-            raise DemoFailed(f"{name}: exit code {done.returncode}\n{(done.stderr or done.stdout).strip()}")
-        return done.stdout
+        with self._spawn(command, subprocess.PIPE, subprocess.PIPE, {}) as process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                _end([process])
+                raise DemoFailed(f"{name}: not done after {timeout_s:.0f} s") from None
+        self._running.remove(process)
+        if process.returncode != 0:
+            said = (err or out).decode(errors="replace").strip()
+            raise DemoFailed(f"{name}: exit code {process.returncode}\n{said}")
+        return out.decode()
 
     def wait_ready(self, child: Child, url: str, *, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Return when `url` answers 200. Raises `DemoFailed` when the child ends before, or the time is over."""
@@ -146,15 +136,25 @@ class Crew:
 
     def stop(self) -> None:
         """End every child, youngest first; what does not end in time is killed with all it started."""
-        for child in reversed(self._children):
-            with contextlib.suppress(ProcessLookupError):
-                child.process.terminate()
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        for child in reversed(self._children):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            child.kill()
+        _end(self._running)
         self._children.clear()
+
+    def _spawn(
+        self, command: Sequence[str], stdout: int | IO[bytes], stderr: int, variables: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with held_back():
+            # In a session of its own, so that Ctrl-C reaches us alone and we end the children in order.
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={**self.environment, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            self._running.append(process)
+        return process
 
 
 def wait_until(
@@ -203,18 +203,45 @@ def demo_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def interrupt_on_termination() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP as Ctrl-C for the time of the context, so that clean-up runs for them too."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C for the time of the context, so that clean-up runs for them too.
+
+    Only the first of them interrupts: clean-up ends by itself, and an impatient second Ctrl-C must not cut it short.
+    """
+    interrupted = False
 
     def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
 
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in signals]
+    before = [signal.signal(number, interrupt) for number in INTERRUPTS]
     try:
         yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in zip(INTERRUPTS, before, strict=True):
             signal.signal(number, handler)
+
+
+def _end(running: list[subprocess.Popen[bytes]]) -> None:
+    with held_back():
+        for process in reversed(running):
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for process in reversed(running):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _kill(process)
+            for pipe in filter(None, (process.stdout, process.stderr)):
+                pipe.close()
+        running.clear()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _answers(url: str) -> bool:

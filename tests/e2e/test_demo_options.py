@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,8 @@ from contracts.evm.toolchain import ToolMissing
 from gateway.demo import proxy
 from gateway.demo.processes import Crew, farebox_command, wait_until
 from tests.e2e.parts import run_demo
+
+ENDED_TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -110,8 +113,12 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(number: signal.Signal
         (folder,) = tmp_path.glob("farebox-demo-*")
         assert len(running_below(str(folder))) >= 2
         demo.send_signal(number)
-        assert demo.wait(30) == 130
-    assert running_below(str(folder)) == []
+        assert demo.wait(ENDED_TIMEOUT_S) == 130
+    # What was killed is waited for, but what its end orphaned is the system's to reap.
+    deadline = time.monotonic() + ENDED_TIMEOUT_S
+    while left := running_below(str(folder)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
     assert not folder.exists()
 
 
@@ -126,6 +133,6 @@ def test_keep_leaves_everything_running_until_ctrl_c(tmp_path: Path) -> None:
         answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(30) == 0
+        assert demo.wait(ENDED_TIMEOUT_S) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(base_url)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,69 @@ def test_children_end_when_the_story_fails(tmp_path: Path) -> None:
     assert started[0].process.poll() is not None
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Strike with Ctrl-C at the moment a child exists and nobody has written down that it does; list those children."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    class InterruptedPopen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            children.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", InterruptedPopen)
+    return children
+
+
+def test_an_interrupt_while_a_child_starts_does_not_lose_the_child(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Crew(tmp_path, {}) as crew:
+        crew.start("sleeper", python("import time; time.sleep(600)"))
+    assert [child.poll() for child in started] == [-signal.SIGTERM]
+
+
+def test_an_interrupt_while_a_command_starts_does_not_lose_the_command(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Crew(tmp_path, {}) as crew:
+        crew.run("sleeper", python("import time; time.sleep(600)"))
+    assert [child.poll() for child in started] == [-signal.SIGTERM]
+
+
+def test_a_second_interrupt_does_not_cut_the_ending_of_children_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def interrupted_wait(child: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        signal.raise_signal(signal.SIGINT)
+        ended.append(wait(child, timeout))
+        return ended[-1]
+
+    wait = subprocess.Popen.wait
+    crew = Crew(tmp_path, {}).__enter__()
+    children = [crew.start(name, python("import time; time.sleep(600)")) for name in ("one", "two")]
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted_wait)
+    with pytest.raises(KeyboardInterrupt):
+        crew.stop()
+    assert ended
+    assert [child.process.returncode for child in children] == [-signal.SIGTERM] * 2
+
+
+def test_children_end_with_python_where_an_interrupt_kept_the_context_from_ending(tmp_path: Path) -> None:
+    story = """
+import sys
+from pathlib import Path
+from gateway.demo.processes import Crew
+crew = Crew(Path(sys.argv[1]), {}).__enter__()
+print(crew.start("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"]).process.pid)
+"""
+    done = subprocess.run(python(story, str(tmp_path)), capture_output=True, text=True, timeout=120, check=True)
+    assert not is_running(int(done.stdout))
+
+
 def test_a_command_that_fails_is_reported_with_what_it_said(tmp_path: Path) -> None:
     with Crew(tmp_path, {}) as crew, pytest.raises(DemoFailed, match=r"buy: exit code 4\nprice_above_cap: too dear"):
         crew.run("buy", python("import sys; sys.exit(sys.stderr.write('price_above_cap: too dear') and 4)"))
@@ -161,6 +225,16 @@ def test_a_request_to_terminate_runs_the_same_clean_up_as_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt), interrupt_on_termination():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_only_the_first_request_to_end_interrupts() -> None:
+    with interrupt_on_termination():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_popen_leaves_the_log_where_the_message_says(tmp_path: Path) -> None:
