@@ -78,12 +78,13 @@ def sums(connection: Connection, chain_id: int, token: Address) -> Sums:
     amounts: dict[str, str] = dict(
         connection.execute("SELECT name, amount_atomic FROM books WHERE chain_id = ? AND token = ?", key)
     )
-    # What has ended is counted as it ends; the rest is found by its indexes, and is little.
+    # What has ended is counted as it ends; the rest is found by its indexes, and is little. (`+ 0` keeps the planner
+    # from the index of all payments of a token.)
     counts = connection.execute(
         "SELECT money, payments FROM payment_counts WHERE chain_id = ? AND token = ? AND payments > 0"
         " UNION ALL SELECT money, count(*) FROM payments WHERE chain_id = ? AND token = ?"
         " AND money IN ('queued', 'submitted') GROUP BY money"
-        " UNION ALL SELECT money, count(*) FROM payments WHERE chain_id = ? AND token = ?"
+        " UNION ALL SELECT money, count(*) FROM payments WHERE chain_id + 0 = ? AND token = ?"
         " AND owner IS NOT NULL AND money = 'reserved' GROUP BY money",
         key * 3,
     )
@@ -93,8 +94,9 @@ def sums(connection: Connection, chain_id: int, token: Address) -> Sums:
 
 def transactions(connection: Connection, chain_id: int, token: Address, limit: int) -> list[str]:
     """Return the transactions that settled the latest `limit` payments, newest first."""
+    # Backwards from the newest (`+ 0`), not by the index of all payments of a token.
     rows = connection.execute(
-        "SELECT transaction_hash FROM payments WHERE chain_id = ? AND token = ? AND money = 'settled'"
+        "SELECT transaction_hash FROM payments WHERE chain_id + 0 = ? AND token = ? AND money = 'settled'"
         " AND transaction_hash <> '' ORDER BY id DESC LIMIT ?",
         (chain_id, token, limit),
     ).fetchall()
