@@ -22,7 +22,7 @@ class LoadPrice:
         rise_bp = settings.max_bp - FULL_BP
         self.factors_bp = tuple(FULL_BP + rise_bp * step // steps for step in range(steps + 1))
         self._from, self._span = settings.from_percent, settings.full_percent - settings.from_percent
-        self._slack = self._span // max(steps - 1, 1) // 2
+        self._slack = min(self._span // max(steps - 1, 1), self._from) // 2
         self._valid_s = settings.quote_valid_s
         self._honoured_until_s = [0.0] * (steps + 1)
         self._step = 0
