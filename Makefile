@@ -151,8 +151,8 @@ UV_COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/uv/bin/uv pip compile
 	--python-version 3.11 --generate-hashes --no-emit-index-url --no-config $(ARGS)
 
 lock: $(VENV)/.uv
-	@$(UV_COMPILE) pyproject.toml --extra chain --extra gateway --extra bidder --extra postgres --extra demo \
-		--extra bench --extra dev -o $(LOCKS)/dev.txt
+	@$(UV_COMPILE) pyproject.toml --extra chain --extra gateway --extra bidder --extra postgres --extra dbos \
+		--extra demo --extra bench --extra dev -o $(LOCKS)/dev.txt
 	@$(UV_COMPILE) pyproject.toml --extra chain --extra gateway --extra postgres --constraint $(LOCKS)/dev.txt -o $(LOCKS)/gateway.txt
 	@$(UV_COMPILE) $(LOCKS)/build.in --constraint $(LOCKS)/dev.txt -o $(LOCKS)/build.txt
 	@$(UV_COMPILE) $(LOCKS)/litellm.in -o $(LOCKS)/litellm.txt
