@@ -26,6 +26,7 @@ from buyer.options import (
     RpcOption,
     Schemes,
     SignerOption,
+    Tier,
     Yes,
 )
 from buyer.wiring import (
@@ -118,6 +119,7 @@ def buy(
     network: Networks = None,
     asset: Assets = None,
     scheme: Schemes = None,
+    tier: Tier = None,
     allow_http: AllowHttp = False,
     allow_v1: AllowV1 = False,
     encrypt_with: Annotated[
@@ -181,6 +183,7 @@ def buy(
             allow_http=allow_http,
             allow_v1=allow_v1,
             wallet=wallet,
+            tier=tier,
         )
         spec = signer_spec(signer, pool, name)
         with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as key:

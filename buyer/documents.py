@@ -23,6 +23,7 @@ from contracts.address import address_text
 from contracts.console import out
 from contracts.money import Asset, format_amount
 from contracts.offers import Offer
+from contracts.tiers import tier_of
 
 __all__ = [
     "asset_document",
@@ -69,6 +70,7 @@ def offer_document(offer: Offer) -> dict[str, Any]:
         **money("price", offer.amount_atomic, offer.asset),
         "pay_to": address_text(offer.pay_to),
         "max_timeout_s": offer.max_timeout_s,
+        "tier": tier_of(offer.extra),
     }
 
 

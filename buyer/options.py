@@ -21,6 +21,7 @@ __all__ = [
     "RpcOption",
     "Schemes",
     "SignerOption",
+    "Tier",
     "Yes",
     "complete_name",
 ]
@@ -51,6 +52,10 @@ Assets = Annotated[
 Schemes = Annotated[
     list[str] | None,
     typer.Option("--scheme", help="exact, or upto: charged by usage, up to the price. Repeatable. [exact]"),
+]
+Tier = Annotated[
+    str | None,
+    typer.Option("--tier", metavar="TIER", help="urgent, normal or background, where the seller has tiers. [normal]"),
 ]
 SignerOption = Annotated[
     str | None,

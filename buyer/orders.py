@@ -32,6 +32,7 @@ from buyer.sponsoring import sponsored
 from contracts.address import address_text, parse_address
 from contracts.errors import BudgetExceeded, NameUnknown, PriceAboveCap, TermsChanged, UsageError
 from contracts.money import Asset, format_amount, parse_amount
+from contracts.tiers import tier_of
 
 __all__ = ["BuyOrder", "PayOrder", "RefillOrder", "parse_ttl", "pay_once", "plan_buy"]
 
@@ -75,6 +76,7 @@ class BuyOrder:
     allow_v1: bool = False
     schemes: Sequence[str] = ()
     wallet: str | None = None
+    tier: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +233,7 @@ async def _new_draft(order: BuyOrder, signer: Signer) -> tuple[Draft, Choice]:
         max_validity_s=SELLER_TIMEOUT_S_MAX,
         allow_v1=order.allow_v1,
         schemes=order.schemes or ("exact",),
+        tier=order.tier,
     )
     payer = signer.address if order.wallet is None else parse_address(order.wallet, "--wallet")
     endpoint = normalise_endpoint(order.endpoint, allow_http=order.allow_http)
@@ -267,6 +270,8 @@ async def _top_up_draft(order: BuyOrder, existing: Purchase, signer: Signer) -> 
         raise UsageError(f"{existing.name}: is {existing.state}", remedy="buy under another name")
     if order.wallet is not None and parse_address(order.wallet, "--wallet") != existing.payer:
         raise UsageError(f"{existing.name}: is paid by {address_text(existing.payer)}", remedy="leave out --wallet")
+    if order.tier not in (None, tier_of(existing.offer.extra)):
+        raise UsageError(f"{existing.name}: is of another tier", remedy="buy the other tier under another name")
     check_wallet(existing, signer)
     offer = existing.offer
     cap_atomic = existing.price_cap_atomic

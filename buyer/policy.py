@@ -26,6 +26,7 @@ from contracts.money import Asset, format_amount, parse_amount
 from contracts.networks import DEVNET_CHAIN_ID, find_asset, parse_network
 from contracts.offers import Offer
 from contracts.schemes.rails import proxy_of
+from contracts.tiers import NORMAL, TIERS, tier_of
 
 __all__ = ["Choice", "Holdings", "Rejection", "SpendPolicy", "acceptable", "choose", "describe"]
 
@@ -49,6 +50,8 @@ class SpendPolicy:
     - `max_validity_s`: the longest window a payment is signed for.
     - `schemes`: `exact` pays the price that was asked. `upto` lets the seller charge by usage, up to what it asked, so
       that the price cap bounds the ceiling; nobody is charged that way who did not say so.
+    - `tier`: the service class to pay for, where a seller has several: urgent, normal or background. None takes the
+      normal one; the cheapest offer would be work that waits for all other work.
     - `allow_v1`: whether to pay a seller that asks in x402 version 1, whose offer stands in the body alone.
     """
 
@@ -63,6 +66,7 @@ class SpendPolicy:
     accept_quote: bool = False
     allow_v1: bool = False
     schemes: Collection[str] = ("exact",)
+    tier: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse, with `UsageError`, a policy without a price cap, with two of one kind, or with unreadable members."""
@@ -83,6 +87,8 @@ class SpendPolicy:
         for scheme in self.schemes:
             if scheme not in _SCHEMES:
                 raise UsageError(f"scheme: expected {' or '.join(_SCHEMES)}, got {scheme[:40]!r}")
+        if self.tier is not None and self.tier not in TIERS:
+            raise UsageError(f"tier: expected one of {', '.join(TIERS)}, got {self.tier[:40]!r}")
         if self.max_validity_s <= 0:
             raise UsageError("max_validity_s: expected a positive number of seconds")
 
@@ -148,6 +154,8 @@ def choose(
     Raises the refusal of the option that came nearest, with all of them in its message.
     """
     accepted, rejected = acceptable(asked, policy, url)
+    accepted, others = _of_tier(accepted, policy.tier)
+    rejected += others
     if holdings is not None:
         rejected += [Rejection(option, short) for option in accepted if (short := _short(option, holdings)) is not None]
         refused = {rejection.option.index for rejection in rejected}
@@ -155,19 +163,39 @@ def choose(
     if not accepted:
         raise _nearest(rejected)
     best = min(accepted, key=lambda option: (_needs_approval(option, allowances), *_cost(option)))
-    others = [Rejection(option, _dearer(option, best)) for option in accepted if option is not best]
+    dearer = [Rejection(option, _dearer(option, best)) for option in accepted if option is not best]
     assert best.terms is not None
-    return Choice(best, best.terms, sorted(rejected + others, key=lambda rejection: rejection.option.index))
+    return Choice(best, best.terms, sorted(rejected + dearer, key=lambda rejection: rejection.option.index))
 
 
 def describe(offer: Offer) -> str:
     """Return one line for a person; every word of it is ours or checked, none the seller's."""
     bound = "up to " if offer.scheme == "upto" else ""
     price = format_amount(offer.amount_atomic, offer.asset)
+    tier = tier_of(offer.extra)
     return (
         f"{bound}{price} on {offer.network.label} to {address_text(offer.pay_to)} "
-        f"({offer.scheme}, {offer.method}, token {offer.asset.address_text})"
+        f"({offer.scheme}, {offer.method}, token {offer.asset.address_text}{f', {tier} tier' if tier else ''})"
     )
+
+
+def _of_tier(options: list[Option], wanted: str | None) -> tuple[list[Option], list[Rejection]]:
+    """Split options by service class. Without a wish it is the normal one, where a seller has one by that name."""
+    tiers = {option.index: tier_of(option.terms.offer.extra) for option in options if option.terms is not None}
+    if wanted is None:
+        if NORMAL not in tiers.values():
+            return options, []
+        wanted = NORMAL
+    kept = [option for option in options if tiers.get(option.index) == wanted]
+    return kept, [
+        Rejection(option, _other_tier(tiers.get(option.index), wanted)) for option in options if option not in kept
+    ]
+
+
+def _other_tier(tier: str | None, wanted: str) -> TermsNotAllowed:
+    if tier is None:
+        return TermsNotAllowed(f"it is of no tier, and {wanted} is wanted", remedy="leave out --tier")
+    return TermsNotAllowed(f"it is of the {tier} tier, and {wanted} is wanted", remedy=f"choose it with --tier {tier}")
 
 
 def _problem(terms: Terms, policy: SpendPolicy, url: str) -> FareboxError | None:

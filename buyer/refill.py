@@ -33,6 +33,7 @@ from contracts.errors import (
 )
 from contracts.money import format_amount
 from contracts.storage import Connection
+from contracts.tiers import tier_of
 
 __all__ = ["Processed", "process", "terms_now", "top_up"]
 
@@ -142,6 +143,7 @@ async def terms_now(purchase: Purchase, rpc_urls: Sequence[str]) -> tuple[Terms,
         max_validity_s=SELLER_TIMEOUT_S_MAX,
         allow_v1=purchase.x402_version == 1,
         schemes=[offer.scheme],
+        tier=tier_of(offer.extra),
     )
     choice, urls = await choose_option(_same_payee(purchase, probe), policy, probe.url, purchase.payer, rpc_urls)
     return choice.terms, urls

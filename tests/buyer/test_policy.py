@@ -57,6 +57,32 @@ def test_the_cheapest_acceptable_option_is_chosen_wherever_it_stands() -> None:
     assert all("0.001 USDC was chosen" in rejection.error.message for rejection in choice.rejected)
 
 
+def of_tier(tier: str, price_atomic: int) -> Offer:
+    return replace(on_base(price_atomic), extra={"tier": tier})
+
+
+SERVICE_CLASSES = (of_tier("normal", 1000), of_tier("urgent", 2000), of_tier("background", 500))
+
+
+def test_who_names_no_tier_pays_the_normal_one_though_background_work_is_cheaper() -> None:
+    choice = choose(read(*SERVICE_CLASSES), CHEAP_CAP, URL)
+    assert choice.terms.offer.amount_atomic == 1000
+    assert "--tier background" in str(choice.rejected[-1].error.advice)
+
+
+@pytest.mark.parametrize(("tier", "price_atomic"), [("urgent", 2000), ("normal", 1000), ("background", 500)])
+def test_the_tier_that_is_named_is_the_one_that_is_paid(tier: str, price_atomic: int) -> None:
+    policy = replace(CHEAP_CAP, tier=tier)
+    assert choose(read(*SERVICE_CLASSES), policy, URL).terms.offer.amount_atomic == price_atomic
+
+
+def test_no_other_tier_stands_in_for_one_that_is_not_offered() -> None:
+    with pytest.raises(TermsNotAllowed, match="urgent is wanted"):
+        choose(read(SERVICE_CLASSES[0], on_base(100)), replace(CHEAP_CAP, tier="urgent"), URL)
+    with pytest.raises(UsageError, match="tier"):
+        SpendPolicy(max_price="1", tier="gold")
+
+
 def test_prices_are_compared_in_tokens_not_in_atomic_units() -> None:
     fine = Asset(parse_address("0x" + "55" * 20), "Fine USD", "1", 18, "FineUSD")
     cheap, dear = offer_of(2 * 10**15, asset=fine), offer_of(5000)
