@@ -65,6 +65,7 @@ class Router:
         open_ones = [each for each in allowed if not self.breakers.is_open(each.origin, now_s)]
         # With everybody's breaker open, trying is better than refusing: nothing is paid unless somebody answers.
         usable = open_ones or allowed
+        usable = [each for each in usable if each.name not in call.wishes.avoid] or usable
         if len(usable) == 1 and call.wishes.value_units is None:
             return Routed(list(usable))
         offers = {each.name: offer_of(each) for each in usable}

@@ -1,6 +1,7 @@
 """What a client says about one call besides its request: how soon, worth how much, how urgent. Pure.
 
-`x-farebox-deadline-ms`, `x-farebox-value`, `x-farebox-priority`; `x-farebox-max-price` is a cap and is read elsewhere.
+`x-farebox-deadline-ms`, `x-farebox-value`, `x-farebox-priority`, `x-farebox-avoid`; `x-farebox-max-price` is a cap and
+is read elsewhere.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ _LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """A client's wishes; None where it has none. `value_units` is what an answer in time is worth to it."""
+    """A client's wishes; None where it has none. `value_units` is what an answer in time is worth to it.
+
+    `avoid` are purchases that it would rather not be answered from, as it was just disappointed there.
+    """
 
     deadline_s: float | None = None
     value_units: int | None = None
     priority: int = NORMAL
+    avoid: frozenset[str] = frozenset()
 
 
 NO_WISHES = Wishes()
@@ -41,13 +46,14 @@ NO_WISHES = Wishes()
 
 def parse_wishes(ours: Mapping[str, str]) -> Wishes:
     """Return the wishes in our headers, by what follows `x-farebox-`. Raises `Refused` (400) naming the header."""
-    deadline, value, priority = (ours.get(name) for name in ("deadline-ms", "value", "priority"))
-    if deadline is None and value is None and priority is None:
+    deadline, value, priority, avoid = (ours.get(name) for name in ("deadline-ms", "value", "priority", "avoid"))
+    if deadline is None and value is None and priority is None and avoid is None:
         return NO_WISHES
     return Wishes(
         None if deadline is None else _deadline_s(deadline),
         None if value is None else _value_units(value),
         NORMAL if priority is None else _priority(priority),
+        frozenset() if avoid is None else frozenset(name.strip() for name in avoid.split(",")),
     )
 
 

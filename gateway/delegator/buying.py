@@ -11,27 +11,27 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.types import Message
 
 from buyer.budgets import budget_units, shown_units
 from buyer.client_keys import ClientKey
 from buyer.receipts import Receipt
-from contracts.errors import FareboxError
+from contracts.errors import FareboxError, SellerUnreachable
 from contracts.nesting import check_nesting
 from gateway.client import Client
 from gateway.delegator.calls import Answer, NodeFailed, NodeUnknown
 from gateway.delegator.journal import Attempt
 from gateway.delegator.limits import ASK_PAUSE_S, ASK_PAUSE_S_MAX, ASKS_MAX, LEFT_BEHIND_S, RESULT_LENGTH_MAX
-from gateway.delegator.ways import Priced, Wish
+from gateway.delegator.ways import Priced, Wish, model_of
 from gateway.desk import Desk
 from gateway.envelope import Headers, Problem, Refused
 from gateway.models import PAID_PREFIX
 from gateway.requests import named_key, parse_call
 from gateway.routing import offer_of
 
-__all__ = ["Buying", "request_key"]
+__all__ = ["Asked", "Buying", "request_key"]
 
 _PATH = "/v1/chat/completions"
 # Answers that may be another one soon: the request is being paid for, or its seller or our own store is busy.
@@ -58,11 +58,25 @@ class Reply:
             self.body += message.get("body", b"")
 
 
-class Buying:
-    """Buys for the workers of one process. `client_key` is on whose budgets and models they buy."""
+class Asked(NamedTuple):
+    """What a request says besides its prompt: how long the answer may be, and the JSON schema it should have.
 
-    def __init__(self, desk: Desk, client_key: ClientKey | None = None) -> None:
+    It must be the same whenever an attempt is made again.
+    """
+
+    tokens: int
+    schema: Mapping[str, Any] | None = None
+
+
+class Buying:
+    """Buys for the workers of one process. `client_key` is on whose budgets and models they buy.
+
+    With `pins`, a call goes to the seller it was planned at, and nobody bids.
+    """
+
+    def __init__(self, desk: Desk, client_key: ClientKey | None = None, *, pins: bool = False) -> None:
         self._desk = desk
+        self._pins = pins
         self._client_key = client_key
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -92,13 +106,9 @@ class Buying:
                 found.append(Priced(purchase.model, purchase.name, offer.price_units, market.pace_of(offer)))
         return found
 
-    async def buy(self, attempt: Attempt, tokens: int, wish: Wish, schema: Mapping[str, Any] | None = None) -> Answer:
-        """Return what the attempt's prompt was answered. Raises `NodeFailed` or `NodeUnknown`, as `CallNode`.
-
-        `tokens` is how long the answer may be, and `schema` the JSON schema it should have: both belong to the request,
-        and must be the same whenever the attempt is made again.
-        """
-        body = _body(attempt, tokens, schema)
+    async def buy(self, attempt: Attempt, asked: Asked, wish: Wish) -> Answer:
+        """Return what the attempt's prompt was answered. Raises `NodeFailed` or `NodeUnknown`, as `CallNode`."""
+        body = _body(attempt, asked, attempt.offer if self._pins else model_of(attempt.offer))
         headers = _headers(attempt, wish)
         reply, receipt = Reply(), None
         for pause_s in (*_PAUSES_S, None):
@@ -107,7 +117,7 @@ class Buying:
             paid_units = await self._cost_units(receipt)
             if reply.status == 200 and receipt is not None:
                 return Answer(_text(reply, paid_units), paid_units)
-            if receipt is None and reply.status not in _LATER:
+            if receipt is None and (reply.status not in _LATER or _error(reply)["code"] == SellerUnreachable.code):
                 raise NodeFailed(_reason(reply))
             if receipt is not None and _is_final(reply):
                 # Its seller holds our payment. It may say that it charged nothing, and only the chain can prove it:
@@ -172,30 +182,31 @@ async def _never() -> Message:
     raise AssertionError("a client that stays does not leave")
 
 
-def _body(attempt: Attempt, tokens: int, schema: Mapping[str, Any] | None) -> bytes:
+def _body(attempt: Attempt, asked: Asked, model: str) -> bytes:
     """Return the request. The same attempt has the same bytes for ever; others are refused under its key."""
     document: dict[str, Any] = {
-        "model": PAID_PREFIX + attempt.offer,
+        "model": PAID_PREFIX + model,
         "messages": [{"role": "user", "content": attempt.prompt}],
-        "max_tokens": tokens,
+        "max_tokens": asked.tokens,
     }
-    if schema is not None:
+    if asked.schema is not None:
         document["response_format"] = {
             "type": "json_schema",
-            "json_schema": {"name": "plan", "strict": True, "schema": schema},
+            "json_schema": {"name": "plan", "strict": True, "schema": asked.schema},
         }
     return json.dumps(document, ensure_ascii=False).encode()
 
 
 def _headers(attempt: Attempt, wish: Wish) -> Headers:
     """Return the worker's bid: at most its slice of the budget, by when, and whether everybody waits for it."""
-    return [
+    headers = [
         (b"content-type", b"application/json"),
         (b"x-farebox-request-id", attempt.key.encode()),
         (b"x-farebox-max-price", shown_units(attempt.price_units).encode()),
         (b"x-farebox-deadline-ms", b"%d" % max(round(wish.deadline_s * 1000), 1)),
         (b"x-farebox-priority", b"urgent" if wish.is_urgent else b"normal"),
     ]
+    return [*headers, (b"x-farebox-avoid", ",".join(sorted(wish.avoid)).encode())] if wish.avoid else headers
 
 
 def _text(reply: Reply, paid_units: int) -> str:
@@ -216,7 +227,13 @@ def _is_final(reply: Reply) -> bool:
 
 
 def _reason(reply: Reply) -> str:
+    return str(_error(reply)["message"])[:_REASON_LENGTH_MAX]
+
+
+def _error(reply: Reply) -> Mapping[str, Any]:
+    """Return code and message of an error answer, which may be a seller's own."""
     with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         check_nesting(bytes(reply.body))
-        return str(json.loads(reply.body)["error"]["message"])[:_REASON_LENGTH_MAX]
-    return f"HTTP {reply.status}"
+        error = json.loads(reply.body)["error"]
+        return {"code": error["code"], "message": error["message"]}
+    return {"code": None, "message": f"HTTP {reply.status}"}

@@ -32,15 +32,18 @@ _PlanFile = Annotated[
 
 @delegate_commands.command("run")
 def run(
-    task: Annotated[str, typer.Argument(metavar="TASK", help='What is to be done; "-" reads it from stdin.')],
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help='What is to be done; "-" reads it from stdin.')
+    ] = None,
     *,
     budget: Annotated[str, typer.Option("--budget", metavar="AMOUNT", help='Most for everything, as "0.50".')],
     deadline: Annotated[
-        str | None, typer.Option("--deadline", metavar="TIME", help="As 90s or 5m. [delegate.deadline_s, 120s]")
+        str | None,
+        typer.Option("--deadline", metavar="TIME", help="As 90s or 5m; else as gateway.yaml has it."),
     ] = None,
     plan: _PlanFile = None,
     planner_model: Annotated[
-        str | None, typer.Option("--planner-model", metavar="MODEL", help="Who plans. [delegate.planner]")
+        str | None, typer.Option("--planner-model", metavar="MODEL", help="Who plans; else as gateway.yaml has it.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show who would do what, for how much; pay nothing, not even a planner.")
@@ -50,8 +53,8 @@ def run(
 ) -> None:
     """Plan TASK, buy its parts from the sellers in your pool, and print the answer.
 
-    Independent parts run at once; cheap work goes to cheap sellers. Nothing is paid beyond the budget, the planner
-    included. Without a planner or a plan, one call does it all. The answer is on stdout, what happens on stderr.
+    Independent parts run at once; cheap work goes to cheap sellers. Planning included, nothing is paid beyond the
+    budget. Without a planner or a plan, one call does it all. The answer is on stdout, what happens on stderr.
     """
     with exit_on_error(as_json=as_json):
         from buyer.budgets import parse_units
@@ -61,7 +64,7 @@ def run(
         settings = _settings(config)
         limits = settings.delegate or DelegateSettings()
         order = Order(
-            _task(task),
+            _task(task, plan),
             parse_units(budget, "--budget") or 0,
             limits.deadline_s if deadline is None else _seconds(deadline),
             planner_model or limits.planner,
@@ -227,12 +230,17 @@ def _settings(config: Path | None) -> Any:
     return load_config(config)
 
 
-def _task(text: str) -> str:
+def _task(text: str | None, plan: Path | None) -> str:
     import sys
 
+    from contracts.errors import UsageError
     from gateway.delegator.limits import TASK_LENGTH_MAX
 
-    return sys.stdin.read(TASK_LENGTH_MAX + 1) if text == "-" else text
+    if text == "-":
+        return sys.stdin.read(TASK_LENGTH_MAX + 1)
+    if text is None and plan is None:
+        raise UsageError("TASK: what is to be done?", remedy="say it in quotes, or name a file with --plan")
+    return text or f"the plan in {plan}"
 
 
 def _read_plan(file: Path) -> Any:

@@ -15,6 +15,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from buyer.budgets import parse_units
@@ -24,8 +25,8 @@ from buyer.pool import Pool
 from buyer.receipts import Receipt
 from contracts.errors import NameUnknown
 from gateway.config import GatewayConfig
-from gateway.delegator.buying import Buying, request_key
-from gateway.delegator.calls import Answer
+from gateway.delegator.buying import Asked, Buying, request_key
+from gateway.delegator.calls import Answer, attempt_key
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.order import Order, note_of, order_of, planned_of, schedule_text
 from gateway.delegator.plan import Node, Plan, PlanInvalid, one_node_plan
@@ -99,8 +100,9 @@ class Delegation:
         wishes = wishes_of(planned, left_s)
 
         async def call_node(node: Node, attempt: Attempt) -> Answer:
+            wish = replace(wishes[node.id], avoid=await self._tried(attempt))
             try:
-                return await self._buying.buy(attempt, node.est_tokens, wishes[node.id])
+                return await self._buying.buy(attempt, Asked(node.est_tokens), wish)
             finally:
                 if (receipt := await self._buying.receipt_of(attempt.key)) is not None:
                     self.sellers[node.id] = receipt.purchase
@@ -108,6 +110,12 @@ class Delegation:
         limits = Limits(self.order.budget_units, left_s, self._settings.parallel)
         async for event in run_plan(planned, call_node, self._journal, run, limits):
             yield event
+
+    async def _tried(self, attempt: Attempt) -> frozenset[str]:
+        """Return the purchases that earlier attempts at the same node were paid from."""
+        keys = [attempt_key(self.id, attempt.node_id, number) for number in range(attempt.number)]
+        receipts = [await self._buying.receipt_of(key) for key in keys]
+        return frozenset(receipt.purchase for receipt in receipts if receipt is not None)
 
     def _begin(self) -> Run:
         now_ms, deadline_s = time.time_ns() // 1_000_000, self.order.deadline_s

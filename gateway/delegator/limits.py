@@ -9,7 +9,7 @@ FAN_OUT_MAX = 16
 NEEDS_MAX = 16
 INPUTS_MAX = 16
 PLAN_BYTES_MAX = 200_000
-GOAL_LENGTH_MAX = 4_000
+GOAL_LENGTH_MAX = 20_000
 ID_LENGTH_MAX = 40
 PATH_LENGTH_MAX = 200
 EST_TOKENS_MAX = 100_000
@@ -43,7 +43,8 @@ ANSWER_KEPT_S = 7 * 86_400
 DEADLINE_S_MAX = 86_400.0
 MODELS_MAX = 200
 SLOTS_MAX = 1_000
-TASK_LENGTH_MAX = 40_000
+# A task must fit into one goal: it may have to be done in one call.
+TASK_LENGTH_MAX = GOAL_LENGTH_MAX
 
 # Ways that are looked at for one node; more are cut, dearest first.
 WAYS_MAX = 32

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from buyer.budgets import shown_units
-from contracts.errors import FareboxError, NameUnknown
-from gateway.delegator.buying import Buying
+from contracts.errors import BudgetExceeded, FareboxError, NameUnknown
+from gateway.delegator.buying import Asked, Buying
 from gateway.delegator.calls import Answer, NodeFailed, attempt_key
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.limits import PLANNER_ROUNDS, PLANNER_TOKENS_MAX
@@ -21,7 +21,7 @@ from gateway.delegator.order import Order
 from gateway.delegator.plan import Plan, PlanInvalid, check_plan, one_node_plan, parse_plan, plan_schema
 from gateway.delegator.planner import PLANNER_NODE, planner_prompt, unfenced
 from gateway.delegator.progress import Planned
-from gateway.delegator.schedule import BudgetInfeasible
+from gateway.delegator.schedule import BudgetInfeasible, cheapest, cost_units
 from gateway.delegator.settings import DelegateSettings
 from gateway.delegator.ways import Priced, Wish, alone, judge, plan_course
 from gateway.models import parse_model
@@ -75,6 +75,8 @@ class Planning:
         for number in range(PLANNER_ROUNDS):
             try:
                 answer = await self._ask(self.order.planner, number, problem)
+            except BudgetExceeded as error:
+                return self._one_call(error.message)
             except NodeFailed as error:
                 self.spent_units += error.paid_units
                 return self._one_call(f"the planner gave no plan: {error.message}")
@@ -120,36 +122,43 @@ class Planning:
             known = self._attempt(parse_model(model).name, number, problem)
             await self.journal.intend(self.run.id, known)
         try:
-            answer = await self.buying.buy(known, PLANNER_TOKENS_MAX, _PLANNER_WISH, plan_schema())
+            answer = await self.buying.buy(known, Asked(PLANNER_TOKENS_MAX, plan_schema()), _PLANNER_WISH)
         except NodeFailed as error:
             await self.journal.ended(known.key, paid_units=error.paid_units, result=None, reason=error.message)
             raise
         await self.journal.ended(known.key, paid_units=answer.paid_units, result=answer.text)
         return answer
 
+    def _least_units(self) -> int:
+        """Return what one call of the task costs at least. Raises `BudgetInfeasible`, `NotForSale`."""
+        left_units = self.order.budget_units - self.spent_units
+        one = plan_course(
+            one_node_plan(self.order.task, ONE_CALL_TOKENS), self.offers, self.settings, budget_units=left_units
+        )
+        return cost_units(one.graph, cheapest(one.graph))
+
     def _attempt(self, model: str, number: int, problem: _Refused | None) -> Attempt:
-        sold = [offer.price_units for offer in self.offers if offer.model == model]
+        sold = sorted((offer for offer in self.offers if offer.model == model), key=lambda offer: offer.price_units)
         if not sold:
             raise NameUnknown(
                 f"the planner: no purchase of {model[:100]!r} has anything left",
                 remedy=f"run `farebox buy NAME --endpoint URL --model {model[:100]} --count N --max-price P`",
             )
-        left_units = self.order.budget_units - self.spent_units
-        within = [price for price in sold if price <= left_units]
+        # What one call of the whole task costs is not for planning: there is always an answer to be had.
+        left_units = self.order.budget_units - self.spent_units - self._least_units()
+        within = [offer for offer in sold if offer.price_units <= left_units]
         if not within:
-            missing_units = min(sold) - left_units
-            raise BudgetInfeasible(
-                f"the planner alone costs {shown_units(min(sold))}: {shown_units(missing_units)} is missing",
-                missing_units=missing_units,
+            raise BudgetExceeded(
+                f"a planner costs {shown_units(sold[0].price_units)} on top, and the budget ends before"
             )
         key = attempt_key(self.run.id, PLANNER_NODE, number)
         return Attempt(
             key=key,
             node_id=PLANNER_NODE,
             number=number,
-            offer=model,
+            offer=within[-1].name,
             prompt=planner_prompt(self.order.task, self.settings, key, problem=problem),
-            price_units=max(within),
+            price_units=within[-1].price_units,
             state="intended",
             started_ms=time.time_ns() // 1_000_000,
         )

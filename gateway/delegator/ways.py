@@ -1,20 +1,19 @@
 """The ways in which each node of a plan could be bought: at which model, for how much at most, how soon. Pure.
 
-A way names a model and a price, never a seller: among the sellers of that model that ask no more, the worker's own bid
-decides when the call is made, by what is known of them then.
+A way is planned at one seller and pays its price at most. Who answers in the end is for the worker's own bid, among all
+sellers of that model who ask no more, by what is known of them when the call is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from buyer.budgets import shown_units
 from gateway.bidder.rule import SPREAD_MIN_S, SPREAD_SHARE
 from gateway.delegator.gate import Overheads, Single, Verdict, worth_delegating
 from gateway.delegator.limits import RETRY_PERCENT, WAYS_MAX
-from gateway.delegator.plan import Kind, Node, Plan, PlanInvalid, one_node_plan
+from gateway.delegator.plan import Node, Plan, PlanInvalid, one_node_plan
 from gateway.delegator.progress import Planned
 from gateway.delegator.schedule import (
     Assignment,
@@ -31,7 +30,17 @@ from gateway.delegator.schedule import (
 from gateway.delegator.settings import DelegateSettings
 from gateway.wishes import work_of_tokens
 
-__all__ = ["DeadlineInfeasible", "NotForSale", "Priced", "Wish", "alone", "judge", "plan_course", "wishes_of"]
+__all__ = [
+    "DeadlineInfeasible",
+    "NotForSale",
+    "Priced",
+    "Wish",
+    "alone",
+    "judge",
+    "model_of",
+    "plan_course",
+    "wishes_of",
+]
 
 # What a worker's prompt holds besides its goal and its inputs, and how many bytes of text are a token.
 _PREAMBLE_TOKENS = 80
@@ -65,13 +74,27 @@ class Priced:
     price_units: int
     work_per_s: float
 
+    @property
+    def name(self) -> str:
+        """How a way and an attempt are named that are planned there; `model_of` takes it apart."""
+        return f"{self.model}@{self.seller}"
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a worker asks of the bidder: when it needs its answer, and whether all the others wait for it."""
+    """What a worker asks of the bidder: when it needs its answer, and whether all the others wait for it.
+
+    `avoid` are purchases that failed it before.
+    """
 
     deadline_s: float
     is_urgent: bool
+    avoid: frozenset[str] = frozenset()
+
+
+def model_of(offer: str) -> str:
+    """Return the model of an offer's name."""
+    return offer.rpartition("@")[0]
 
 
 def plan_course(
@@ -140,29 +163,19 @@ def judge(planned: Planned, single: Planned, *, deadline_s: float | None = None)
 
 def _graph(plan: Plan, offers: Sequence[Priced], settings: DelegateSettings) -> Graph:
     places, nodes = plan.places, {node.id: node for node in plan.nodes}
-    by_model = {
-        model: sorted(each, key=lambda offer: offer.price_units)
-        for model, each in groupby(sorted(offers, key=lambda offer: offer.model), key=lambda offer: offer.model)
-    }
-    ways = [_ways(place, node, _work(node, nodes), by_model, settings) for place, node in enumerate(plan.nodes)]
-    slots = {model: fitness.slots for model in by_model if (fitness := settings.fitness_of(model)) and fitness.slots}
+    ways = [_ways(place, node, _work(node, nodes), offers, settings) for place, node in enumerate(plan.nodes)]
+    fitness = {offer.name: settings.fitness_of(offer.model) for offer in offers}
+    slots = {name: each.slots for name, each in fitness.items() if each is not None and each.slots is not None}
     return Graph([[places[need] for need in node.needs] for node in plan.nodes], ways, slots)
 
 
-def _ways(
-    place: int, node: Node, work: float, by_model: Mapping[str, Sequence[Priced]], settings: DelegateSettings
-) -> list[Way]:
-    """Return a way for each price that buys more speed from a fit model, the cheapest first."""
-    ways: list[Way] = []
-    for model, offers in by_model.items():
-        fitness = settings.fitness_of(model)
-        if fitness is None or fitness.quality < node.min_quality or Kind(node.kind) not in fitness.kinds:
-            continue
-        best = 0.0
-        for offer in offers:
-            if offer.work_per_s > best:
-                best = offer.work_per_s
-                ways.append(Way(model, work / best, offer.price_units))
+def _ways(place: int, node: Node, work: float, offers: Sequence[Priced], settings: DelegateSettings) -> Sequence[Way]:
+    """Return a way for each seller of a fit model, the cheapest first."""
+    ways = []
+    for offer in offers:
+        fitness = settings.fitness_of(offer.model)
+        if fitness is not None and fitness.quality >= node.min_quality and node.kind in fitness.kinds:
+            ways.append(Way(offer.name, work / offer.work_per_s, offer.price_units))
     if not ways:
         raise NotForSale(
             f"nodes[{place}] ({node.id}): no model that was bought does {node.kind.value!r} at quality "

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from buyer.home import Home
 from buyer.pool import Pool
 from gateway.config import GatewayConfig
@@ -19,7 +21,7 @@ from gateway.delegator.run import NodeEvent
 from gateway.demo.worker_server import worker_app
 from tests.gateway.parts import ASSET, StandInSeller, listening, sign_pool
 
-UNITS_PER_ATOMIC = 10 ** (36 - ASSET.decimals)
+UNITS_PER_ATOMIC: int = 10 ** (36 - ASSET.decimals)
 BUDGET = 100_000 * UNITS_PER_ATOMIC
 
 
@@ -66,6 +68,10 @@ class Town:
     async def delegating(self) -> AsyncIterator[Delegator]:
         async with delegating(self.config) as delegator:
             yield delegator
+
+    def set_pace(self, seller: str, pace: float) -> None:
+        """Make a seller's model faster or slower from now on."""
+        httpx.post(f"{self.urls[seller]}/test/pace/{pace}").raise_for_status()
 
     @property
     def shown(self) -> Mapping[str, int]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.delegator.limits import DEPTH_MAX, FAN_OUT_MAX, NODES_MAX, PLAN_BYTES_MAX
+from gateway.delegator.limits import DEPTH_MAX, FAN_OUT_MAX, GOAL_LENGTH_MAX, NODES_MAX, PLAN_BYTES_MAX
 from gateway.delegator.plan import (
     PlanCyclic,
     PlanDuplicate,
@@ -84,7 +84,7 @@ def fan(width: int) -> Document:
         (plan(node("a", min_quality=1.5)), PlanMalformed, "min_quality"),
         (plan(node("a", est_tokens="200")), PlanMalformed, "est_tokens"),
         (plan(node("a", est_tokens=10**9)), PlanMalformed, "est_tokens"),
-        (plan(node("a", goal="x" * 4_001)), PlanMalformed, "goal"),
+        (plan(node("a", goal="x" * (GOAL_LENGTH_MAX + 1))), PlanMalformed, "goal"),
         ({**plan(node("a")), "version": 2}, PlanMalformed, "version"),
         (plan(node("a"), node("a")), PlanDuplicate, r"nodes\[1\].id"),
         (plan(node("a", "ghost")), PlanReference, "ghost"),
