@@ -16,7 +16,7 @@ class _Breaker:
 
 
 class Breakers:
-    """One breaker a seller, by origin. After `BREAKER_FAILURES` failures in a row it opens for `BREAKER_PAUSE_S`."""
+    """One breaker for each tier of a seller. It opens for `BREAKER_PAUSE_S` after `BREAKER_FAILURES` in a row."""
 
     def __init__(self) -> None:
         self._breakers: dict[str, _Breaker] = {}

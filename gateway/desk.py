@@ -324,6 +324,7 @@ class Desk:
             started = time.perf_counter()
             outcome, answer = await drive(flow, self._upstream, blocking=lambda: not self.pool.database.is_free)
             self.metrics.calls.labels(purchase.name, outcome.kind).inc()
+            self.router.heard(purchase, outcome, self.clock())
             if _was_too_large(outcome):
                 self._asked_first[purchase.name] = True
             if answer is not None and answer.status >= 300:

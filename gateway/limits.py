@@ -27,6 +27,12 @@ CALL_TIMEOUT_S = 900.0
 # Idle connections are dropped before the seller drops them (uvicorn: 5 s): a POST into a closing connection is a
 # payment whose fate is unknown.
 KEEPALIVE_S = 3.0
+# Connections kept for the next call, to all sellers together; as many as there are calls at once.
+IDLE_CONNECTIONS_MAX = CONCURRENT_MAX
+# Status line and headers of an answer. A settlement receipt is about 1 kB; this leaves room for extensions.
+HEAD_BYTES_MAX = 64 * 1024
+# What of an answer waits here for a slow client; past it, the seller waits.
+UNREAD_BYTES_MAX = 256 * 1024
 # One answer, streamed or not.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 # An error's body is shown to the client; past this it is replaced by ours.
@@ -51,5 +57,17 @@ DEADLINE_MS_MAX = 3_600_000
 BREAKER_FAILURES = 3
 BREAKER_PAUSE_S = 30.0
 BREAKERS_MAX = 1_000
+# A seller's queue as it was told is believed for this long.
+QUEUE_FACTS_S = 15.0
+# Sellers that calls could choose among of late are asked for their queue: so often, so many, and each for this long.
+QUEUE_POLL_EVERY_S = 3.0
+QUEUE_POLLED_MAX = 32
+QUEUE_POLL_TIMEOUT_S = 2.0
+QUEUE_BODY_BYTES_MAX = 16 * 1024
+# Without calls to choose for, they are left in peace after this; and one that tells of no queue is, for this long.
+QUEUE_POLL_IDLE_S = 60.0
+QUEUE_SILENT_S = 600.0
+# What the event log keeps of one seller's queue: once in this time, however many answers tell of it.
+QUEUE_OBSERVED_EVERY_S = 1.0
 # How long a seller by usage that found a request too large is asked before it is paid, which takes a round trip more.
 ASK_FIRST_S = 600.0

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from buyer.budgets import budget_units, parse_units
+from buyer.flow import Outcome as Paid
 from buyer.purchase import Purchase
-from contracts.errors import LocalRefusal
+from contracts.errors import LocalRefusal, TermsChanged
+from contracts.tiers import QueueFacts
 from gateway.bidder.service import Bidder, Ticket
-from gateway.bidder.task import NORMAL, TIERS, Offer, Outcome, Task
+from gateway.bidder.task import Offer, Outcome, Task
 from gateway.breaker import Breakers
 from gateway.models import cheapest_first
+from gateway.queues import Queues, tier_number
 from gateway.requests import Call
 from gateway.routing_settings import RoutingSettings
 from gateway.wishes import work_of
@@ -54,6 +57,7 @@ class Router:
         self._settings = settings
         self.bidder = bidder
         self.breakers = Breakers()
+        self.queues = Queues(bidder.saw)
 
     def route(self, call: Call, candidates: Sequence[Purchase], now_s: float) -> Routed:
         """Return the order for `call` among purchases that are within its caps.
@@ -62,13 +66,15 @@ class Router:
         """
         settings = self._settings_for(call.model.name)
         allowed = _allowed(candidates, settings, call.model.name)
-        open_ones = [each for each in allowed if not self.breakers.is_open(each.origin, now_s)]
+        open_ones = [each for each in allowed if not self.breakers.is_open(_arm(each), now_s)]
         # With everybody's breaker open, trying is better than refusing: nothing is paid unless somebody answers.
         usable = open_ones or allowed
+        self.queues.chosen_among(usable, now_s)
+        usable = self._honoured(usable, now_s)
         usable = [each for each in usable if each.name not in call.wishes.avoid] or usable
         if len(usable) == 1 and call.wishes.value_units is None:
             return Routed(list(usable))
-        offers = {each.name: offer_of(each) for each in usable}
+        offers = {each.name: offer_of(each, self.queues.facts(each, now_s)) for each in usable}
         task = task_of(call, list(offers.values()), settings)
         ticket = self.bidder.decide(
             task, list(offers.values()), model=call.model.name, policy=settings.policy, explores=settings.explore
@@ -80,22 +86,37 @@ class Router:
         by_name = {each.name: each for each in usable}
         return Routed([by_name[offer.name] for offer in ticket.offers], ticket)
 
+    def _honoured(self, purchases: list[Purchase], now_s: float) -> list[Purchase]:
+        """Leave out what its seller is known to refuse: a price from before its load rose. Raises `TermsChanged`."""
+        kept = [each for each in purchases if self.queues.takes(each, now_s)]
+        if not kept:
+            raise TermsChanged(
+                f"{purchases[0].name}: its seller asks more while it is busy than was signed for",
+                remedy="try again later, or buy again at today's price",
+            )
+        return kept
+
+    def heard(self, purchase: Purchase, outcome: Paid, now_s: float) -> None:
+        """Take what a seller's answer tells of its queue."""
+        if outcome.incoming is not None:
+            self.queues.heard(purchase, outcome.incoming.headers, now_s)
+
     def placed(self, routed: Routed, purchase: Purchase, request_key: str, now_s: float) -> None:
         """Note that a call is on its way to a seller."""
-        self.breakers.trying(purchase.origin, now_s)
+        self.breakers.trying(_arm(purchase), now_s)
         if routed.ticket is not None:
             self.bidder.placed(routed.ticket, request_key)
 
     def unreachable(self, purchase: Purchase, now_s: float) -> None:
         """Note that a seller was not there; nothing was paid."""
-        self.breakers.failed(purchase.origin, now_s)
+        self.breakers.failed(_arm(purchase), now_s)
 
     def ended(self, routed: Routed, purchase: Purchase, outcome: Outcome, settlement: str, now_s: float) -> None:
         """Note what became of a paid call."""
         if outcome.is_ok:
-            self.breakers.succeeded(purchase.origin)
+            self.breakers.succeeded(_arm(purchase))
         else:
-            self.breakers.failed(purchase.origin, now_s)
+            self.breakers.failed(_arm(purchase), now_s)
         if routed.ticket is None:
             return
         for offer in routed.ticket.chosen.view.offers:
@@ -106,15 +127,16 @@ class Router:
         return self._settings.get(model) or self._settings.get(_EVERY_MODEL) or RoutingSettings()
 
 
-def offer_of(purchase: Purchase) -> Offer:
-    """Return a purchase as something to choose. Its tier is what its terms say, "standard" where they do not."""
-    stated = (purchase.accepted.extra or {}).get("tier")
+def offer_of(purchase: Purchase, queue: QueueFacts | None = None) -> Offer:
+    """Return a purchase as something to choose; `queue` is its seller's, where that is known."""
     offer = purchase.offer
     return Offer(
         name=purchase.name,
         seller=purchase.origin,
         price_units=budget_units(offer.amount_atomic, offer.asset),
-        tier=TIERS.index(stated) if stated in TIERS else NORMAL,
+        tier=tier_number(purchase),
+        queue_per_slot=None if queue is None else queue.queue_per_slot,
+        busy_share=None if queue is None else queue.busy_share,
     )
 
 
@@ -134,6 +156,11 @@ def task_of(call: Call, offers: Sequence[Offer], settings: RoutingSettings) -> T
         cap_units=dearest,
         priority=call.wishes.priority,
     )
+
+
+def _arm(purchase: Purchase) -> str:
+    """Return what a breaker is about: a seller's tier, since background work may be refused where other work is not."""
+    return f"{purchase.origin}#{tier_number(purchase)}"
 
 
 def _allowed(candidates: Sequence[Purchase], settings: RoutingSettings, model: str) -> list[Purchase]:

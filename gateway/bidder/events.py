@@ -7,13 +7,14 @@ store that says no never stops a call. The pool is where money is written down.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contracts.storage import Connection, Database, Row, open_database
 from gateway.bidder.choose import Chosen
 from gateway.bidder.features import FEATURE_SCHEMA, FEATURES, View
 from gateway.bidder.limits import EVENTS_KEPT, TRAIN_WINDOW
-from gateway.bidder.task import Offer, Outcome, Task
+from gateway.bidder.task import Observation, Offer, Outcome, Task
 
 __all__ = ["Event", "EventLog"]
 
@@ -134,6 +135,31 @@ class EventLog:
 
         await self._database.write(write, durable=False)
 
+    async def observed(self, observations: Sequence[Observation], *, at_ms: int) -> None:
+        """Write market observations down. Raises `StoreUnavailable`."""
+        rows = [
+            (at_ms, each.seller, each.tier, str(each.price_units), each.queue_per_slot, each.busy_share)
+            for each in observations
+        ]
+
+        def write(connection: Connection) -> None:
+            connection.executemany(
+                """INSERT INTO observations (at_ms, seller, tier, price_units, queue_per_slot, busy_share)
+                   VALUES (?, ?, ?, ?, ?, ?)""",
+                rows,
+            )
+
+        await self._database.write(write, durable=False)
+
+    def observations(self, count: int = TRAIN_WINDOW) -> list[tuple[int, Observation]]:
+        """Return the newest market observations with their time (unix ms), oldest first. Raises `StoreUnavailable`."""
+
+        def read(connection: Connection) -> list[tuple[int, Observation]]:
+            rows = connection.execute("SELECT * FROM observations ORDER BY id DESC LIMIT ?", (count,)).fetchall()
+            return [(row["at_ms"], _observation(row)) for row in reversed(rows)]
+
+        return self._database.read(read)
+
     def recent(self, count: int = TRAIN_WINDOW, *, ended_only: bool = True) -> list[Event]:
         """Return the newest decisions to buy that have an outcome (or all), oldest first. Raises `StoreUnavailable`."""
         wanted = "outcomes.decision_id IS NOT NULL" if ended_only else "1 = 1"
@@ -171,9 +197,12 @@ class EventLog:
         return self._database.read(read)
 
     def trim(self) -> None:
-        """Forget all but the newest `EVENTS_KEPT` decisions. Raises `StoreUnavailable`."""
+        """Forget all but the newest `EVENTS_KEPT` decisions, and as many observations. Raises `StoreUnavailable`."""
 
         def write(connection: Connection) -> None:
+            connection.execute(
+                "DELETE FROM observations WHERE id <= (SELECT max(id) FROM observations) - ?", (EVENTS_KEPT,)
+            )
             row = connection.execute("SELECT count(*) FROM decisions").fetchone()
             if row[0] <= EVENTS_KEPT:
                 return
@@ -186,6 +215,10 @@ class EventLog:
             connection.execute("DELETE FROM decisions WHERE at_ms <= ?", (edge,))
 
         self._database.transact(write, durable=False)
+
+
+def _observation(row: Row) -> Observation:
+    return Observation(row["seller"], row["tier"], int(row["price_units"]), row["queue_per_slot"], row["busy_share"])
 
 
 def _event(connection: Connection, row: Row) -> Event:

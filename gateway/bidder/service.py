@@ -28,7 +28,7 @@ from gateway.bidder.model import Example
 from gateway.bidder.policy import Policy
 from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
-from gateway.bidder.task import Offer, Outcome, Task
+from gateway.bidder.task import Observation, Offer, Outcome, Task
 from gateway.bidder.trainer import newest, train_elsewhere
 
 __all__ = ["POLICY_NAMES", "Bidder", "Ticket", "policy_named"]
@@ -127,6 +127,11 @@ class Bidder:
         self._slow = self._slow + 1 if took_s > CHOOSE_MAX_S else 0
         if self._slow >= CHOOSE_SLOW_MAX and self._learner.decides != "rule":
             self._learner.drop(f"it took more than {CHOOSE_MAX_S * 1000:.0f} ms {self._slow} times in a row")
+
+    def saw(self, observations: list[Observation]) -> None:
+        """Keep what sellers showed of themselves besides an offer that was decided on."""
+        if self._log is not None:
+            self._in_background(self._log.observed(observations, at_ms=round(self._clock() * 1000)))
 
     # Learning
 

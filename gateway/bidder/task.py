@@ -10,16 +10,28 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["NORMAL", "PRIORITIES", "TIERS", "UNITS_PER_TOKEN", "Decision", "Offer", "Outcome", "Task", "tokens"]
+from contracts.tiers import TIERS
+
+__all__ = [
+    "NORMAL",
+    "PRIORITIES",
+    "TIERS",
+    "UNITS_PER_TOKEN",
+    "Decision",
+    "Observation",
+    "Offer",
+    "Outcome",
+    "Task",
+    "tokens",
+]
 
 UNITS_PER_TOKEN = 10**36
 
-PRIORITIES = ("urgent", "normal", "background")
-"""A task's priority, by its number."""
+PRIORITIES = TIERS
+"""A task's priority, by its number: the same words as a seller's service classes, of which a lower one is served first
+and costs more.
+"""
 NORMAL = 1
-
-TIERS = ("priority", "standard", "economy")
-"""A seller's service class, by its number: a lower one is served first and costs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,17 @@ class Offer:
     def arm(self) -> str:
         """The seller and its tier, which is what is learnt about."""
         return f"{self.seller}#{self.tier}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a seller showed of one tier without a decision: its price, and its queue."""
+
+    seller: str
+    tier: int
+    price_units: int
+    queue_per_slot: float
+    busy_share: float
 
 
 @dataclass(frozen=True, slots=True)
