@@ -12,22 +12,22 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import numpy as np
 
 from bench.graphs import FAMILIES
 from contracts.errors import RequestInProgress
 from gateway.delegator.calls import CallNode
+from gateway.delegator.events import NodeEvent
 from gateway.delegator.journal import Journal, Run, RunLost
 from gateway.delegator.plan import Input, Kind, Node, Plan
 from gateway.delegator.run import Limits, Planned, run_plan
 from gateway.delegator.schedule import Graph, Way, cheapest, cost_units
 
-__all__ = ["Work", "carry_out_runs", "drawn", "kill_again_and_again", "run_id"]
+__all__ = ["Carry", "Work", "carry_out_runs", "drawn", "kill_again_and_again", "number_of", "run_id"]
 
-# A child lives for at most this long after it is ready; runs take some tens of milliseconds.
-_LIFE_S_MAX = 0.08
 _WAIT_FOR_TURN_S = 0.002
 _MERGED_MAX = 16
 
@@ -39,6 +39,11 @@ Work = Callable[[Callable[[], None]], None]
 def run_id(number: int) -> str:
     """Return the id of a run; ids sort as numbers do."""
     return f"run-{number:06}"
+
+
+def number_of(run: Run) -> int:
+    """Return the number of a run, which says what it does."""
+    return int(run.id.rpartition("-")[2])
 
 
 def drawn(number: int) -> Planned:
@@ -67,15 +72,32 @@ def drawn(number: int) -> Planned:
     return Planned(Plan(version=1, nodes=nodes, output=nodes[-1].id), whole, cheapest(whole))
 
 
+class Carry(Protocol):
+    """`run_plan`, or what means the same on another engine."""
+
+    def __call__(
+        self, planned: Planned, call_node: CallNode, journal: Journal, run: Run, limits: Limits, /
+    ) -> AsyncIterator[NodeEvent]: ...
+
+
 async def carry_out_runs(
-    journal: Journal, call_node: CallNode, *, last: int | None = None, saw: Callable[[Run], None] = lambda _: None
+    journal: Journal,
+    call_node: CallNode,
+    *,
+    carry: Carry = run_plan,
+    last: int | None = None,
+    saw: Callable[[Run], None] = lambda _: None,
+    recover: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Finish the run that is open, then begin the next, up to the number `last`, or for ever.
 
-    `saw` is told what the first of them looked like: what the one before us left when it died.
+    `saw` is told what the first of them looked like: what the one before us left when it died. `recover` may have it
+    finished by others first.
     """
     number, is_first = max(_newest(journal), 1), True
     while last is None or number <= last:
+        if recover is not None:
+            await recover()
         planned = drawn(number)
         try:
             run = _taken(journal, number, planned)
@@ -90,12 +112,12 @@ async def carry_out_runs(
             number += 1
             continue
         with contextlib.suppress(RunLost):
-            async for _ in run_plan(planned, call_node, journal, run, Limits(run.budget_units)):
+            async for _ in carry(planned, call_node, journal, run, Limits(run.budget_units)):
                 pass
 
 
 def _newest(journal: Journal) -> int:
-    return max((int(run.id.rpartition("-")[2]) for run in journal.recent(1)), default=0)
+    return max((number_of(run) for run in journal.recent(1)), default=0)
 
 
 def _taken(journal: Journal, number: int, planned: Planned) -> Run:
@@ -108,10 +130,12 @@ def _taken(journal: Journal, number: int, planned: Planned) -> Run:
     return run
 
 
-def kill_again_and_again(work: Work, kills: int, *, at_once: int, seed: int, timeout_s: float) -> int:
-    """Keep `at_once` children at work, kill one after another at a random moment, and return how many were killed.
+def kill_again_and_again(
+    work: Work, kills: int, *, at_once: int, seed: int, life_s_max: float, timeout_s: float
+) -> int:
+    """Keep `at_once` children at work, kill one after another, and return how many were killed.
 
-    No thread may run in this process when it is called.
+    Again and again, a child dies within `life_s_max` seconds. No thread may run in this process when it is called.
     """
     luck, killed = random.Random(seed), 0
     deadline_s = time.monotonic() + timeout_s
@@ -120,7 +144,7 @@ def kill_again_and_again(work: Work, kills: int, *, at_once: int, seed: int, tim
         while killed < kills and time.monotonic() < deadline_s:
             while len(children) < at_once:
                 children.append(_child(work))
-            time.sleep(luck.random() * _LIFE_S_MAX)
+            time.sleep(luck.random() * life_s_max)
             _kill(children.pop(luck.randrange(len(children))))
             killed += 1
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import random
 import tempfile
 import time
 from collections import Counter
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.bank import Bank, Payment
-from bench.carriers import carry_out_runs, drawn, kill_again_and_again, run_id
+from bench.carriers import carry_out_runs, drawn, kill_again_and_again, number_of, run_id
 from bench.gates import Gate, gate_lines, gates_met
 from bench.machine import this_machine
 from bench.stores import postgres
 from contracts.console import print_document
 from gateway.delegator.calls import Answer
+from gateway.delegator.dbos_engine import DbosEngine, Job
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.plan import Node
 from gateway.delegator.run import Limits, run_plan
@@ -38,6 +40,9 @@ _KILLS = 1_000
 _STORES = ("sqlite", "postgres")
 # A slow machine kills as often as it can in this time, and says how often that was.
 _KILLS_TIMEOUT_S = 540.0
+# A child lives for at most this long after it is ready. Runs take some tens of milliseconds.
+_LIFE_S_MAX = {"asyncio": 0.08, "dbos": 3.0}
+_DBOS_LOOKS_S = 1.0
 _RUNS_TIMED = 12
 _CPU_US_MAX = 500
 
@@ -63,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench executor", description=__doc__)
     parser.add_argument("--kill", type=int, default=_KILLS, metavar="N", help=f"children to kill ({_KILLS})")
     parser.add_argument("--store", choices=_STORES, default="sqlite", help="where the journal is (sqlite)")
+    parser.add_argument("--engine", choices=_LIFE_S_MAX, default="asyncio", help="what carries runs out (asyncio)")
     parser.add_argument("--processes", type=int, help="children at once (1; 2 with --store postgres)")
     parser.add_argument("--seed-base", type=int, default=_SEED, help=f"the seed ({_SEED})")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a text")
@@ -70,14 +76,18 @@ def main(arguments: Sequence[str]) -> int:
     at_once = options.processes or (2 if options.store == "postgres" else 1)
     if options.kill < 1 or at_once < 1:
         parser.error("expected at least one kill and one process")
+    if options.engine == "dbos" and options.store == "sqlite":
+        parser.error("--engine dbos: needs --store postgres")
+    work = _carry_out if options.engine == "asyncio" else _carry_out_by_dbos
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder, _store(options.store, folder) as url:
         bank = Path(folder) / "bank.db"
         killed = kill_again_and_again(
-            lambda ready: asyncio.run(_carry_out(url, bank, ready)),
+            lambda ready: asyncio.run(work(url, bank, ready)),
             options.kill,
             at_once=at_once,
             seed=options.seed_base,
+            life_s_max=_LIFE_S_MAX[options.engine],
             timeout_s=_KILLS_TIMEOUT_S,
         )
         books, left_behind = _end(url, bank)
@@ -96,6 +106,7 @@ def main(arguments: Sequence[str]) -> int:
         "machine": this_machine(),
         "seed": options.seed_base,
         "store": options.store,
+        "engine": options.engine,
         "processes": at_once,
         "killed": killed,
         "killed_with_an_open_call": left_behind[0],
@@ -126,6 +137,29 @@ async def _carry_out(url: str, path: Path, ready: Callable[[], None]) -> None:
         ready()
         await carry_out_runs(journal, bank, saw=bank.note)
     finally:
+        bank.close()
+        journal.close()
+
+
+async def _carry_out_by_dbos(url: str, path: Path, ready: Callable[[], None]) -> None:
+    journal, bank, luck = Journal.open(url), Bank(path), random.Random()
+
+    async def take_up(run: Run) -> Job:
+        bank.note(run)
+        return Job(drawn(number_of(run)), bank, Limits(run.budget_units))
+
+    engine = DbosEngine.launch(url, journal, take_up)
+
+    async def recover() -> None:
+        if await engine.recover():
+            # Now and then it is left to DBOS, which looks every second for what there is to do.
+            await asyncio.sleep(luck.random() * _DBOS_LOOKS_S * 2)
+
+    try:
+        ready()
+        await carry_out_runs(journal, bank, carry=engine.run, saw=bank.note, recover=recover)
+    finally:
+        engine.close()
         bank.close()
         journal.close()
 
@@ -198,7 +232,7 @@ def _print(document: Mapping[str, Any], gates: Sequence[Gate]) -> None:
     books = document["books"]
     print(
         f"{document['killed']:,} children were killed, {document['processes']} at a time at work, while they carried "
-        f"out {books['runs']:,} runs; journal: {document['store']}.\n"
+        f"out {books['runs']:,} runs; journal: {document['store']}, engine: {document['engine']}.\n"
         f"{document['killed_with_an_open_call']:,} with a call that had no end, "
         f"{document['killed_with_a_paid_call_not_written_down']:,} with one that was paid for and not written down.\n"
         f"{books['payments']:,} payments, {books['runs_done']:,} runs with their whole answer."

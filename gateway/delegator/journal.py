@@ -87,6 +87,15 @@ class Journal:
         """Open the journal in a store. Raises `StoreUnavailable`."""
         return cls(open_database(url, "gateway.delegator.migrations"))
 
+    @property
+    def presence_id(self) -> str:
+        """The name under which this process is seen by the others."""
+        return self._presence.id
+
+    def is_alive(self, presence_id: str) -> bool:
+        """Tell whether the process of that name lives. Raises `StoreUnavailable`."""
+        return self._database.life_of(presence_id) is Life.ALIVE
+
     def close(self) -> None:
         """Finish the waiting writes and let others resume what runs here."""
         self._presence.close()
