@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 __all__ = ["farebox_process"]
 
-_STOP_TIMEOUT_S = 30.0
 _LOG_TAIL_CHARS = 600
 
 
@@ -48,7 +49,7 @@ def farebox_process(folder: Path, *words: str) -> Iterator[dict[str, Any]]:
             raise AssertionError(f"farebox {' '.join(words)}: ended before it was ready: {said}")
         yield json.loads(text)
         process.terminate()
-        assert process.wait(_STOP_TIMEOUT_S) == 0, f"farebox {' '.join(words)}: exit code {process.returncode}"
+        assert process.wait(PATIENCE_S) == 0, f"farebox {' '.join(words)}: exit code {process.returncode}"
     finally:
         process.kill()
         process.wait()

@@ -35,9 +35,9 @@ __all__ = [
     "wait_until",
 ]
 
-# A command of ours takes about a second; a busy machine may need twenty times that.
-_COMMAND_TIMEOUT_S = 60.0
-_READY_TIMEOUT_S = 60.0
+# A command of ours takes about a second; a busy machine may need a hundred times that.
+_COMMAND_TIMEOUT_S = 120.0
+_READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 8.0
 _POLL_S = 0.02
 _LOG_TAIL_LINES = 15

@@ -18,6 +18,7 @@ from contracts.address import address_text
 from contracts.evm.rpc import RpcRefused
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
+from tests.patience import PATIENCE_S
 from tests.seller.shop import Shop
 
 __all__ = ["Key", "Run", "RunWatch"]
@@ -121,7 +122,7 @@ class RunWatch:
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         store = self._shop.seller.config.store.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=10)) as connection:
+        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=PATIENCE_S)) as connection:
             return connection.execute(query, values).fetchall()
 
     def _would_settle(self, authorization: Authorization, signature: bytes) -> bool:

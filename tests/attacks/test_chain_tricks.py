@@ -20,6 +20,7 @@ from contracts.signature import SigningKey
 from seller.settlement.multicall import aggregate_call
 from tests.attacks.parts import attacked, payments_on_chain
 from tests.buyer.parts import call_token
+from tests.patience import PATIENCE_S
 from tests.paying import authorize, encode, payment_document
 from tests.seller.shop import BUYER, OTHER, PRICE_ATOMIC, SELLER, Shop, error_of
 
@@ -175,7 +176,7 @@ async def test_one_transfer_in_a_batch_pays_for_one_authorization(chain: Devnet,
         # The same nonce, signed for another payee: the chain will show it used.
         other_use = authorize(key, offer, nonce=signed_in(burnt)[0].nonce, payee=elsewhere)
         calls = [asyncio.ensure_future(shop.buy(header)) for header in (honest, burnt)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while shop.app.runs < 2:  # noqa: ASYNC110 - the application is started by two requests
                 await asyncio.sleep(0.01)
         transfers = [transfer_call(*other_use), transfer_call(*signed_in(honest))]

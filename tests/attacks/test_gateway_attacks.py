@@ -27,6 +27,7 @@ from gateway import desk
 from tests.attacks.traps import Behaviour, Trap, asking, laid, respond
 from tests.buyer.parts import serving, token_of
 from tests.gateway.parts import KEY, MODEL, PRICE_ATOMIC, Gateway, gateway, offer_at, sign_pool
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 PROMPT = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": "hi"}]}
@@ -56,7 +57,7 @@ def trapped(chain: Devnet, folder: Path, trap: Trap, *, purchases: int, signed: 
 
 
 def ask(running: Gateway, headers: dict[str, str] | None = None, **changed: Any) -> httpx.Response:
-    return httpx.post(running.url + CHAT, json=PROMPT | changed, headers=headers, timeout=30)
+    return httpx.post(running.url + CHAT, json=PROMPT | changed, headers=headers, timeout=PATIENCE_S)
 
 
 async def dearer(trap: Trap, send: Any) -> None:

@@ -40,7 +40,6 @@ async def test_64_requests_for_different_things_with_one_payment_are_served_once
         assert till.statuses[200] == 1
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("settle", SETTLE)
 @pytest.mark.parametrize("known", [False, True], ids=["a stranger", "a known payer"])
 async def test_funds_for_one_and_eight_payments_at_once_start_the_handler_once(

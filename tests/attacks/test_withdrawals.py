@@ -12,6 +12,7 @@ import pytest
 from contracts.evm.devnet import Devnet
 from tests.attacks.parts import attacked
 from tests.attacks.test_chain_tricks import Thinking, revoke
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BUYER, PRICE_ATOMIC, Shop, open_shop
 
 STRANGERS = range(3, 9)
@@ -103,7 +104,7 @@ async def test_strangers_who_withdraw_together_take_no_more_than_the_total_cap(c
             chain.mint(chain.accounts[account].address, PRICE_ATOMIC)
         thinking = shop.app.behave = Thinking(shop.app.body)
         calls = [asyncio.ensure_future(shop.buy(shop.payment(account))) for account in STRANGERS]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while shop.app.runs < len(STRANGERS):  # noqa: ASYNC110 - the runs begin when they may
                 await asyncio.sleep(0.02)
         # Three work on trust; for the others there was no room, and their money has moved.
@@ -124,12 +125,12 @@ async def test_a_payer_on_credit_and_strangers_share_one_cap(chain: Devnet, tmp_
         for account in (4, 5):
             chain.mint(chain.accounts[account].address, PRICE_ATOMIC)
         strangers = [asyncio.ensure_future(shop.buy(shop.payment(account))) for account in (4, 5)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while shop.app.runs < 3:  # noqa: ASYNC110 - both have begun
                 await asyncio.sleep(0.02)
         before = shop.earned
         known = asyncio.ensure_future(shop.buy())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while shop.app.runs < 4:  # noqa: ASYNC110 - it begins once it is settled
                 await asyncio.sleep(0.02)
         assert shop.earned == before + PRICE_ATOMIC

@@ -14,12 +14,11 @@ import httpx
 from contracts.evm.devnet import Devnet
 from seller.proxy import ReverseProxy
 from tests.attacks.parts import Till, attacked
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BODY, Shop
 from tests.seller.test_streams import listening
 
 __all__ = ["Wire", "behind_proxy"]
-
-_ANSWER_TIMEOUT_S = 30
 
 
 class Wire:
@@ -48,7 +47,7 @@ class Wire:
         all_headers = [pair for pair in lines if pair[0].lower() not in names] + given
         head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in all_headers)
         parts = urlsplit(self.url)
-        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(PATIENCE_S):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
             try:
                 writer.write(raw if raw is not None else head.encode("latin-1") + b"\r\n" + body)

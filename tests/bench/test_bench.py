@@ -12,9 +12,9 @@ import pytest
 
 from bench.harness import Call, Plan, Samples, Slice, measure, spread
 from bench.report import Report, Target, ratio_of, row
+from tests.patience import PATIENCE_S
 
 REPO = Path(__file__).parents[2]
-TIMEOUT_S = 110
 
 PEERS = {
     "verify": ("libsecp256k1 recover", "Farebox: header to verdict", "eth-account", "official SDK"),
@@ -46,7 +46,7 @@ def quick(name: str) -> dict[str, Any]:
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -34,12 +34,12 @@ from contracts.schemes.authorization import Authorization
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload, PaymentRequired, Requirements, SettlementResponse
+from tests.patience import PATIENCE_S
 
 NOW_S = 1_800_000_000
 KEY = SigningKey(bytes(range(1, 33)))
 ASSET = Asset(parse_address("0x" + "11" * 20), "USDC", "2", 6, "USDC")
 PAYEE = parse_address("0x" + "22" * 20)
-WAIT_S = 30.0
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -227,7 +227,7 @@ def call_token(chain: Devnet, token: str, data: bytes) -> str:
     """Send a transaction from an account that is nobody's, wait until it is mined, and return its hash."""
     call = {"from": chain.accounts[9].address, "to": token, "data": "0x" + data.hex()}
     sent: str = chain.rpc("eth_sendTransaction", call)
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while (mined := chain.rpc("eth_getTransactionReceipt", sent)) is None:
         assert time.monotonic() < deadline, "never mined"
         time.sleep(0.01)
@@ -261,7 +261,7 @@ def serving(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(WAIT_S)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
@@ -284,7 +284,7 @@ def hanging_up() -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(WAIT_S)
+        thread.join(PATIENCE_S)
 
 
 def closed_port_url() -> str:

@@ -14,7 +14,7 @@ from buyer.flow import Lost, Outgoing
 from buyer.http import open_client, send
 from buyer.probe import probe_url
 from contracts.errors import SellerUnreachable
-from tests.buyer.parts import WAIT_S
+from tests.patience import PATIENCE_S
 
 TIME_S = 0.6
 
@@ -39,7 +39,7 @@ def talking(talk: Callable[[socket.socket], None]) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(WAIT_S)
+        thread.join(PATIENCE_S)
 
 
 def drip(head: bytes, drop: bytes, stopped: threading.Event) -> Callable[[socket.socket], None]:
@@ -76,7 +76,7 @@ def test_a_seller_that_drips_for_ever_is_given_up_after_the_whole_time(
 
 
 def test_an_endless_head_is_refused_before_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buyer.probe, "PROBE_TIMEOUT_S", WAIT_S)
+    monkeypatch.setattr(buyer.probe, "PROBE_TIMEOUT_S", PATIENCE_S)
     sent = 0
 
     def flood(connection: socket.socket) -> None:

@@ -32,13 +32,12 @@ from x402.mechanisms.evm.upto import UptoEvmClientScheme, UptoEvmFacilitatorSche
 from x402.schemas import PaymentPayload, PaymentRequirements
 
 from contracts.evm.devnet import DevAccount, Devnet
+from tests.patience import PATIENCE_S
 
 __all__ = ["facilitator", "facilitator_app", "paying_client", "seller_app", "serving"]
 
 PRICE_ATOMIC = 1000
-_START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 15.0
-_CLIENT_TIMEOUT_S = 60.0
 
 
 @contextmanager
@@ -176,7 +175,7 @@ def paying_client(
     client.set_spend_controls({"allowed_assets": allowed})
     wire = transport or httpx.AsyncHTTPTransport(trust_env=False)
     paying = x402AsyncTransport(client, wire if v1_name is None else _WithoutV2Headers(wire))
-    return httpx.AsyncClient(transport=paying, timeout=_CLIENT_TIMEOUT_S)
+    return httpx.AsyncClient(transport=paying, timeout=PATIENCE_S)
 
 
 class _WithoutV2Headers(httpx.AsyncBaseTransport):

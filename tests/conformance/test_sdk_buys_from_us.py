@@ -27,10 +27,10 @@ from gateway.demo.model_server import model_server_app
 from seller import PaymentMiddleware, SellerConfig
 from seller.service import Seller
 from tests.conformance.sdk_peers import PRICE_ATOMIC, facilitator_app, paying_client, serving
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": "demo-model", "messages": [{"role": "user", "content": "hello"}]}
-_SETTLED_TIMEOUT_S = 60.0
 
 
 class Shop:
@@ -56,7 +56,7 @@ class Shop:
 
     async def settled(self, earned_atomic: int) -> None:
         """Wait until the payee holds that much."""
-        deadline_s = time.monotonic() + _SETTLED_TIMEOUT_S
+        deadline_s = time.monotonic() + PATIENCE_S
         while self.earned_atomic != earned_atomic:
             assert time.monotonic() < deadline_s, f"earned {self.earned_atomic}, not {earned_atomic}"
             await asyncio.sleep(0.05)

@@ -40,6 +40,7 @@ from contracts.schemes.rails import check
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload as OurPayload
 from tests.conformance.sdk_peers import facilitator
+from tests.patience import PATIENCE_S
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 PRICE_ATOMIC = 1000
@@ -314,7 +315,7 @@ def settle_by_hand(chain: Devnet, case: Case) -> None:
     data = transfer_call(case.authorization, case.key.sign(transfer_digest(case.authorization, case.offer.domain)))
     transaction = {"from": chain.accounts[9].address, "to": chain.token, "data": "0x" + data.hex()}
     sent = chain.rpc("eth_sendTransaction", transaction)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while (receipt := chain.rpc("eth_getTransactionReceipt", sent)) is None:
         assert time.monotonic() < deadline, "the transaction was not mined"
     assert receipt["status"] == "0x1"

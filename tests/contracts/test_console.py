@@ -10,6 +10,7 @@ import pytest
 
 from contracts.console import exit_on_error, print_document, printable, progress
 from contracts.errors import NameUnknown, OutcomeUnknown, PriceAboveCap, SellerUnreachable
+from tests.patience import PATIENCE_S
 
 
 def never() -> None:
@@ -95,4 +96,4 @@ def test_a_reader_that_goes_away_causes_no_traceback() -> None:
         command.stdout.readline()
         command.stdout.close()
         assert command.stderr.read() == ""
-        assert command.wait(30) == 1
+        assert command.wait(PATIENCE_S) == 1

@@ -44,6 +44,7 @@ from contracts.schemes.exact_eip3009 import (
 from contracts.schemes.rails import check
 from contracts.signature import SigningKey
 from contracts.typed_data import Domain
+from tests.patience import PATIENCE_S
 
 KEY = SigningKey(b"\x01" * 32)
 PAYEE = parse_address("0x209693Bc6afc0C5328bA36FaF03C514EF312287C")
@@ -328,7 +329,7 @@ def test_only_the_burnt_nonce_and_the_exact_transfer_together_count_as_paid(
 def send(chain: Devnet, data: bytes) -> dict[str, Any]:
     transaction = {"from": chain.accounts[9].address, "to": chain.token, "data": "0x" + data.hex()}
     sent = chain.rpc("eth_sendTransaction", transaction)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     receipt: dict[str, Any] | None = None
     while receipt is None:
         assert time.monotonic() < deadline, "the transaction was not mined"

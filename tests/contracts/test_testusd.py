@@ -17,6 +17,7 @@ from contracts.evm.artifact import load_artifact
 from contracts.evm.devnet import DevAccount, Devnet
 from contracts.evm.preinstalls import MULTICALL3
 from contracts.evm.rpc import RpcRefused
+from tests.patience import PATIENCE_S
 
 PRICE_ATOMIC = 10_000
 SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -102,7 +103,7 @@ def send(chain: Devnet, sender: str, to: str, data: bytes) -> dict[str, Any]:
     transaction = {"from": sender, "to": to, "data": "0x" + data.hex(), "gas": hex(GAS)}
     done = chain.rpc("eth_sendTransaction", transaction)
     receipt: dict[str, Any] | None = None
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while receipt is None:
         assert time.monotonic() < deadline, "the transaction was not mined"
         receipt = chain.rpc("eth_getTransactionReceipt", done)

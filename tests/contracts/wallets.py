@@ -36,6 +36,7 @@ from contracts.offers import Offer
 from contracts.schemes.authorization import Authorization, Call
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
+from tests.patience import PATIENCE_S
 
 UNIT = 10_000
 SLOTS = 5
@@ -84,7 +85,7 @@ def send(chain: Devnet, sender: Address | str, call: Call) -> dict[str, Any]:
     transaction = {"from": sender, "to": address_text(call.to), "data": "0x" + call.data.hex(), "gas": hex(GAS)}
     done = chain.rpc("eth_sendTransaction", transaction)
     receipt: dict[str, Any] | None = None
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while receipt is None:
         assert time.monotonic() < deadline, "the transaction was not mined"
         receipt = chain.rpc("eth_getTransactionReceipt", done)

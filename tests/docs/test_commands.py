@@ -23,10 +23,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 REPO = Path(__file__).parents[2]
 PORTS = ("8545", "9000", "8402", "8403", "8405", "9402", "9403", "4021")
-SERVICE_START_TIMEOUT_S = 60.0
-BLOCK_TIMEOUT_S = 90.0
 
 _BLOCK = re.compile(
     r"^```(?P<language>\w+)(?: (?P<key>file|service)=(?P<value>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -91,7 +91,7 @@ class Stage:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=BLOCK_TIMEOUT_S,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, (
@@ -112,7 +112,7 @@ class Stage:
                 start_new_session=True,
             )
         self.services.append((text.strip(), process, log))
-        deadline = time.monotonic() + SERVICE_START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         # A service says that it is there when it is; its port may answer a moment earlier.
         while not (_answers(int(port)) and log.stat().st_size):
             assert process.poll() is None, f"ended at once: {text}\n{log.read_text()}"
@@ -127,7 +127,7 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -181,7 +181,7 @@ def test_the_readme_asks_for_two_commands_and_the_demo_runs(tmp_path: Path) -> N
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

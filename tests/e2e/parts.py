@@ -27,6 +27,7 @@ from contracts.keccak import keccak
 from gateway.demo.models import ModelForSale
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
 from gateway.demo.shop import seller_yaml
+from tests.patience import PATIENCE_S
 
 PRICE = "0.001"
 PRICE_ATOMIC = 1000
@@ -35,7 +36,7 @@ PURCHASE = "demo"
 WALLET_ATOMIC = 10_000_000
 
 
-def run_demo(*arguments: str, timeout_s: float = 110.0) -> dict[str, Any]:
+def run_demo(*arguments: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
     """Run `farebox demo --json …` as a user would, and return its one document. Fails unless it exits with 0."""
     done = subprocess.run(
         farebox_command("demo", "--json", *arguments),
@@ -131,12 +132,12 @@ class Market:
 
     def seller_status(self) -> dict[str, Any]:
         """Return the seller's /status."""
-        document: dict[str, Any] = httpx.get(f"{self.seller_admin_url}/status", timeout=10).json()
+        document: dict[str, Any] = httpx.get(f"{self.seller_admin_url}/status", timeout=PATIENCE_S).json()
         return document
 
     def runs_of(self, prompt: str) -> int:
         """Return how often the model ran for `prompt`."""
-        by_prompt: dict[str, int] = httpx.get(f"{self.model_url}/test/calls", timeout=10).json()["by_prompt"]
+        by_prompt: dict[str, int] = httpx.get(f"{self.model_url}/test/calls", timeout=PATIENCE_S).json()["by_prompt"]
         return by_prompt.get(prompt, 0)
 
     def earned_atomic(self) -> int:

@@ -20,8 +20,7 @@ from contracts.evm.toolchain import ToolMissing
 from gateway.demo import proxy
 from gateway.demo.processes import Crew, farebox_command, wait_until
 from tests.e2e.parts import run_demo
-
-ENDED_TIMEOUT_S = 120.0
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 def refused(*arguments: str) -> tuple[int, dict[str, str]]:
     """Run `farebox demo --json` and return its exit code and error."""
     command = farebox_command("demo", "--json", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     error: dict[str, str] = json.loads(done.stdout)["error"]
     return done.returncode, error
 
@@ -113,9 +112,9 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(number: signal.Signal
         (folder,) = tmp_path.glob("farebox-demo-*")
         assert len(running_below(str(folder))) >= 2
         demo.send_signal(number)
-        assert demo.wait(ENDED_TIMEOUT_S) == 130
+        assert demo.wait(PATIENCE_S) == 130
     # What was killed is waited for, but what its end orphaned is the system's to reap.
-    deadline = time.monotonic() + ENDED_TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while left := running_below(str(folder)):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -130,9 +129,9 @@ def test_keep_leaves_everything_running_until_ctrl_c(tmp_path: Path) -> None:
         base_url = read_until(demo.stdout, r"(?<=curl )http://127\.0\.0\.1:\d+")
         read_until(demo.stdout, r"print\(client")
         body = {"model": "paid/demo-model", "messages": [{"role": "user", "content": "one more"}]}
-        answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=60)
+        answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(ENDED_TIMEOUT_S) == 0
+        assert demo.wait(PATIENCE_S) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(base_url)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,11 +23,11 @@ import pytest
 from contracts.evm.devnet import Devnet
 from gateway.demo.processes import Child, wait_until
 from tests.e2e.parts import MODEL, PRICE_ATOMIC, Market, market
+from tests.patience import PATIENCE_S
 
 COUNT = 12
 DAY_S = 86_400
 STATES = ("ready", "claimed", "sent", "unknown", "spent", "expired", "cancelled")
-REPEATS_MAX = 60
 
 VICTIMS = {"gateway": ("serve",), "seller": ("sell",), "both": ("serve", "sell")}
 # A stranger's payment is settled before its first byte leaves, a known payer's afterwards.
@@ -85,22 +86,23 @@ def body_of(prompt: str, knobs: dict[str, str] | None = None, *, stream: bool = 
 def ask(town: Town, body: dict[str, Any], request_id: str) -> tuple[int, str]:
     """Send one request; return status and the text of the whole answer. Raises `httpx.HTTPError`."""
     headers = {"x-farebox-request-id": request_id}
-    answer = httpx.post(town.url(), json=body, headers=headers, timeout=60)
+    answer = httpx.post(town.url(), json=body, headers=headers, timeout=PATIENCE_S)
     return answer.status_code, answer.text
 
 
 def ask_until_settled(town: Town, body: dict[str, Any], request_id: str) -> tuple[int, str]:
     """Repeat one request, as a client would, until the answer is not "come back later"."""
     status, text = 0, ""
-    for _ in range(REPEATS_MAX):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         try:
             status, text = ask(town, body, request_id)
         except httpx.HTTPError:
             continue
         if status not in (429, 503) and code_of(text) != "request_in_progress":
             return status, text
-        threading.Event().wait(0.5)
-    raise AssertionError(f"{request_id}: no final answer after {REPEATS_MAX} repetitions; the last was {status} {text}")
+        time.sleep(0.5)
+    raise AssertionError(f"{request_id}: no final answer within {PATIENCE_S:.0f} s; the last was {status} {text}")
 
 
 def code_of(text: str) -> str:
@@ -145,7 +147,7 @@ def call_under_way(town: Town, body: dict[str, Any], request_id: str) -> Iterato
 
 
 def release(town: Town, hold: str) -> None:
-    httpx.post(f"{town.shop.model_url}/test/release/{hold}", timeout=10)
+    httpx.post(f"{town.shop.model_url}/test/release/{hold}", timeout=PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -176,7 +178,10 @@ def test_killed_in_the_middle_of_a_stream(town: Town, victims: str, known: bool)
         town.shop.wait_settled(town.running["sell"])
     body = body_of("stream me", {"x-test-hold": "gate", "x-test-hold-after-chunks": "3"}, stream=True)
     headers = {"x-farebox-request-id": "the-call"}
-    with httpx.Client(timeout=60) as client, client.stream("POST", town.url(), json=body, headers=headers) as answer:
+    with (
+        httpx.Client(timeout=PATIENCE_S) as client,
+        client.stream("POST", town.url(), json=body, headers=headers) as answer,
+    ):
         assert answer.status_code == 200
         assert b"data:" in next(answer.iter_raw())
         town.kill(VICTIMS[victims])
@@ -224,8 +229,8 @@ def test_calls_go_on_through_a_storm_of_kills(town: Town) -> None:
     with ThreadPoolExecutor(4) as threads:
         calls = [threads.submit(one_call, number) for number in range(COUNT)]
         for victims in ("gateway", "seller", "both", "seller"):
-            done.acquire(timeout=60)
-            done.acquire(timeout=60)
+            done.acquire(timeout=PATIENCE_S)
+            done.acquire(timeout=PATIENCE_S)
             town.kill(VICTIMS[victims])
             town.start_again(VICTIMS[victims])
         answers = [call.result() for call in calls]

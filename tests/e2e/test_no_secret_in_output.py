@@ -19,6 +19,7 @@ from buyer.pool import Pool
 from contracts.evm.devnet import Devnet
 from gateway.demo.processes import farebox_command
 from tests.e2e.parts import MODEL, PRICE, PURCHASE, Market, market
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -81,7 +82,7 @@ def test_a_full_run_tells_no_secret(tmp_path: Path, chain: Devnet) -> None:
         body = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": "hello"}]}
         headers = {"authorization": f"Bearer {key}"}
         admin = {"authorization": f"Bearer {ADMIN_TOKEN}"}
-        with httpx.Client(timeout=30) as client:
+        with httpx.Client(timeout=PATIENCE_S) as client:
             for failing in ({}, {"metadata": {"x-test-status": "500"}}, {"model": "paid/none"}, {"messages": "x"}):
                 answer = client.post(
                     f"{shop.gateway_url}/v1/chat/completions", json={**body, **failing}, headers=headers

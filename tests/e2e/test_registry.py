@@ -24,6 +24,7 @@ from gateway.demo.processes import Crew, farebox_command
 from registry.registration import Seller, inline_uri, registration_file
 from tests.buyer.parts import Shop, serving, token_of
 from tests.e2e.parts import MODEL, PRICE, PURCHASE, Market, address_of
+from tests.patience import PATIENCE_S
 from tests.registry.ledger_of_agents import Registrar
 from tests.registry.shelf import agent
 
@@ -44,7 +45,7 @@ class Street(Market):
             env={**self.crew.environment, "FAREBOX_RPC": self.chain.rpc_url},
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.stdout, done.stderr

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from tests.faults.town import MODEL, Town
+from tests.patience import PATIENCE_S
 
 __all__ = ["Answer", "ask_until_final", "body_of", "repeat_until_final"]
 
-REPEATS_MAX = 400
 REPEAT_PAUSE_S = 0.05
 # What another try cannot change: the client's own mistake, or a request that is over.
 _FINAL = (400, 402, 409)
@@ -50,7 +51,9 @@ async def ask_until_final(
     Statuses in `final` are taken as they come, too.
     """
     status, code, text = 0, "", ""
-    for repeat in range(REPEATS_MAX):
+    deadline, repeat = time.monotonic() + PATIENCE_S, -1
+    while time.monotonic() < deadline:
+        repeat += 1
         if repeat:
             await asyncio.sleep(REPEAT_PAUSE_S)
         try:
@@ -66,7 +69,7 @@ async def ask_until_final(
             return Answer(200, "answer_incomplete", text, repeat)
         if status in final or (status in _FINAL and code != "request_in_progress"):
             return Answer(status, code, text, repeat)
-    return Answer(status, code, text, REPEATS_MAX)
+    return Answer(status, code, text, repeat)
 
 
 def repeat_until_final(here: Town, request_id: str, body: dict[str, Any], *, final: tuple[int, ...] = ()) -> Answer:

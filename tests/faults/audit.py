@@ -16,6 +16,7 @@ from contracts.address import parse_address
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_USED_TOPIC
 from contracts.typed_data import word_of_address
 from tests.faults.town import PRICE_ATOMIC, Town
+from tests.patience import PATIENCE_S
 
 __all__ = ["Books", "differences", "read_books"]
 
@@ -119,7 +120,7 @@ def _rows(town: Town, room: str, query: str) -> list[Mapping[str, Any]]:
         with psycopg.connect(town.store, options=f"-c search_path=farebox_{room}", row_factory=dict_row) as session:
             return list(session.execute(query).fetchall())
     file = town.pool_file if room == "buyer" else town.seller_file
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=PATIENCE_S)) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(query)]
 

@@ -28,6 +28,7 @@ from tests.faults.asking import Answer, ask_until_final, body_of
 from tests.faults.audit import differences, read_books
 from tests.faults.town import Town, clean_environment, town
 from tests.faults.warm import Warm
+from tests.patience import PATIENCE_S
 from tests.stores.servers import own_server
 
 __all__ = ["Tally", "storm"]
@@ -40,7 +41,6 @@ KILLS_PER_TOWN = 100
 CALLS_PER_CYCLE = 4
 # Calls end within some 300 ms on an idle machine: most kills find some of them on their way.
 KILL_WITHIN_S = 0.3
-QUIET_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ def _storm_in(here: Town, kills: int, tally: Tally, dice: random.Random, say: Sa
 
 async def _cycle(here: Town, cycle: int, victims: tuple[str, ...], tally: Tally, dice: random.Random) -> None:
     moment_s = dice.random() * KILL_WITHIN_S
-    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client:
         calls = [
             asyncio.create_task(_call(here, client, f"{cycle}-{number}", dice.random(), tally))
             for number in range(CALLS_PER_CYCLE)
@@ -168,7 +168,7 @@ def _selfcheck(here: Town, tally: Tally) -> None:
 
 
 def _wait_quiet(here: Town) -> None:
-    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while read_books(here).outstanding_atomic and time.monotonic() < deadline:
         time.sleep(0.1)
 

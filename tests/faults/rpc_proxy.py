@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from tests.patience import PATIENCE_S
+
 __all__ = ["Fault", "RpcProxy"]
 
 How = Literal["drop before", "drop after", "refuse before", "refuse after", "status", "lag", "lie"]
@@ -46,7 +48,7 @@ class RpcProxy:
         self.faults: list[Fault] = []
         self.calls: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._client = httpx.Client(timeout=30, trust_env=False)
+        self._client = httpx.Client(timeout=PATIENCE_S, trust_env=False)
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):

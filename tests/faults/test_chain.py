@@ -10,6 +10,7 @@ import pytest
 
 from contracts.evm.devnet import Devnet
 from tests.faults.test_rpc import check_books, nonces_used
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BUYER, GAS, PRICE_ATOMIC, Shop, error_of, open_shop
 
 
@@ -61,7 +62,7 @@ async def test_a_fee_that_jumps_is_followed_and_the_payment_settles_once(
         transaction = chain.rpc("eth_getTransactionByHash", await pending(chain))
         # Just above what the first fee allows; two raises get there.
         base_fee = int(transaction["maxFeePerGas"], 16) * 5 // 4
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not request.done():
                 chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(base_fee))
                 chain.mine()
@@ -136,7 +137,7 @@ async def test_after_a_re_organisation_the_books_and_the_chain_agree_again(
         own_chain.rpc("anvil_reorg", depth, [])
         assert shop.earned == 0
         assert (await shop.buy()).status_code == 200
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_S):
             while shop.earned != (depth + 1) * PRICE_ATOMIC:
                 own_chain.mine()
                 await asyncio.sleep(0.1)
@@ -152,6 +153,6 @@ async def test_a_gas_account_that_is_emptied_stops_selling_and_goes_on_when_it_i
     assert (answer.status_code, error_of(answer)["code"]) == (503, "settlement_unavailable")
     assert shop.app.runs == 0
     chain.fund_gas(chain.accounts[GAS].address, 10**20)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await shop.buy()).status_code != 200:  # noqa: ASYNC110 - the worker looks again in its own time
             await asyncio.sleep(0.1)

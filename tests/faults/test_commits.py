@@ -16,6 +16,7 @@ import pytest
 from contracts.errors import StoreUnavailable
 from contracts.evm.devnet import Devnet
 from contracts.storage.sqlite import SqliteDatabase
+from tests.patience import PATIENCE_S
 from tests.seller.shop import PRICE_ATOMIC, open_shop
 
 COMMITS_MAX = 40
@@ -61,7 +62,7 @@ async def test_when_any_one_commit_fails_the_payment_ends_in_goods_for_one_price
             header = shop.payment()
             answer = await shop.buy(header)
             failed += answer.status_code != 200
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while answer.status_code != 200:
                     assert answer.status_code in (409, 503), answer.text
                     assert shop.app.runs <= 2

@@ -20,6 +20,7 @@ from tests.faults.audit import read_books
 from tests.faults.place import Place, check_books, paid_for
 from tests.faults.town import Town
 from tests.faults.warm import Warm
+from tests.patience import PATIENCE_S
 
 # A page of SQLite and its header in the write-ahead log.
 FRAME_BYTES = 4096 + 24
@@ -59,8 +60,8 @@ def test_a_disk_that_is_full_at_any_write_costs_nobody_anything(places: dict[str
                 answer = ask_once(here, name)
                 assert answer.status_code in (200, 502, 503), answer.text
                 refused += answer.status_code != 200
-                assert httpx.get(f"{here.gateway_url}/healthz", timeout=10).status_code == 200
-                assert httpx.get(f"{here.seller_url}/v1/models", timeout=10).status_code == 200
+                assert httpx.get(f"{here.gateway_url}/healthz", timeout=PATIENCE_S).status_code == 200
+                assert httpx.get(f"{here.seller_url}/v1/models", timeout=PATIENCE_S).status_code == 200
             if answer.status_code != 200:
                 again = repeat_until_final(here, name, body_of(name))
                 assert again.status == 200, (pages, answer.text, again)
@@ -89,7 +90,7 @@ def ask_once(here: Town, name: str) -> httpx.Response:
 
 
 def stands_still(here: Town) -> bool:
-    return httpx.get(f"{here.settle_admin_url}/readyz", timeout=10).status_code == 503
+    return httpx.get(f"{here.settle_admin_url}/readyz", timeout=PATIENCE_S).status_code == 503
 
 
 def owed(here: Town) -> int:

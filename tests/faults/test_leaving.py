@@ -20,6 +20,7 @@ from tests.faults.audit import read_books
 from tests.faults.place import Place, check_books, paid_for
 from tests.faults.town import Town
 from tests.faults.warm import Warm
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def connect(here: Town, name: str, body: dict[str, Any], *, whole: bool = True) 
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"x-farebox-request-id: {name}\r\ncontent-length: {len(data)}\r\n\r\n"
     )
-    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
     connection.sendall(head.encode() + (data if whole else data[:-5]))
     return connection
 
@@ -91,7 +92,7 @@ def test_a_model_server_that_dies_before_its_first_byte_is_not_paid_for_nothing(
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Hold the store's write lock, as a process that hangs in a transaction would."""
-    with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(file, timeout=PATIENCE_S, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
@@ -106,10 +107,10 @@ def test_a_store_that_is_locked_is_503_and_the_repetition_is_served_and_paid_onc
         assert repeat_until_final(here, f"{name}, before", body_of(f"{name}, before")).status == 200
         url, headers = f"{here.gateway_url}/v1/chat/completions", {"x-farebox-request-id": name}
         with locked(here.pool_file if room == "buyer" else here.seller_file):
-            refused = httpx.post(url, json=body_of(name), headers=headers, timeout=30)
+            refused = httpx.post(url, json=body_of(name), headers=headers, timeout=PATIENCE_S)
             assert refused.status_code == 503, refused.text
             assert "retry-after" in refused.headers
-            assert httpx.get(f"{here.seller_url}/v1/models", timeout=10).status_code == 200
+            assert httpx.get(f"{here.seller_url}/v1/models", timeout=PATIENCE_S).status_code == 200
         assert name not in here.runs_by_prompt()
         assert repeat_until_final(here, name, body_of(name)).status == 200
         check_books(here)

@@ -15,6 +15,7 @@ from gateway.demo.processes import free_ports
 from tests.faults.asking import body_of
 from tests.faults.town import MODEL, PRICE_ATOMIC, Town, town
 from tests.faults.warm import Warm
+from tests.patience import PATIENCE_S
 from tests.stores.servers import OwnServer, own_server
 
 
@@ -116,7 +117,9 @@ def payment_of(here: Town, prompt: str) -> str:
     """Sign a payment outside of the pool, for a client that pays both sellers with it."""
     from tests.paying import offer_in, sign_payment
 
-    asked = httpx.post(f"{here.seller_url}/v1/chat/completions", json={**body_of(prompt), "model": MODEL}, timeout=30)
+    asked = httpx.post(
+        f"{here.seller_url}/v1/chat/completions", json={**body_of(prompt), "model": MODEL}, timeout=PATIENCE_S
+    )
     return sign_payment(here.wallet_key, offer_in(asked.headers["PAYMENT-REQUIRED"]))
 
 

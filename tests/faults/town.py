@@ -26,6 +26,7 @@ from gateway.demo.models import ModelForSale
 from gateway.demo.processes import free_ports
 from gateway.demo.shop import seller_yaml
 from tests.faults.warm import Started, Warm
+from tests.patience import PATIENCE_S
 
 __all__ = ["MODEL", "PRICE_ATOMIC", "PURCHASE", "Town", "clean_environment", "town"]
 
@@ -34,7 +35,6 @@ PRICE_ATOMIC = 1000
 MODEL = "demo-model"
 PURCHASE = "demo"
 WALLET_ATOMIC = 100_000_000
-START_TIMEOUT_S = 60.0
 
 
 def clean_environment() -> dict[str, str]:
@@ -115,7 +115,7 @@ class Town:
     def wait_dead(self, name: str) -> int:
         """Wait until a part has ended by itself, and return how."""
         started = self.running.pop(name)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self.warm.has_ended(started):
             assert time.monotonic() < deadline, f"{name} did not end:\n{_tail(started)}"
             time.sleep(0.01)
@@ -149,16 +149,16 @@ class Town:
 
     def runs_by_prompt(self) -> dict[str, int]:
         """Return how often the model ran, by prompt."""
-        runs: dict[str, int] = httpx.get(f"{self.model_url}/test/calls", timeout=10).json()["by_prompt"]
+        runs: dict[str, int] = httpx.get(f"{self.model_url}/test/calls", timeout=PATIENCE_S).json()["by_prompt"]
         return runs
 
     def release(self, hold: str) -> None:
         """Let go the calls that wait in the model server under a name."""
-        httpx.post(f"{self.model_url}/test/release/{hold}", timeout=10)
+        httpx.post(f"{self.model_url}/test/release/{hold}", timeout=PATIENCE_S)
 
     def wait_for(self, condition: Callable[[], bool], started: Started, problem: str) -> None:
-        """Return when `condition` holds; fails when the process ends before, or after `START_TIMEOUT_S`."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+        """Return when `condition` holds; fails when the process ends before, or after `PATIENCE_S`."""
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             ended = self.warm.has_ended(started)
             assert not ended, f"{started.name} ended with {self.warm.wait(started)}:\n{_tail(started)}"

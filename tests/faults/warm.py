@@ -27,6 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.patience import PATIENCE_S
+
 __all__ = ["Started", "Warm"]
 
 _PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
@@ -94,7 +96,7 @@ class Warm:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=PATIENCE_S)
         self._process.stdout.close()
 
     def start(

@@ -13,6 +13,7 @@ import pytest
 from buyer.home import Home
 from buyer.pool import Pool
 from tests.gateway.parts import Gateway, Listening, StandInSeller, gateway, listening, sign_pool
+from tests.patience import PATIENCE_S
 
 COUNT = 20
 
@@ -57,5 +58,5 @@ def street(home: Path, seller: StandInSeller, seller_server: Listening) -> Itera
     pool = Pool.open(Home.open(home))
     sign_pool(pool, seller_server.url, COUNT)
     pool.close()
-    with gateway(home) as running, httpx.Client(base_url=running.url, timeout=30) as http:
+    with gateway(home) as running, httpx.Client(base_url=running.url, timeout=PATIENCE_S) as http:
         yield Street(seller, seller_server, running, http, home)

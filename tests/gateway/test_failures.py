@@ -18,8 +18,9 @@ from buyer.home import Home
 from buyer.pool import Counts, Pool
 from gateway.config import GatewayConfig
 from tests.gateway.conftest import COUNT, Street
-from tests.gateway.parts import MODEL, PRICE_ATOMIC, StandInSeller, eventually, gateway, listening, sign_pool
+from tests.gateway.parts import MODEL, PRICE_ATOMIC, StandInSeller, gateway, listening, sign_pool
 from tests.gateway.test_repetition import CHAT, ask
+from tests.patience import PATIENCE_S, eventually
 
 
 def code(answer: httpx.Response) -> str:
@@ -213,7 +214,7 @@ def test_a_seller_that_hangs_up_without_an_answer_leaves_the_outcome_open(home: 
 
             thread = threading.Thread(target=hang_up)
             thread.start()
-            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=30)
+            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=PATIENCE_S)
             thread.join()
             assert (answer.status_code, code(answer)) == (502, "outcome_unknown")
             assert answer.headers["x-farebox-charged"] == "unknown"

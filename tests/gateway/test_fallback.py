@@ -15,9 +15,10 @@ from buyer.pool import Counts
 from gateway.config import GatewayConfig
 from gateway.demo.model_server import model_server_app
 from tests.gateway.conftest import COUNT, Street
-from tests.gateway.parts import MODEL, Gateway, Listening, RawCall, eventually, gateway, listening
+from tests.gateway.parts import MODEL, Gateway, Listening, RawCall, gateway, listening
 from tests.gateway.test_failures import closed_port
 from tests.gateway.test_repetition import CHAT, ask
+from tests.patience import eventually
 
 
 @dataclass

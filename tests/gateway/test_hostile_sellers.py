@@ -22,6 +22,7 @@ from tests.buyer.test_slow_sellers import drip, talking
 from tests.gateway.conftest import Street
 from tests.gateway.parts import KEY, MODEL, TRANSACTION, gateway, listening, sign_pool
 from tests.gateway.test_repetition import CHAT, ask
+from tests.patience import PATIENCE_S
 
 OURS = SettlementResponse(
     success=True, transaction=TRANSACTION, network="eip155:31337", payer=address_text(KEY.address), amount="1000"
@@ -104,7 +105,7 @@ def test_a_seller_that_drips_its_head_for_ever_ends_with_the_call_and_leaves_the
         with closing(Pool.open(Home.open(home))) as pool:
             sign_pool(pool, url, 3)
         with gateway(home) as running:
-            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=30)
+            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=PATIENCE_S)
             stopped.set()
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "call_timed_out")
             assert running.counts() == Counts(ready=2, unknown=1)
@@ -123,7 +124,7 @@ def test_an_endless_head_is_refused_before_it_is_large(home: Path) -> None:
         with closing(Pool.open(Home.open(home))) as pool:
             sign_pool(pool, url, 3)
         with gateway(home) as running:
-            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=30)
+            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=PATIENCE_S)
             assert answer.status_code == 502
             assert running.counts() == Counts(ready=2, unknown=1)
     assert sent < 16 * 1024 * 1024, "what the kernel buffers on both sides, and little more"

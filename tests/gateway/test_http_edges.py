@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from buyer.pool import Counts
 from gateway.limits import BODY_BYTES_MAX, HEADERS_BYTES_MAX
 from tests.gateway.conftest import COUNT, Street
-from tests.gateway.parts import MODEL, eventually, gateway
+from tests.gateway.parts import MODEL, gateway
 from tests.gateway.test_repetition import CHAT, ask
+from tests.patience import eventually
 
 # What HTTP allows in a header value; the rest is refused before it reaches us.
 HEADER_CHARACTERS = [chr(point) for point in (*range(0x21, 0x7F), *range(0xA0, 0x100))]

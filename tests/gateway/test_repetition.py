@@ -12,7 +12,8 @@ import pytest
 
 from buyer.pool import Counts
 from tests.gateway.conftest import COUNT, Street
-from tests.gateway.parts import MODEL, RawCall, eventually, gateway, listening
+from tests.gateway.parts import MODEL, RawCall, gateway, listening
+from tests.patience import eventually
 
 CHAT = "/v1/chat/completions"
 

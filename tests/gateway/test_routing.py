@@ -18,7 +18,8 @@ from gateway.bidder.opening import events_url
 from gateway.breaker import Breakers
 from gateway.config import GatewayConfig, load_config
 from gateway.limits import BREAKER_FAILURES, BREAKER_PAUSE_S
-from tests.gateway.parts import MODEL, Gateway, StandInSeller, eventually, gateway, listening, sign_pool
+from tests.gateway.parts import MODEL, Gateway, StandInSeller, gateway, listening, sign_pool
+from tests.patience import PATIENCE_S, eventually
 
 CHEAP, DEAR = 1_000, 3_000
 
@@ -61,7 +62,7 @@ def market(tmp_path: Path, routing: dict[str, dict[str, object]]) -> Iterator[Ma
         pool.close()
         config = GatewayConfig.model_validate({"routing": routing})
         running = stack.enter_context(gateway(home.path, config))
-        http = stack.enter_context(httpx.Client(base_url=running.url, timeout=30))
+        http = stack.enter_context(httpx.Client(base_url=running.url, timeout=PATIENCE_S))
         yield Market(cheap, dear, running, http, home)
 
 

@@ -25,6 +25,7 @@ from gateway.cli import app
 from gateway.demo.processes import farebox_command
 from tests.buyer.parts import add_purchase, add_signed, closed_port_url, offer_of, settle, token_of
 from tests.e2e.parts import MODEL, Market, market
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_a_whole_market_agrees_with_the_chain_and_a_changed_book_does_not(shop: 
     shop.start_gateway()
     body = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": "hello"}]}
     for _ in range(3):
-        assert httpx.post(f"{shop.gateway_url}/v1/chat/completions", json=body, timeout=30).status_code == 200
+        assert httpx.post(f"{shop.gateway_url}/v1/chat/completions", json=body, timeout=PATIENCE_S).status_code == 200
     shop.wait_settled(seller)
     code, text = selfcheck_of(shop)
     assert code == 0, text

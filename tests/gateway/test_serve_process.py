@@ -20,8 +20,9 @@ import pytest
 
 from buyer.home import Home
 from buyer.pool import Counts, Pool
-from tests.gateway.parts import WAIT_S, Listening, RawCall, StandInSeller, eventually, sign_pool
+from tests.gateway.parts import Listening, RawCall, StandInSeller, sign_pool
 from tests.gateway.test_repetition import CHAT, ask, with_id
+from tests.patience import PATIENCE_S, eventually
 
 COUNT = 8
 FREE = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
@@ -92,7 +93,7 @@ def test_without_a_file_it_serves_the_home_and_stops_with_everything_given_back(
         assert httpx.get(f"{running.admin_url}/status").json()["purchases"][0]["spent"] == 1
         assert httpx.get(f"{running.url}/status").status_code == 404
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(WAIT_S) == 0
+        assert running.process.wait(PATIENCE_S) == 0
     assert counts(stocked) == Counts(ready=COUNT - 1, spent=1)
 
 
@@ -108,13 +109,13 @@ def test_a_call_in_flight_gets_its_answer_before_the_process_ends(
     stocked: Path, seller: StandInSeller, seller_server: Listening, name: signal.Signals
 ) -> None:
     with serving(stocked) as running, ThreadPoolExecutor(1) as threads:
-        call = threads.submit(httpx.post, running.url + CHAT, json=ask("a", hold="gate"), timeout=WAIT_S)
+        call = threads.submit(httpx.post, running.url + CHAT, json=ask("a", hold="gate"), timeout=PATIENCE_S)
         eventually(lambda: len(seller.presented) == 1, "the call is at the seller")
         running.process.send_signal(name)
         eventually(lambda: not accepts(running.url), "no new connections")
         release(seller_server)
         assert call.result().status_code == 200
-        assert running.process.wait(WAIT_S) == 0
+        assert running.process.wait(PATIENCE_S) == 0
     assert counts(stocked) == Counts(ready=COUNT - 1, spent=1)
 
 
@@ -139,7 +140,7 @@ def test_after_kill_9_in_mid_call_the_same_request_presents_the_same_payment(
         call.leave()
     assert counts(stocked) == Counts(ready=COUNT - 1, unknown=1)
     with serving(stocked) as second, ThreadPoolExecutor(1) as threads:
-        again = threads.submit(httpx.post, second.url + CHAT, content=body, headers=with_id("1"), timeout=WAIT_S)
+        again = threads.submit(httpx.post, second.url + CHAT, content=body, headers=with_id("1"), timeout=PATIENCE_S)
         eventually(lambda: len(seller.presented) == 2, "the same request is at the seller")
         release(seller_server)
         assert again.result().status_code == 200
@@ -179,5 +180,5 @@ def test_a_wrong_setting_is_named_with_its_line(tmp_path: Path) -> None:
 def run(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "FAREBOX_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200", **variables}
     return subprocess.run(
-        command(*arguments), env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+        command(*arguments), env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )

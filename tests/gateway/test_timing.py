@@ -14,8 +14,8 @@ from buyer.pool import Counts
 from gateway.app import GatewayApp
 from gateway.desk import Desk
 from tests.gateway.conftest import COUNT, Street
-from tests.gateway.parts import eventually
 from tests.gateway.test_repetition import CHAT, ask
+from tests.patience import PATIENCE_S, eventually
 
 
 class HandDriven:
@@ -94,7 +94,7 @@ def test_a_request_that_never_arrives_is_given_up(street: Street, monkeypatch: p
         yield b"{"
         eventually(lambda: refusals(street) == 1, "the request is refused")
 
-    with httpx.Client(timeout=30) as http:
+    with httpx.Client(timeout=PATIENCE_S) as http:
         answer = http.post(street.gateway.url + CHAT, content=drip())
     assert answer.status_code == 408
     assert street.seller.requests == []

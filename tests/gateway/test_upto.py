@@ -31,7 +31,8 @@ from gateway.demo import dialects
 from gateway.demo.model_server import model_server_app
 from seller import PaymentMiddleware
 from seller.service import Seller
-from tests.gateway.parts import Gateway, Listening, RawCall, eventually, gateway, in_thread
+from tests.gateway.parts import Gateway, Listening, RawCall, gateway, in_thread
+from tests.patience import eventually
 from tests.seller.shop import BUYER, CHAT, SELLER, settings
 from tests.seller.test_upto import FREE_OF_MINIMUM, INPUT, MODEL, OUTPUT, PRICE, PROMPT, USED, frames, request
 

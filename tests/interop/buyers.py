@@ -26,11 +26,11 @@ from tests.interop.goods import CHAT, MODEL, Bought, Receipt, offered_atomic
 from tests.interop.node import PeerFailed
 from tests.interop.sellers import OpenStall
 from tests.interop.street import Street
+from tests.patience import PATIENCE_S
 from tests.processes import farebox_process
 
 __all__ = ["Buyers", "Purse"]
 
-_TIMEOUT_S = 60.0
 # Above the dearest call of the matrix, in units of a token.
 _MAX_PRICE = "0.1"
 _POOL_COUNT = 3
@@ -103,7 +103,7 @@ class _OurPurse:
 
     def buy(self, body: dict[str, Any], release: str | None) -> Bought:
         with (
-            OurClient(signer=open_signer(self._signer), policy=self._policy, timeout=_TIMEOUT_S) as client,
+            OurClient(signer=open_signer(self._signer), policy=self._policy, timeout=PATIENCE_S) as client,
             client.stream("POST", self._url + CHAT, json=body) as answer,
         ):
             text, flowed = _read(answer.iter_bytes(), release)
@@ -120,7 +120,7 @@ class _GatewayPurse:
     def buy(self, body: dict[str, Any], release: str | None) -> Bought:
         asked = {**body, "model": f"paid/{body['model']}@{self._purchase}"}
         with (
-            httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as client,
+            httpx.Client(trust_env=False, timeout=PATIENCE_S) as client,
             client.stream("POST", self._url + CHAT, json=asked) as answer,
         ):
             text, flowed = _read(answer.iter_bytes(), release)

@@ -17,10 +17,10 @@ from tests.interop.cells import Client
 from tests.interop.goods import CHAT, Bought, chat, is_right, offered_atomic, price_atomic
 from tests.interop.sellers import OpenStall
 from tests.interop.street import Street
+from tests.patience import PATIENCE_S
 
 __all__ = ["check_unpaid", "meet", "streams_live"]
 
-_SETTLED_TIMEOUT_S = 60.0
 _POLL_S = 0.02
 # A seller that holds a stream back holds it for good; one that does not has sent its first piece long before.
 _HELD_BACK_S = 0.5
@@ -36,7 +36,7 @@ class _Books:
     def check(self, calls: int) -> None:
         """Return when `calls` are settled, at exactly their price."""
         owed_atomic = calls * price_atomic(self._stall.stall.rail)
-        deadline = time.monotonic() + _SETTLED_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while (moved := self._moved()) != (owed_atomic, owed_atomic):
             assert moved[0] <= owed_atomic, f"the payee got {moved[0]}, and {calls} calls cost {owed_atomic}"
             assert time.monotonic() < deadline, f"moved (got, paid) {moved}, and {calls} calls cost {owed_atomic}"

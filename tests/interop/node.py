@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.patience import PATIENCE_S
+
 __all__ = ["Node", "PeerFailed", "interop_packages"]
 
 _SCRIPT = Path(__file__).parent / "peers" / "peers.mjs"
 _PACKAGES = Path(__file__).parents[2] / "config" / "interop" / "package.json"
-_ANSWER_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_CHARS = 2000
 
@@ -68,7 +69,7 @@ class Node:
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            answer = json.loads(self._answers.get(timeout=_ANSWER_TIMEOUT_S))
+            answer = json.loads(self._answers.get(timeout=PATIENCE_S))
         except (OSError, queue.Empty, json.JSONDecodeError) as error:
             raise PeerFailed(f"{operation}: {type(error).__name__}; node said:\n{self._last_words()}") from None
         assert answer["id"] == request["id"], "an answer to another question"

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from contracts.evm.devnet import Devnet
 from gateway.demo.model_server import model_server_app
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
+from tests.patience import PATIENCE_S
 
 MODEL = "demo-model"
 PAID = f"paid/{MODEL}"
@@ -40,8 +41,6 @@ ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embed
 
 _PROGRAM = Path(__file__).resolve().parents[2] / ".venv-litellm" / "bin" / "litellm"
 _MASTER_KEY = "sk-tests-only"
-_START_TIMEOUT_S = 180.0
-_SETTLED_TIMEOUT_S = 60.0
 _WALLET_ATOMIC = 10_000_000
 
 
@@ -91,7 +90,7 @@ class ModelServer:
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self._listener.close()
 
     @contextmanager
@@ -160,8 +159,8 @@ class Stack:
     def books(self, name: str = "demo") -> Books:
         """Return the books of one purchase, once the seller is owed nothing."""
         assert self._sell is not None
-        wait_until(self._settled, self._sell, "payments were not settled", timeout_s=_SETTLED_TIMEOUT_S)
-        status = httpx.get(f"http://{self._gateway_admin}/status", timeout=10, trust_env=False).json()
+        wait_until(self._settled, self._sell, "payments were not settled", timeout_s=PATIENCE_S)
+        status = httpx.get(f"http://{self._gateway_admin}/status", timeout=PATIENCE_S, trust_env=False).json()
         purchase = next(each for each in status["purchases"] if each["name"] == name)
         assert purchase["claimed"] == purchase["sent"] == 0
         balance = self.chain.balance_of(self._payee)
@@ -179,7 +178,7 @@ class Stack:
         assert moved == expected, f"the books moved by {moved}, expected {expected}"
 
     def _settled(self) -> bool:
-        status = httpx.get(f"http://{self._seller_admin}/status", timeout=10, trust_env=False).json()
+        status = httpx.get(f"http://{self._seller_admin}/status", timeout=PATIENCE_S, trust_env=False).json()
         return int(status["unsettled_atomic"]) == 0
 
     def _buy(self, name: str, model: str, count: int) -> None:
@@ -194,7 +193,7 @@ class Stack:
         command = [str(_PROGRAM), "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", str(self.proxy_port)]
         variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": _MASTER_KEY}
         proxy = self.crew.start("litellm", command, variables=variables)
-        self.crew.wait_ready(proxy, f"{self.proxy_url}/health/liveliness", timeout_s=_START_TIMEOUT_S)
+        self.crew.wait_ready(proxy, f"{self.proxy_url}/health/liveliness", timeout_s=PATIENCE_S)
 
     def _add_the_users_own_settings(self, file: Path) -> None:
         """Add what a user has besides: two retries, a model of its own, and a copy of the paid entry for one model."""

@@ -30,6 +30,7 @@ from registry.index import Index
 from registry.probe import Probe
 from registry.standing import Finding, store_survey
 from registry.verification import OnChain, Step, judge
+from tests.patience import PATIENCE_S
 from tests.registry.shelf import CHAIN_ID, NOW_S, OWNER, STRANGER, WALLET, add_agent, agent, file_of, offer, shelf
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e[red]boo[/red]"
@@ -202,7 +203,7 @@ def test_the_gateway_of_the_environment_is_asked_by_every_command(home: Index, m
             asked = pool.submit(_serve_once, server, content)
             monkeypatch.setattr(Fetcher, "ask", _silent)
             code, text = run(*arguments, "--allow-private")
-            assert asked.result(10) == f"GET /ipfs/{cid}?format=raw HTTP/1.1", text
+            assert asked.result(PATIENCE_S) == f"GET /ipfs/{cid}?format=raw HTTP/1.1", text
             assert code == 0, text
 
 

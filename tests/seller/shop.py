@@ -20,6 +20,7 @@ from contracts.wire import SettlementResponse
 from seller import PaymentMiddleware, SellerConfig
 from seller.config import AssetSettings
 from seller.service import Seller
+from tests.patience import PATIENCE_S
 from tests.paying import sign_payment
 
 PRICE_ATOMIC = 1000
@@ -124,7 +125,7 @@ class Shop:
         assert answer.status_code == 200, answer.text
         await self.settled()
 
-    async def settled(self, timeout_s: float = 30) -> None:
+    async def settled(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until nothing is outstanding."""
         async with asyncio.timeout(timeout_s):
             while self.seller.ledger.sums().outstanding_atomic:  # noqa: ASYNC110 - another process may settle

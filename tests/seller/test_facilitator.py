@@ -19,6 +19,7 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.token import call_object
 from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
 from contracts.wire import FacilitatorRequest
+from tests.patience import PATIENCE_S
 from tests.seller.shop import OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, receipt_of
 from tests.seller.test_streams import listening
 
@@ -183,7 +184,7 @@ async def test_a_lying_success_earns_nothing_and_releases_nothing_on_its_word(
         answer = await shop.buy()
         # Only credit, which is bounded, lets goods leave before the chain shows the money.
         assert answer.status_code == (200 if settle == "async" else 503)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while facilitator.calls < 2:  # noqa: ASYNC110 - the calls come from a worker
                 await asyncio.sleep(0.01)
         sums = shop.seller.ledger.sums()

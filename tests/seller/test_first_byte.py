@@ -8,6 +8,7 @@ import httpx
 
 from contracts.evm.devnet import Devnet
 from seller.proxy import ReverseProxy
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BODY, CHAT, PRICE_ATOMIC, open_shop, receipt_of
 from tests.seller.test_streams import Tap, listening
 
@@ -22,7 +23,7 @@ async def test_the_first_byte_for_a_known_payer_comes_after_the_debt_and_before_
         try:
             tap = shop.app.behave = Tap()
             proxy = shop.middleware.app = ReverseProxy(upstream)
-            async with listening(shop.middleware) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            async with listening(shop.middleware) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
                 tap.turns.put_nowait(b"data: 0\n\n")
                 headers = {"PAYMENT-SIGNATURE": shop.payment()}
                 async with client.stream("POST", CHAT, content=BODY, headers=headers) as answer:

@@ -17,11 +17,10 @@ import pytest
 from contracts.evm.devnet import Devnet
 from seller.config import read_config
 from seller.pricebook import PriceBook
+from tests.patience import PATIENCE_S
 from tests.paying import sign_payment
 from tests.seller.shop import BODY, BUYER, CHAT, GAS, PRICE_ATOMIC, SELLER, Application, open_shop, write_key
 from tests.seller.test_streams import Tap, listening
-
-START_TIMEOUT_S = 60
 
 
 def write_settings(chain: Devnet, folder: Path, upstream: str, settle: str) -> Path:
@@ -71,7 +70,7 @@ async def document_of(stdout: IO[str]) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(text)
         return document
 
-    return await asyncio.wait_for(asyncio.to_thread(read), START_TIMEOUT_S)
+    return await asyncio.wait_for(asyncio.to_thread(read), PATIENCE_S)
 
 
 @asynccontextmanager
@@ -165,7 +164,7 @@ async def test_killing_sell_in_mid_call_costs_nobody_anything(funded: Devnet, tm
         application.behave = tap
         async with selling(config) as (process, document):
             request = asyncio.ensure_future(client.post(document["listening"] + CHAT, content=BODY, headers=headers))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while application.runs == 0:  # noqa: ASYNC110 - the run is counted in another process's request
                     await asyncio.sleep(0.01)
             process.kill()
@@ -196,7 +195,7 @@ def test_settings_that_do_not_hold_end_sell_with_two_and_the_reason(
     config = write_settings(funded, tmp_path, "http://127.0.0.1:9", "auto")
     config.write_text(config.read_text().replace(find, replace))
     with command("sell", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json") as (process, _):
-        stdout, stderr = process.communicate(timeout=START_TIMEOUT_S)
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert says in json.loads(stdout)["error"]["message"]
     assert "Traceback" not in stderr

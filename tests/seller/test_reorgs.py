@@ -11,6 +11,7 @@ import pytest
 from contracts.evm.devnet import Devnet
 from contracts.lifecycle import Money
 from seller.audit import audit_books
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BUYER, PRICE_ATOMIC, Shop, error_of, is_replayed, open_shop, receipt_of
 
 
@@ -37,7 +38,7 @@ def height(chain: Devnet) -> int:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - the condition is a row in a store
             await asyncio.sleep(0.02)
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from contracts.evm.devnet import Devnet
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BODY, CHAT, PRICE_ATOMIC, Shop, error_of, is_replayed, open_shop, receipt_of
 from tests.seller.test_streams import Tap, listening
 
@@ -31,14 +32,14 @@ async def online(
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - the condition is a row in a store
             await asyncio.sleep(0.01)
 
 
 async def asked_again(client: httpx.AsyncClient, header: str, *, body: bytes = BODY) -> httpx.Response:
     """Send the same payment again for as long as it is told to come back later."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             answer = await client.post(CHAT, content=body, headers={"PAYMENT-SIGNATURE": header})
             if answer.status_code != 409 or error_of(answer)["code"] != "request_in_progress":
@@ -247,7 +248,7 @@ async def test_an_application_that_never_ends_is_told_at_last_that_its_client_ha
         tap.turns.put_nowait(b"data: 0\n\n")
         async with client.stream("POST", CHAT, content=BODY, headers={"PAYMENT-SIGNATURE": header}) as answer:
             await anext(answer.aiter_raw())
-        await asyncio.wait_for(tap.left.wait(), 30)
+        await asyncio.wait_for(tap.left.wait(), PATIENCE_S)
         tap.turns.put_nowait(None)
         assert is_replayed(await asked_again(client, header))
 

@@ -30,6 +30,7 @@ from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Worker
 from seller.settlement.key import read_gas_key
 from seller.settlement.outbox import Item, Outbox
+from tests.patience import PATIENCE_S
 from tests.paying import authorize, encode, payment_document
 from tests.seller.shop import BUYER, GAS, OTHER, PRICE_ATOMIC, Shop, open_shop, settings, write_key
 
@@ -59,7 +60,7 @@ class Bench:
         await self.settler.submit(self.outbox.due(50))
 
     async def resolve(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await self.settler.resolve())[1]:  # noqa: ASYNC110 - the chain has no event to wait for
                 await asyncio.sleep(0.01)
 
@@ -354,7 +355,7 @@ async def test_without_ether_the_worker_says_where_to_send_it_and_nothing_is_los
     chain.fund_gas(gas_account, 0)
     async with open_shop(chain, tmp_path, settle="async") as shop:
         assert (await shop.buy()).status_code == 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (why := await shop.seller.why_not_ready()) is None:  # noqa: ASYNC110 - the worker reports in its own time
                 await asyncio.sleep(0.05)
         assert gas_account in why

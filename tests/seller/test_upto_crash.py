@@ -16,6 +16,7 @@ from contracts.evm.devnet import Devnet
 from gateway.demo.model_server import model_server_app
 from seller.config import read_config
 from seller.pricebook import PriceBook
+from tests.patience import PATIENCE_S
 from tests.paying import sign_payment
 from tests.seller.shop import BUYER, CHAT, GAS, SELLER, is_replayed, write_key
 from tests.seller.test_processes import selling
@@ -79,6 +80,6 @@ async def test_a_seller_that_is_killed_in_mid_stream_is_paid_once_for_what_was_m
 
 
 async def _settled(client: httpx.AsyncClient, admin: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (await client.get(admin + "/status")).json()["unsettled_atomic"]:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)

@@ -45,16 +45,6 @@ class Migrations:
         return package
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Return once `condition` holds; fail after 30 s."""
-    pause = threading.Event()
-    for _ in range(600):
-        if condition():
-            return
-        pause.wait(0.05)
-    raise AssertionError("it did not come true within 30 s")
-
-
 class Held:
     """A write that keeps the writer busy until `release`; writes made meanwhile form the next group."""
 

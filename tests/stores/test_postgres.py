@@ -18,7 +18,8 @@ import pytest
 from contracts.errors import ConfigInvalid, StoreUnavailable
 from contracts.storage import Connection, Database, Life, advisory, open_database, session, shown_store_url
 from contracts.storage.dialect import postgres_ddl, postgres_statement
-from tests.stores.parts import Migrations, held, wait_for
+from tests.patience import PATIENCE_S, eventually
+from tests.stores.parts import Migrations, held
 from tests.stores.servers import OwnServer, Server
 
 ENTRIES = {"0001_entries.sql": "CREATE TABLE entries (value INTEGER UNIQUE);\n"}
@@ -89,7 +90,7 @@ async def test_while_the_server_is_away_everything_says_so_and_afterwards_goes_o
             pass
     assert "socket" in caplog.text, "the log tells the operator where nobody answers"
     fragile.start()
-    wait_for(lambda: comes_back(lasting))
+    eventually(lambda: comes_back(lasting))
     assert values_in(lasting) == [1]
     await lasting.write(insert(4))
     presence.hold()
@@ -125,7 +126,7 @@ async def test_a_server_that_dies_inside_a_transaction_leaves_nothing_of_it(
     with pytest.raises(StoreUnavailable):
         await lasting.write(work)
     fragile.start()
-    wait_for(lambda: comes_back(lasting))
+    eventually(lambda: comes_back(lasting))
     assert values_in(lasting) == []
 
 
@@ -141,7 +142,7 @@ def test_a_server_that_stands_still_is_given_up(
         for call in (lambda: database.transact(insert(2)), lambda: values_in(database)):
             with pytest.raises(StoreUnavailable):
                 call()
-    wait_for(lambda: comes_back(database))
+    eventually(lambda: comes_back(database))
     database.transact(insert(3))
     # The statements in flight may have reached the server: nobody was told that they were written.
     assert set(values_in(database)) - {2} == {1, 3}
@@ -199,7 +200,7 @@ class Proxy:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(PATIENCE_S)
 
 
 async def test_a_commit_whose_answer_is_lost_is_unknown_and_never_repeated(fragile: OwnServer, package: str) -> None:
@@ -241,7 +242,7 @@ def test_a_process_that_lost_its_connection_is_taken_for_ended_until_it_shows_it
 def test_a_process_that_lost_its_connection_shows_itself_again_by_itself(store: Database, url: str) -> None:
     ours, theirs = store.presence(), store.presence()
     terminate_presences(url, keep=ours.id)
-    wait_for(lambda: store.life_of(theirs.id) is Life.ALIVE)
+    eventually(lambda: store.life_of(theirs.id) is Life.ALIVE)
     for presence in (ours, theirs):
         presence.close()
 
@@ -294,7 +295,7 @@ def test_a_server_that_does_not_sync_is_refused(fragile: OwnServer, package: str
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
-    wait_for(lambda: setting(url, "fsync") == "off")
+    eventually(lambda: setting(url, "fsync") == "off")
     with pytest.raises(ConfigInvalid, match="fsync = off"):
         open_database(url, package)
 

@@ -17,7 +17,8 @@ import pytest
 from contracts.errors import RequestInProgress, StoreUnavailable
 from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
 from contracts.storage import Conflict, Connection, Database, Life, open_database
-from tests.stores.parts import Migrations, Place, held, start, wait_for
+from tests.patience import eventually
+from tests.stores.parts import Migrations, Place, held, start
 
 Work = Callable[[Connection], Any]
 ENTRIES = {"0001_entries.sql": "CREATE TABLE entries (value INTEGER UNIQUE);\n"}
@@ -439,7 +440,7 @@ def test_a_process_is_alive_until_it_stops_being_seen(store: Database, other: Da
         presence.hold()
         assert (store.life_of(presence.id), other.life_of(presence.id)) == (Life.ALIVE, Life.ALIVE)
     ours.close()
-    wait_for(lambda: other.life_of(ours.id) is not Life.ALIVE)
+    eventually(lambda: other.life_of(ours.id) is not Life.ALIVE)
     assert store.life_of(theirs.id) is Life.ALIVE
     theirs.close()
 
@@ -467,7 +468,7 @@ def test_a_killed_process_is_known_to_have_ended(
         process.kill()
         process.wait()
         # A server notices an ended connection a moment later.
-        wait_for(lambda: store.life_of(theirs) is Life.ENDED)
+        eventually(lambda: store.life_of(theirs) is Life.ENDED)
     store.forget(theirs)
     assert store.life_of(theirs) is not Life.ALIVE
 

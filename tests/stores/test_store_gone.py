@@ -17,7 +17,7 @@ from buyer.pool import Pool
 from contracts.evm.devnet import Devnet
 from gateway.demo.processes import wait_until
 from tests.e2e.parts import MODEL
-from tests.stores.parts import wait_for
+from tests.patience import PATIENCE_S, eventually
 from tests.stores.servers import OwnServer
 from tests.stores.twins import BOTH, Twins, twins
 
@@ -82,7 +82,7 @@ def test_while_the_store_is_gone_nothing_is_served_or_sent_and_afterwards_all_go
         ]
         wait_until(lambda: all(pair.shop.runs_of(f"held {number}") for number in BOTH), model, "they did not run")
         fragile.stop(crash=crash)
-        httpx.post(f"{pair.shop.model_url}/test/release/gate", timeout=10)
+        httpx.post(f"{pair.shop.model_url}/test/release/gate", timeout=PATIENCE_S)
         answers = [call.result() for call in held]
     # The goods were made, and stay where they are: nobody could write down that they left.
     for answer in answers:
@@ -96,9 +96,9 @@ def test_while_the_store_is_gone_nothing_is_served_or_sent_and_afterwards_all_go
         answer = pay(pair, by_hand[number], number)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
         assert answer.headers["retry-after"]
-        assert httpx.get(f"{pair.gateway_urls[number]}/readyz", timeout=30).status_code == 503
-        assert httpx.get(f"{pair.seller_admin_urls[number]}/readyz", timeout=30).status_code == 503
-        assert httpx.get(f"{pair.gateway_urls[number]}/healthz", timeout=30).status_code == 200
+        assert httpx.get(f"{pair.gateway_urls[number]}/readyz", timeout=PATIENCE_S).status_code == 503
+        assert httpx.get(f"{pair.seller_admin_urls[number]}/readyz", timeout=PATIENCE_S).status_code == 503
+        assert httpx.get(f"{pair.gateway_urls[number]}/healthz", timeout=PATIENCE_S).status_code == 200
     assert pair.shop.runs_of("while it is gone") == pair.shop.runs_of("paid by hand") == 0
 
     fragile.start()
@@ -107,7 +107,7 @@ def test_while_the_store_is_gone_nothing_is_served_or_sent_and_afterwards_all_go
     for number in BOTH:
         assert ask(pair, f"after {number}", gateway=number).status_code == 200
         assert pay(pair, by_hand[number], number).status_code == 200
-    wait_for(lambda: all(final(pair, number) for number in BOTH))
+    eventually(lambda: all(final(pair, number) for number in BOTH))
     assert all(pair.shop.runs_of(f"held {number}") <= 2 for number in BOTH)
     counts = pair.check_books(sellers[0], signed=SIGNED)
     # Two before, two after, two by hand, and the held ones, which their clients asked for once more.

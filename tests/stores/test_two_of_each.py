@@ -17,6 +17,7 @@ from buyer.pool import Pool
 from contracts.evm.devnet import Devnet
 from gateway.demo.processes import Child
 from tests.e2e.parts import MODEL, PRICE_ATOMIC
+from tests.patience import PATIENCE_S
 from tests.stores.servers import Server
 from tests.stores.twins import BOTH, Twins, twins
 
@@ -134,8 +135,8 @@ async def test_one_gateway_and_one_seller_go_on_when_the_others_are_killed(runni
 
 async def until_settled(running: Running, client: httpx.AsyncClient, number: int) -> httpx.Response:
     """Repeat a call as a client would, until the answer does not ask it to come back."""
-    last = ""
-    for _ in range(60):
+    last, deadline = "", time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         answer = await running.ask(client, f"call {number}", number % 2, number // 2 % 2, f"id-{number}")
         if answer.status_code not in (503, 429) and "in_progress" not in answer.text:
             return answer

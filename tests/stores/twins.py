@@ -14,6 +14,7 @@ import httpx
 from contracts.evm.devnet import Devnet
 from gateway.demo.processes import Child, farebox_command, free_ports, wait_until
 from tests.e2e.parts import MODEL, PRICE, PRICE_ATOMIC, Market, market
+from tests.patience import PATIENCE_S
 
 __all__ = ["BOTH", "Twins", "twins"]
 
@@ -66,7 +67,7 @@ class Twins:
 
     def status(self, seller: int = 0) -> dict[str, Any]:
         """Return a seller's /status: the books, which both share."""
-        document: dict[str, Any] = httpx.get(f"{self.seller_admin_urls[seller]}/status", timeout=30).json()
+        document: dict[str, Any] = httpx.get(f"{self.seller_admin_urls[seller]}/status", timeout=PATIENCE_S).json()
         return document
 
     def wait_settled(self, child: Child, seller: int = 0) -> None:

@@ -22,6 +22,7 @@ from gateway.demo.processes import (
     interrupt_on_termination,
     wait_until,
 )
+from tests.patience import PATIENCE_S
 
 SERVER = """
 import http.server, sys
@@ -91,7 +92,7 @@ def test_a_child_that_ignores_the_request_to_stop_is_killed_with_its_own_child(t
         assert is_running(grandchild)
     assert child.process.poll() == -signal.SIGKILL
     # It was killed with its group; the kernel ends it in its own time.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while is_running(grandchild):
         assert time.monotonic() < deadline, "the grandchild lives on"
         time.sleep(0.01)
@@ -169,7 +170,7 @@ from gateway.demo.processes import Crew
 crew = Crew(Path(sys.argv[1]), {}).__enter__()
 print(crew.start("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"]).process.pid)
 """
-    done = subprocess.run(python(story, str(tmp_path)), capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(python(story, str(tmp_path)), capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert not is_running(int(done.stdout))
 
 
@@ -240,7 +241,7 @@ def test_only_the_first_request_to_end_interrupts() -> None:
 def test_popen_leaves_the_log_where_the_message_says(tmp_path: Path) -> None:
     with Crew(tmp_path, {}) as crew:
         child = crew.start("talker", python("print('one'); print('two')"))
-        child.process.wait(10)
+        child.process.wait(PATIENCE_S)
         assert child.last_words() == "  one\n  two"
         assert str(child.failed("stopped").message).startswith(f"talker: stopped. The end of {child.log_file}")
     assert subprocess.run(["cat", str(child.log_file)], capture_output=True, check=True).stdout == b"one\ntwo\n"
