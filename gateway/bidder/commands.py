@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -10,7 +11,8 @@ import typer
 from contracts.console import exit_on_error, out, print_document, printable
 
 if TYPE_CHECKING:
-    from gateway.bidder.events import EventLog
+    from gateway.bidder.events import Event, EventLog
+    from gateway.bidder.report import Report
 
 __all__ = ["bid_commands"]
 
@@ -115,6 +117,9 @@ def report(
     last: Annotated[
         int, typer.Option("--last", min=1, max=200_000, help="How many decisions to look back on.")
     ] = 8_000,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as one HTML page, with plots.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Show what choosing has brought, against the rule and the cheapest, and where the calls went."""
@@ -122,10 +127,15 @@ def report(
         from gateway.bidder.report import report_of
 
         log = _log()
-        found = report_of(log.recent(last))
+        events = log.recent(last)
         log.close()
+        found = report_of(events)
+        if html is not None:
+            _write_page(html, found, events)
 
         def human() -> None:
+            if html is not None:
+                out.print(f"written to {html}", markup=False)
             out.print(
                 f"{found.decisions} decisions, {found.good:.0%} good and in time, {found.paid:g} paid, "
                 f"{found.explored} to learn from"
@@ -189,6 +199,20 @@ def simulate(
 
         document = {"seeds": list(range(seed_base, seed_base + seeds)), "tasks": tasks, "policies": found}
         print_document(document, as_json=as_json, human=human)
+
+
+def _write_page(path: Path, found: Report, events: list[Event]) -> None:
+    import time
+
+    from contracts.errors import UsageError
+    from gateway.bidder.curves import curves_of
+    from gateway.bidder.page import page_of
+
+    page = page_of(found, curves_of(events), time.time())
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise UsageError(f"--html: {path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _home() -> Any:

@@ -12,7 +12,7 @@ from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest
 from gateway.bidder.task import tokens
 
-__all__ = ["Bin", "Report", "Seller", "report_of"]
+__all__ = ["Bin", "Report", "Seller", "agrees", "report_of", "utility_of"]
 
 _BINS = 5
 
@@ -61,7 +61,7 @@ class Report:
 def report_of(events: Sequence[Event]) -> Report:
     """Return the figures of decisions that have an outcome."""
     ended = [event for event in events if event.outcome is not None and event.chosen is not None]
-    utilities = [_utility(event) for event in ended]
+    utilities = [utility_of(event) for event in ended]
     of_rule, with_rule = _of_policy(ended, utilities, QueueRule())
     of_cheapest, with_cheapest = _of_policy(ended, utilities, Cheapest())
     return Report(
@@ -78,7 +78,8 @@ def report_of(events: Sequence[Event]) -> Report:
     )
 
 
-def _utility(event: Event) -> float:
+def utility_of(event: Event) -> float:
+    """Return what a decision brought, in whole tokens: its value where the answer was good, less what was paid."""
     return (event.view.task.value if event.is_good else 0.0) - _paid(event)
 
 
@@ -86,18 +87,23 @@ def _paid(event: Event) -> float:
     return 0.0 if event.outcome is None else tokens(event.outcome.paid_units)
 
 
+def agrees(event: Event, policy: Policy) -> bool:
+    """Tell whether `policy` would have bought what was bought."""
+    estimate = policy.estimate(event.view)
+    if estimate.order is not None:
+        worth = list(estimate.order)
+    else:
+        value = event.view.task.value
+        worth = [value * p - offer.price for p, offer in zip(estimate.p_good or (), event.view.offers, strict=True)]
+    return bool(worth) and max(range(len(worth)), key=worth.__getitem__) == event.chosen
+
+
 def _of_policy(events: Sequence[Event], utilities: Sequence[float], policy: Policy) -> tuple[float | None, int]:
     """Return the self-normalised estimate of a policy's utility over the log, and how many decisions speak for it."""
     total = weight_sum = 0.0
     agreed = 0
     for event, utility in zip(events, utilities, strict=True):
-        estimate = policy.estimate(event.view)
-        if estimate.order is not None:
-            worth = list(estimate.order)
-        else:
-            value = event.view.task.value
-            worth = [value * p - offer.price for p, offer in zip(estimate.p_good or (), event.view.offers, strict=True)]
-        if worth and max(range(len(worth)), key=worth.__getitem__) == event.chosen:
+        if agrees(event, policy):
             weight = 1 / max(event.propensity, 1e-6)
             total, weight_sum, agreed = total + weight * utility, weight_sum + weight, agreed + 1
     return (total / weight_sum * len(events) if weight_sum else None), agreed
