@@ -15,7 +15,7 @@ from bench.report import Report
 from contracts.console import print_document
 
 # Benches with options of their own.
-OWN = ("bidder", "limit", "ope", "guard", "dag", "gas", "registry", "latency", "settle", "executor")
+OWN = ("bidder", "limit", "ope", "guard", "dag", "gas", "registry", "latency", "settle", "scale", "executor", "idle")
 NAMES = ("verify", "sign", "claims", "seller", "first_byte", "gateway")
 
 
