@@ -17,6 +17,7 @@ from contracts.errors import FareboxError
 from gateway.admin import HEALTH_PATHS, health_routes
 from gateway.client import Client
 from gateway.config import Listen
+from gateway.delegator.model import DelegateModel
 from gateway.desk import Desk
 from gateway.envelope import Problem, Refused, error_body
 from gateway.limits import BUSY_RETRY_AFTER_S, CONCURRENT_MAX
@@ -32,11 +33,14 @@ PAID_ROUTES = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/respons
 class GatewayApp:
     """Paid routes are answered here, without a framework between; everything else by Starlette."""
 
-    def __init__(self, desk: Desk, *, concurrent_max: int = CONCURRENT_MAX) -> None:
+    def __init__(
+        self, desk: Desk, *, delegates: DelegateModel | None = None, concurrent_max: int = CONCURRENT_MAX
+    ) -> None:
         self._desk = desk
+        self._delegates = delegates
         self._concurrent_max = concurrent_max
         self._in_flight = 0
-        self._rest = _rest_of_the_api(desk)
+        self._rest = _rest_of_the_api(desk, delegates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in PAID_ROUTES and scope["method"] == "POST":
@@ -63,7 +67,11 @@ class GatewayApp:
         self._desk.metrics.in_flight.set(self._in_flight)
         try:
             key = await self._desk.caller(scope["headers"])
-            await self._desk.serve(parse_call(scope, await read_body(scope, receive), key), client)
+            call = parse_call(scope, await read_body(scope, receive), key)
+            if self._delegates is not None and self._delegates.is_meant_by(call):
+                await self._delegates.serve(call, client)
+            else:
+                await self._desk.serve(call, client)
         except ClientGone:
             pass
         except Refused as refused:
@@ -121,11 +129,12 @@ class HostCheck:
             return False
 
 
-def _rest_of_the_api(desk: Desk) -> Starlette:
+def _rest_of_the_api(desk: Desk, delegates: DelegateModel | None) -> Starlette:
     def entries(request: Request) -> list[dict[str, Any]]:
         key: ClientKey | None = request.scope["farebox.client_key"]
         allowed = None if key is None else key.models
-        return [entry for entry in desk.shelf.models() if allowed is None or entry["id"] in allowed]
+        named = [] if delegates is None else [_named(each) for each in delegates.ids]
+        return [entry for entry in [*desk.shelf.models(), *named] if allowed is None or entry["id"] in allowed]
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": entries(request)})
@@ -162,6 +171,10 @@ def _rest_of_the_api(desk: Desk) -> Starlette:
     # A redirect would make clients send a paid request twice.
     app.router.redirect_slashes = False
     return app
+
+
+def _named(model: str) -> dict[str, Any]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "farebox"}
 
 
 def _problem(request: Request, problem: Problem) -> Response:

@@ -50,7 +50,8 @@ class Call:
 
     Equal `key`s are attempts at one logical request, or may be: a key is made of the client's own id (`has_id`), else
     of caller, route and body. `digest` is the request's own. `max_price` is the text of `x-farebox-max-price`. The
-    caller came with `client_key`, if any. `wishes` say how soon and how urgently it wants its answer.
+    caller came with `client_key`, if any. `wishes` say how soon and how urgently it wants its answer. `budget` is the
+    text of `x-farebox-budget`, for a task that is delegated.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Call:
     seller: str | None
     client_key: ClientKey | None = None
     wishes: Wishes = NO_WISHES
+    budget: str | None = None
 
     @property
     def route(self) -> str:
@@ -147,6 +149,7 @@ def parse_call(scope: Scope, body: bytes, client_key: ClientKey | None = None) -
         seller=ours.get("seller"),
         client_key=client_key,
         wishes=parse_wishes(ours),
+        budget=ours.get("budget"),
     )
 
 

@@ -26,8 +26,10 @@ from gateway.admin_token import TokenCheck, admin_token
 from gateway.app import GatewayApp, HostCheck
 from gateway.bidder.opening import open_bidder
 from gateway.config import GatewayConfig, Listen, parse_listen
+from gateway.delegator.delegation import delegator_at
+from gateway.delegator.model import DelegateModel
 from gateway.desk import Desk
-from gateway.limits import POOL_POLL_S, STOP_TIMEOUT_S
+from gateway.limits import POOL_POLL_S, QUEUE_POLL_EVERY_S, STOP_TIMEOUT_S
 from gateway.reconciler import Reconciler
 from gateway.upstream import Upstream
 
@@ -74,7 +76,7 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
         ]
         desk = await stack.enter_async_context(open_desk(config))
         servers = [
-            _Server(HostCheck(GatewayApp(desk), listen)),
+            _Server(HostCheck(GatewayApp(desk, delegates=await _delegates(stack, desk)), listen)),
             _Server(HostCheck(TokenCheck(admin_app(desk), token), admin_listen)),
         ]
         _stop_on_signals(servers, desk)
@@ -89,6 +91,13 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
         await asyncio.gather(*chores, return_exceptions=True)
 
 
+async def _delegates(stack: contextlib.AsyncExitStack, desk: Desk) -> DelegateModel | None:
+    """Return the model that delegates, where the settings want it."""
+    if desk.config.delegate is None:
+        return None
+    return DelegateModel(await stack.enter_async_context(delegator_at(desk, desk.config.delegate)))
+
+
 @contextlib.asynccontextmanager
 async def open_desk(config: GatewayConfig) -> AsyncIterator[Desk]:
     """Give the desk of a gateway, which serves whoever is in this process. Raises as opening the pool does."""
@@ -101,6 +110,8 @@ async def open_desk(config: GatewayConfig) -> AsyncIterator[Desk]:
         upstream = await stack.enter_async_context(Upstream())
         desk = Desk(config, pool, upstream, bidder=bidder)
         stack.callback(desk.close)
+        watching = asyncio.create_task(_watch_queues(desk, upstream))
+        stack.callback(watching.cancel)
         yield desk
 
 
@@ -155,6 +166,13 @@ async def _reconcile(desk: Desk) -> None:
     while True:
         await asyncio.sleep(POOL_POLL_S)
         await reconciler.run(time.monotonic())
+
+
+async def _watch_queues(desk: Desk, upstream: Upstream) -> None:
+    """Ask the sellers that calls can choose among how long their queues are."""
+    while True:
+        await asyncio.sleep(QUEUE_POLL_EVERY_S)
+        await desk.router.queues.ask(upstream, desk.shelf.purchases, desk.clock)
 
 
 def _bound(setting: str, listen: Listen) -> socket.socket:

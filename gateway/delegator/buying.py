@@ -43,9 +43,10 @@ _PAUSES_S = [min(ASK_PAUSE_S * 2**number, ASK_PAUSE_S_MAX) for number in range(A
 
 @dataclass(slots=True)
 class Reply:
-    """One HTTP answer of the desk."""
+    """One HTTP answer of the desk. `is_whole` is False where it broke off in the middle."""
 
     status: int = 0
+    is_whole: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
 
@@ -56,6 +57,7 @@ class Reply:
             self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
         else:
             self.body += message.get("body", b"")
+            self.is_whole = not message.get("more_body", False)
 
 
 class Asked(NamedTuple):
@@ -115,7 +117,7 @@ class Buying:
             reply = await self._ask(headers, body)
             receipt = await self.receipt_of(attempt.key)
             paid_units = await self._cost_units(receipt)
-            if reply.status == 200 and receipt is not None:
+            if reply.status == 200 and receipt is not None and reply.is_whole:
                 return Answer(_text(reply, paid_units), paid_units)
             if receipt is None and (reply.status not in _LATER or _error(reply)["code"] == SellerUnreachable.code):
                 raise NodeFailed(_reason(reply))
@@ -223,6 +225,8 @@ def _text(reply: Reply, paid_units: int) -> str:
 
 def _is_final(reply: Reply) -> bool:
     """Tell whether asking once more under the same key would bring nothing else."""
+    if not reply.is_whole:
+        return False
     return reply.headers.get("x-farebox-charged") in ("false", "true") or reply.status not in _LATER
 
 
@@ -236,4 +240,4 @@ def _error(reply: Reply) -> Mapping[str, Any]:
         check_nesting(bytes(reply.body))
         error = json.loads(reply.body)["error"]
         return {"code": error["code"], "message": error["message"]}
-    return {"code": None, "message": f"HTTP {reply.status}"}
+    return {"code": None, "message": f"HTTP {reply.status}" if reply.is_whole else "the answer broke off"}

@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from buyer.budgets import parse_units
 from buyer.client_keys import ClientKey
@@ -39,7 +39,16 @@ from gateway.delegator.settings import DelegateSettings
 from gateway.delegator.ways import plan_course, wishes_of
 from gateway.desk import Desk
 
-__all__ = ["Delegated", "Delegation", "Delegator", "delegate", "delegating", "journal_url", "receipts_in"]
+__all__ = [
+    "Delegated",
+    "Delegation",
+    "Delegator",
+    "delegate",
+    "delegating",
+    "delegator_at",
+    "journal_url",
+    "receipts_in",
+]
 
 
 class Delegator:
@@ -50,15 +59,15 @@ class Delegator:
         self.journal = journal
         self._buyings: list[Buying] = []
 
-    def begin(self, order: Order, client_key: ClientKey | None = None) -> Delegation:
+    def begin(self, order: Order, client_key: ClientKey | None = None, run_id: str | None = None) -> Delegation:
         """Return a new delegation, which begins when its events are asked for. Raises `UsageError`."""
         order.check()
-        return Delegation(self, self._buying(client_key), f"r{secrets.token_hex(8)}", order)
+        return Delegation(self, self._buying(client_key), run_id or f"r{secrets.token_hex(8)}", order)
 
-    def resume(self, run_id: str) -> Delegation:
+    def resume(self, run_id: str, client_key: ClientKey | None = None) -> Delegation:
         """Return a delegation that goes on from where it stands. Raises `NameUnknown`, `RequestInProgress`."""
         run = self.journal.take_over(run_id)
-        return Delegation(self, self._buying(None), run_id, order_of(run), run)
+        return Delegation(self, self._buying(client_key), run_id, order_of(run), run)
 
     async def course(self, order: Order) -> Planned:
         """Return how the order's plan, or one call, would be carried out, and pay nothing. Raises as `plan_course`."""
@@ -88,7 +97,7 @@ class Delegation:
         self._run = run
         self._started = time.monotonic()
 
-    async def events(self) -> AsyncIterator[NodeEvent]:
+    async def events(self) -> AsyncGenerator[NodeEvent, None]:
         """Do it, and yield what happens. Raises as `Planning.course`; nothing but the planner is paid by then."""
         run = self._run or self._begin()
         if not run.plan and self.order.plan is None and self.order.planner is not None:
@@ -108,8 +117,11 @@ class Delegation:
                     self.sellers[node.id] = receipt.purchase
 
         limits = Limits(self.order.budget_units, left_s, self._settings.parallel)
-        async for event in run_plan(planned, call_node, self._journal, run, limits):
-            yield event
+        happening = run_plan(planned, call_node, self._journal, run, limits)
+        # Whoever stops listening stops the run: its generator must end now, not when it is collected.
+        async with contextlib.aclosing(cast("AsyncGenerator[NodeEvent, None]", happening)) as events:
+            async for event in events:
+                yield event
 
     async def _tried(self, attempt: Attempt) -> frozenset[str]:
         """Return the purchases that earlier attempts at the same node were paid from."""
@@ -156,14 +168,20 @@ async def delegating(config: GatewayConfig) -> AsyncIterator[Delegator]:
     """Give a delegator over the pool that the settings name. Raises as opening a pool does."""
     from gateway.serve import open_desk
 
-    async with open_desk(config) as desk:
-        journal = await asyncio.to_thread(Journal.open, journal_url(desk.pool.home))
-        delegator = Delegator(desk, journal, config.delegate or DelegateSettings())
-        try:
-            yield delegator
-        finally:
-            await delegator.close()
-            journal.close()
+    async with open_desk(config) as desk, delegator_at(desk, config.delegate or DelegateSettings()) as delegator:
+        yield delegator
+
+
+@contextlib.asynccontextmanager
+async def delegator_at(desk: Desk, settings: DelegateSettings) -> AsyncIterator[Delegator]:
+    """Give a delegator that buys at a desk. Raises `StoreUnavailable`."""
+    journal = await asyncio.to_thread(Journal.open, journal_url(desk.pool.home))
+    delegator = Delegator(desk, journal, settings)
+    try:
+        yield delegator
+    finally:
+        await delegator.close()
+        journal.close()
 
 
 def journal_url(home: Home) -> str:

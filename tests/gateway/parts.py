@@ -6,6 +6,7 @@ Both servers run on sockets in a thread each, so that clients, disconnects and c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 import threading
@@ -38,6 +39,8 @@ from contracts.wire import PaymentPayload, PaymentRequired, SettlementResponse
 from gateway.admin import admin_app
 from gateway.app import GatewayApp, HostCheck
 from gateway.config import GatewayConfig, Listen
+from gateway.delegator.delegation import delegator_at
+from gateway.delegator.model import DelegateModel
 from gateway.demo.model_server import model_server_app
 from gateway.desk import Desk
 from gateway.upstream import Upstream
@@ -318,10 +321,15 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         pool = Pool.open(self.home)
         try:
-            async with Upstream() as upstream:
+            async with contextlib.AsyncExitStack() as stack:
+                upstream = await stack.enter_async_context(Upstream())
                 self.desk = Desk(self._config, pool, upstream)
+                delegates = None
+                if self._config.delegate is not None:
+                    delegator = await stack.enter_async_context(delegator_at(self.desk, self._config.delegate))
+                    delegates = DelegateModel(delegator)
                 listen = Listen(host="127.0.0.1", port=0)
-                app = GatewayApp(self.desk, concurrent_max=self._concurrent_max)
+                app = GatewayApp(self.desk, delegates=delegates, concurrent_max=self._concurrent_max)
                 self._servers = [Listening(HostCheck(app, listen)), Listening(HostCheck(admin_app(self.desk), listen))]
                 self._ready.set()
                 await asyncio.gather(*(server.serve() for server in self._servers))

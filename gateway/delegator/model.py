@@ -1,0 +1,253 @@
+"""The model name `delegate/<planner-model>`: any OpenAI client hands a task over and gets the answer, events before it.
+
+What is asked for: the `messages` are the task. `x-farebox-budget` or `metadata.budget` (whole tokens) and
+`x-farebox-deadline-ms` or `metadata.deadline_s` say what it may take. A `plan` in the body stands for the planner's.
+
+What comes back: a chat completion. Streamed, what happens comes first, as `reasoning_content` for people and as the
+member `farebox` of the same chunk for programs; `content` is the answer and nothing else. Repeating a request with the
+same `x-farebox-request-id` goes on with the run it began, or gives its answer again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import msgspec
+
+from buyer.budgets import parse_units, shown_units
+from contracts.errors import NameUnknown, RequestChanged
+from gateway.client import Client
+from gateway.delegator.calls import NodeFailed, NodeUnknown
+from gateway.delegator.delegation import Delegation, Delegator
+from gateway.delegator.journal import Run
+from gateway.delegator.limits import DEADLINE_S_MAX, RUNS_MAX
+from gateway.delegator.order import Order, order_of
+from gateway.delegator.plan import parse_plan
+from gateway.delegator.planning import spent_units
+from gateway.delegator.run import NodeEvent, results_of
+from gateway.envelope import Headers, Problem, Refused, error_event
+from gateway.limits import BUSY_RETRY_AFTER_S
+from gateway.requests import Call
+
+__all__ = ["DELEGATE_PREFIX", "DelegateModel"]
+
+DELEGATE_PREFIX = "delegate/"
+PATH = "/v1/chat/completions"
+_NO_STORE = (b"cache-control", b"no-store")
+_STREAM: Headers = [(b"content-type", b"text/event-stream"), _NO_STORE]
+_DOCUMENT: Headers = [(b"content-type", b"application/json"), _NO_STORE]
+
+
+class DelegateModel:
+    """Serves the model for one gateway."""
+
+    def __init__(self, delegator: Delegator) -> None:
+        self._delegator = delegator
+        self._running = 0
+
+    @staticmethod
+    def is_meant_by(call: Call) -> bool:
+        """Tell whether a call names this model; `paid/delegate/…` is some seller's."""
+        return not call.model.paid and call.path == PATH and call.model.name.startswith(DELEGATE_PREFIX)
+
+    @property
+    def ids(self) -> list[str]:
+        """The names to show in the list of models."""
+        planner = self._delegator.settings.planner
+        return [] if planner is None else [DELEGATE_PREFIX + planner]
+
+    async def serve(self, call: Call, client: Client) -> None:
+        """Answer a call. Raises `Refused` or `FareboxError` while nothing was sent to the client yet."""
+        if self._running >= RUNS_MAX:
+            raise Refused(Problem(503, "busy", f"{RUNS_MAX} tasks are being delegated", BUSY_RETRY_AFTER_S))
+        order = _order(call, self._delegator)
+        run_id = None if not call.has_id else "r" + call.key.removeprefix("id:")[:16]
+        self._running += 1
+        try:
+            if run_id is not None and (known := self._known(run_id, order)) is not None:
+                await self._go_on(call, client, known)
+            else:
+                await self._carry_out(call, client, self._delegator.begin(order, call.client_key, run_id))
+        finally:
+            self._running -= 1
+
+    def _known(self, run_id: str, order: Order) -> Run | None:
+        """Return the run that a request began before. Raises `RequestChanged` for another request of the same id."""
+        try:
+            run = self._delegator.journal.find(run_id)
+        except NameUnknown:
+            return None
+        before = order_of(run)
+        if (before.task, before.budget_units, before.planner) != (order.task, order.budget_units, order.planner):
+            raise RequestChanged("x-farebox-request-id: this id was used for another task")
+        return run
+
+    async def _go_on(self, call: Call, client: Client, run: Run) -> None:
+        if run.state == "running":
+            await self._carry_out(call, client, self._delegator.resume(run.id, call.client_key))
+            return
+        text = None if not run.plan else results_of(run).get(json.loads(run.plan)["output"])
+        last = NodeEvent("finished", 0.0, spent_units=spent_units(run), text=text)
+        await _Teller(call, client, run.id).end(last, run)
+
+    async def _carry_out(self, call: Call, client: Client, delegation: Delegation) -> None:
+        teller, last = _Teller(call, client, delegation.id), None
+        client.watch()
+        async with contextlib.aclosing(delegation.events()) as events:
+            async for last in events:
+                if client.gone:
+                    # Nothing more is bought for nobody; the run can be taken up again.
+                    return
+                await teller.tell(last, delegation)
+        assert last is not None
+        await teller.end(last, self._delegator.journal.find(delegation.id))
+
+
+class _Teller:
+    """Writes one answer, whole or streamed. Until the plan stands nothing is sent, so that errors have their status."""
+
+    def __init__(self, call: Call, client: Client, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._streams = call.fields.get("stream") == msgspec.Raw(b"true")
+        self._model = msgspec.json.decode(call.fields["model"], type=str)
+        self._told: list[dict[str, Any]] = []
+
+    async def tell(self, event: NodeEvent, delegation: Delegation) -> None:
+        """Say what happened."""
+        if event.happening == "finished":
+            return
+        document = _event_document(event, delegation)
+        if not self._streams:
+            self._told.append(document)
+            return
+        if event.happening == "planned" and not self._client.started:
+            await self._client.start(200, _STREAM)
+            await self._chunk({"role": "assistant", "content": ""})
+        if self._client.started:
+            await self._chunk({"reasoning_content": _line(event, document)}, document)
+
+    async def end(self, last: NodeEvent, run: Run) -> None:
+        """Give the answer, or say what is missing."""
+        summary = {"run": self._run_id, "state": run.state, "spent": shown_units(last.spent_units or 0)}
+        if last.text is None:
+            await self._missing(last, run)
+        elif not self._streams:
+            await self._client.answer(200, _DOCUMENT, self._document(last.text, {**summary, "events": self._told}))
+        else:
+            if not self._client.started:
+                await self._client.start(200, _STREAM)
+            await self._chunk({"content": last.text})
+            await self._chunk({}, summary, finish="stop")
+            await self._client.end(b"data: [DONE]\n\n")
+
+    async def _missing(self, last: NodeEvent, run: Run) -> None:
+        spent = shown_units(last.spent_units or 0)
+        if run.state == "running":
+            message = f"run {run.id}: an answer that was paid for is not there yet; {spent} spent; repeat the request with the same x-farebox-request-id, or run `farebox delegate resume {run.id}`"  # noqa: E501 - one sentence
+            problem = Problem(503, NodeUnknown.code, message, retry_after_s=5)
+        else:
+            missing = ", ".join(last.missing) or "the answer"
+            problem = Problem(502, NodeFailed.code, f"run {run.id}: no answer, {missing} missing; {spent} spent")
+        if not self._client.started:
+            await self._client.problem(PATH, problem)
+        else:
+            await self._client.end(error_event(PATH, problem))
+
+    def _document(self, text: str, summary: dict[str, Any]) -> bytes:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return msgspec.json.encode({**self._head("chat.completion"), "choices": [choice], "farebox": summary})
+
+    async def _chunk(self, delta: dict[str, str], ours: Any = None, *, finish: str | None = None) -> None:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        document = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        if ours is not None:
+            document["farebox"] = ours
+        await self._client.body(b"data: " + msgspec.json.encode(document) + b"\n\n")
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{self._run_id}", "object": kind, "created": 0, "model": self._model}
+
+
+def _order(call: Call, delegator: Delegator) -> Order:
+    """Return what a call orders. Raises `Refused` naming the field, `PlanInvalid`."""
+    settings, planner = delegator.settings, call.model.name.removeprefix(DELEGATE_PREFIX)
+    metadata = _field(call, "metadata", dict[str, Any]) or {}
+    budget_units = settings.budget_units
+    given = call.budget or metadata.get("budget")
+    if given is not None:
+        budget_units = parse_units(given, "budget") or 0
+    if budget_units > settings.max_budget_units:
+        raise _bad(f"budget: at most {settings.max_budget} is allowed here")
+    deadline_s = call.wishes.deadline_s or _deadline_s(metadata.get("deadline_s")) or settings.deadline_s
+    if deadline_s > settings.max_deadline_s:
+        raise _bad(f"deadline: at most {settings.max_deadline_s:g} s are allowed here")
+    plan = call.fields.get("plan")
+    return Order(
+        _task(call), budget_units, deadline_s, planner=planner, plan=None if plan is None else parse_plan(bytes(plan))
+    )
+
+
+def _task(call: Call) -> str:
+    """Return the conversation as a task: one message as it is, several each with its role."""
+    messages = _field(call, "messages", list[dict[str, Any]]) or []
+    said = [(str(each.get("role", "user")), _content(each.get("content"))) for each in messages]
+    if not said:
+        raise _bad("messages: expected at least one")
+    if len(said) == 1:
+        return said[0][1]
+    return "\n\n".join(f"{role}: {text}" for role, text in said)
+
+
+def _content(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "\n".join(str(part.get("text", "")) for part in content)
+    raise _bad("messages: a task is text; other content cannot be handed to workers")
+
+
+def _field(call: Call, name: str, shape: Any) -> Any:
+    raw = call.fields.get(name)
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _bad(f"{name}: {error}") from None
+
+
+def _deadline_s(given: object) -> float | None:
+    if given is None:
+        return None
+    try:
+        seconds = float(str(given).removesuffix("s"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= DEADLINE_S_MAX:
+        raise _bad("metadata.deadline_s: expected seconds, more than zero")
+    return seconds
+
+
+def _event_document(event: NodeEvent, delegation: Delegation) -> dict[str, Any]:
+    document: dict[str, Any] = {"event": event.happening, "at_s": round(event.at_s, 3)}
+    if event.node_id is not None:
+        document["node"] = event.node_id
+        document["offer"] = event.offer
+        document["seller"] = delegation.sellers.get(event.node_id)
+    for name, units in (("paid", event.paid_units), ("spent", event.spent_units)):
+        if units is not None:
+            document[name] = shown_units(units)
+    if event.reason is not None:
+        document["reason"] = event.reason
+    return document
+
+
+def _line(event: NodeEvent, document: dict[str, Any]) -> str:
+    words = [event.happening, document.get("node"), document.get("seller") or document.get("offer"), event.reason]
+    return "  ".join(str(word) for word in words if word) + "\n"
+
+
+def _bad(message: str) -> Refused:
+    return Refused(Problem(400, "invalid_request", message))

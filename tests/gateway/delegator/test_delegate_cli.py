@@ -1,0 +1,170 @@
+"""`farebox delegate`: what a person types, sees, and can do about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from starlette.types import Scope, Send
+from typer.testing import CliRunner, Result
+
+from buyer.home import Home
+from buyer.pool import Pool
+from contracts import console
+from gateway.cli import app
+from gateway.delegator import buying, live
+from tests.gateway.delegator.parts import Town, plan_document, town
+from tests.gateway.delegator.test_planner import HOSTILE
+
+PRICE = 1_000
+GOOD = plan_document("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
+
+Farebox = Callable[..., Result]
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
+    with town(tmp_path, only=("model", PRICE, 1e6)) as one:
+        monkeypatch.setenv("FAREBOX_HOME", str(one.home))
+        monkeypatch.setattr(console.out, "width", 200)
+        monkeypatch.setattr(console.err, "width", 200)
+        yield one
+
+
+@pytest.fixture
+def farebox(built: Town) -> Farebox:
+    return lambda *arguments: CliRunner().invoke(app, ["delegate", *arguments])
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> str:
+    return written(tmp_path, GOOD)
+
+
+def written(folder: Path, document: dict[str, Any]) -> str:
+    file = folder / "plan.json"
+    file.write_text(json.dumps(document))
+    return str(file)
+
+
+def test_a_task_is_done_and_its_answer_is_all_there_is_on_stdout(built: Town, farebox: Farebox, plan: str) -> None:
+    done = farebox("run", "sum it up", "--budget", "0.05", "--plan", plan)
+    assert (done.exit_code, done.stdout) == (0, "70\n")
+    assert "done     all" in done.stderr
+    assert "model@only at only  0.001" in done.stderr
+    assert built.paid["only"] == 3
+
+
+def test_as_json_a_run_is_one_document_that_list_and_show_know_too(farebox: Farebox, plan: str, tmp_path: Path) -> None:
+    done = json.loads(farebox("run", "sum it up", "--budget", "0.05", "--plan", plan, "--json").stdout)
+    assert (done["ok"], done["text"], done["spent"], done["state"]) == (True, "70", "0.003", "done")
+    (listed,) = json.loads(farebox("list", "--json").stdout)["runs"]
+    assert (listed["run"], listed["task"]) == (done["run"], "sum it up")
+    picture = tmp_path / "run.svg"
+    shown = json.loads(farebox("show", done["run"], "--svg", str(picture), "--json").stdout)
+    assert [node["id"] for node in shown["nodes"]][-1] == "all"
+    assert {attempt["seller"] for attempt in shown["attempts"]} == {"only"}
+    assert {attempt["payment"] for attempt in shown["attempts"]} == {"spent"}
+    assert all(attempt["receipt"] for attempt in shown["attempts"])
+    drawn = ET.fromstring(picture.read_text())
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 1 + 2 * 3
+    table = farebox("show", done["run"]).stdout
+    assert "0.003 of 0.05 spent" in table
+    assert "0.001" in table
+
+
+def test_a_dry_run_shows_who_would_do_what_and_pays_nothing(built: Town, farebox: Farebox, plan: str) -> None:
+    shown = farebox("run", "--plan", plan, "--budget", "0.05", "--dry-run")
+    assert shown.exit_code == 0
+    assert "at most 0.003 in all" in shown.stdout
+    assert "nothing was paid" in shown.stdout
+    assert "a planner is paid" in farebox("run", "x", "--planner-model", "m", "--budget", "0.05", "--dry-run").stdout
+    assert built.shown["only"] == 0
+    assert json.loads(farebox("list", "--json").stdout)["runs"] == []
+
+
+@pytest.mark.parametrize("code", HOSTILE)
+def test_a_hostile_plan_is_refused_with_its_own_error(built: Town, farebox: Farebox, tmp_path: Path, code: str) -> None:
+    file = written(tmp_path, HOSTILE[code])
+    for arguments in (("run", "x", "--budget", "0.05", "--plan", file), ("plan", file)):
+        refused = farebox(*arguments)
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith(f"{code}: ")
+        assert "Traceback" not in refused.stderr
+    assert built.shown["only"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "said"),
+    [
+        (("run", "--budget", "0.05"), 2, "TASK"),
+        (("run", "x", "--budget", "lots"), 2, "--budget: expected digits"),
+        (("run", "x", "--budget", "0"), 2, "budget: expected more than zero"),
+        (("run", "x", "--budget", "0.05", "--deadline", "soon"), 2, "--deadline: expected a time"),
+        (("run", "x", "--budget", "0.05", "--plan", "/nowhere"), 2, "/nowhere: no such file"),
+        (("run", "x", "--budget", "0.05", "--planner-model", "ghost"), 2, "no purchase of 'ghost'"),
+        (("run", "x", "--budget", "0.0005"), 4, "0.0005 is missing"),
+        (("run", "x", "--budget", "0.05", "--deadline", "0.01s"), 1, "the deadline is"),
+        (("show", "ghost"), 2, "no run is called 'ghost'"),
+        (("resume", "ghost"), 2, "no run is called 'ghost'"),
+        (("plan",), 2, "which plan?"),
+    ],
+)
+def test_a_mistake_is_named_with_its_exit_code_and_costs_nothing(
+    built: Town, farebox: Farebox, arguments: tuple[str, ...], exit_code: int, said: str
+) -> None:
+    refused = farebox(*arguments)
+    assert refused.exit_code == exit_code
+    assert said in refused.stderr
+    assert built.shown["only"] == 0
+
+
+def test_a_run_without_an_answer_says_what_is_missing_and_resume_gives_it_later(
+    built: Town, farebox: Farebox, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buying, "_PAUSES_S", [0.01])
+
+    async def hang_up(scope: Scope, body: bytes, header: str, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+        raise ConnectionError
+
+    serve = built.sellers["only"]._serve
+    monkeypatch.setattr(built.sellers["only"], "_serve", hang_up)
+    cut = farebox("run", "--plan", plan, "--budget", "0.05", "--json")
+    document = json.loads(cut.stdout)
+    assert cut.exit_code == 6
+    assert (document["ok"], document["state"]) == (False, "running")
+    assert "all" in document["missing"]
+    monkeypatch.setattr(built.sellers["only"], "_serve", serve)
+    done = farebox("resume", document["run"])
+    assert (done.exit_code, done.stdout) == (0, "70\n")
+    with Pool.open(Home.open(built.home)) as pool:
+        assert pool.counts("only").spent == built.paid["only"] == 3, (
+            "the first payments were shown again, and no others"
+        )
+
+
+def test_on_a_terminal_a_tree_shows_state_seller_price_and_time(
+    built: Town, farebox: Farebox, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(live, "err", screen)
+    assert farebox("run", "--plan", plan, "--budget", "0.05").exit_code == 0
+    assert isinstance(screen.file, io.StringIO)
+    last = screen.file.getvalue().rpartition("0.003 of 0.05 spent")[2]
+    assert "✓ all  model@only at only  0.001  " in last
+    assert last.index("✓ all") < last.index("✓ a  ")
+
+
+def test_the_schema_of_a_plan_is_what_plans_are_checked_by(farebox: Farebox, plan: str) -> None:
+    schema = json.loads(farebox("plan", "--schema").stdout)
+    assert schema["additionalProperties"] is False
+    assert set(schema["required"]) == {"version", "nodes", "output"}
+    assert "3 nodes, the answer is all" in farebox("plan", plan).stdout

@@ -1,0 +1,144 @@
+"""The model `delegate/<planner-model>`: a task handed over by an ordinary OpenAI client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.gateway.delegator.parts import Town, plan_document, town
+from tests.gateway.parts import Gateway, gateway
+
+PRICE = 1_000
+GOOD = plan_document("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
+TASK = f"sum it up\n```plan\n{json.dumps(GOOD)}\n```"
+SETTINGS = {"planner": "model", "budget": "0.10", "max_budget": "0.20", "max_deadline_s": 600.0}
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Iterator[Town]:
+    with town(tmp_path, only=("model", PRICE, 1e6)) as one:
+        one.settings["delegate"] = SETTINGS
+        yield one
+
+
+@pytest.fixture
+def running(built: Town) -> Iterator[Gateway]:
+    with gateway(built.home, built.config) as served:
+        yield served
+
+
+def ask(running: Gateway, task: str = TASK, **extra: Any) -> httpx.Response:
+    headers = {f"x-farebox-{name.replace('_', '-')}": value for name, value in extra.pop("ours", {}).items()}
+    body = {"model": "delegate/model", "messages": [{"role": "user", "content": task}], **extra}
+    return httpx.post(f"{running.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
+def test_any_openai_client_gets_the_answer(built: Town, running: Gateway) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0)
+    answer = client.chat.completions.create(
+        model="delegate/model", messages=[{"role": "user", "content": TASK}], extra_body={"plan": GOOD}
+    )
+    assert answer.choices[0].message.content == "70"
+    assert answer.model_dump()["farebox"]["spent"] == "0.003"
+    assert built.paid["only"] == 3
+    assert "delegate/model" in [model.id for model in client.models.list()]
+
+
+def test_a_stream_tells_what_happens_and_its_content_is_the_answer_alone(built: Town, running: Gateway) -> None:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0)
+    chunks = list(
+        client.chat.completions.create(
+            model="delegate/model",
+            messages=[{"role": "user", "content": TASK}],
+            stream=True,
+            extra_body={"plan": GOOD},
+            extra_headers={"x-farebox-budget": "0.05", "x-farebox-deadline-ms": "60000"},
+        )
+    )
+    told = [chunk.model_dump() for chunk in chunks]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "70"
+    happened = [each["farebox"]["event"] for each in told if "event" in each.get("farebox", {})]
+    assert happened[0] == "planned"
+    assert happened.count("done") == 3
+    assert {each["farebox"]["seller"] for each in told if each.get("farebox", {}).get("event") == "done"} == {"only"}
+    assert any("done  all  only" in (each["choices"][0]["delta"].get("reasoning_content") or "") for each in told)
+    assert told[-1]["farebox"]["spent"] == "0.003"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_a_planner_plans_where_no_plan_is_given(built: Town, running: Gateway) -> None:
+    answer = ask(running).json()
+    assert (answer["choices"][0]["message"]["content"], answer["farebox"]["spent"]) == ("70", "0.004")
+    assert "the planner's plan" in next(
+        each["reason"] for each in answer["farebox"]["events"] if each["event"] == "planned"
+    )
+
+
+def test_repeating_a_request_by_its_id_gives_its_answer_again_and_buys_nothing(built: Town, running: Gateway) -> None:
+    first = ask(running, plan=GOOD, ours={"request_id": "one"}).json()
+    again = ask(running, plan=GOOD, ours={"request_id": "one"}).json()
+    assert again["choices"] == first["choices"]
+    assert again["farebox"]["run"] == first["farebox"]["run"]
+    assert built.paid["only"] == 3
+    other = ask(running, "another task", ours={"request_id": "one"})
+    assert (other.status_code, other.json()["error"]["code"]) == (400, "request_id_reused")
+
+
+@pytest.mark.parametrize(
+    ("extra", "status", "said"),
+    [
+        ({"metadata": {"budget": "0.30"}}, 400, "budget: at most 0.20"),
+        ({"metadata": {"budget": "much"}}, 400, "budget: expected digits"),
+        ({"metadata": {"budget": "0"}}, 400, "budget: expected more than zero"),
+        ({"metadata": {"deadline_s": "601"}}, 400, "deadline: at most 600 s"),
+        ({"metadata": {"deadline_s": "soon"}}, 400, "metadata.deadline_s"),
+        ({"metadata": [1]}, 400, "metadata"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages: a task is text"),
+        ({"plan": {"version": 1}}, 422, "nodes"),
+        ({"plan": GOOD, "metadata": {"budget": "0.002"}}, 402, "0.001 is missing"),
+        ({"model": "delegate/ghost"}, 404, "no purchase of 'ghost'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_paid(
+    built: Town, running: Gateway, extra: dict[str, Any], status: int, said: str
+) -> None:
+    for streams in (False, True):
+        refused = ask(running, **{"stream": streams, **extra})
+        assert refused.status_code == status
+        assert said in refused.json()["error"]["message"]
+    assert built.shown["only"] == 0
+
+
+def test_a_run_that_ends_without_an_answer_says_what_is_missing(built: Town, running: Gateway) -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    built.sellers["only"].app = fail
+    failed = ask(running, plan=GOOD)
+    assert failed.status_code == 502
+    assert failed.json()["error"]["code"] == "node_failed"
+    assert "a, b, all missing" in failed.json()["error"]["message"]
+    with httpx.stream(
+        "POST",
+        f"{running.url}/v1/chat/completions",
+        json={"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": GOOD, "stream": True},
+        timeout=60,
+    ) as streamed:
+        text = streamed.read().decode()
+    assert '"code":"node_failed"' in text
+    assert "[DONE]" not in text
+
+
+def test_without_a_delegate_section_there_is_no_such_model(tmp_path: Path) -> None:
+    with town(tmp_path, only=("model", PRICE, 1e6)) as one, gateway(one.home, one.config) as plain:
+        assert ask(plain, plan=GOOD).status_code == 404
+        assert "delegate/model" not in httpx.get(f"{plain.url}/v1/models").text
+        assert one.shown["only"] == 0
