@@ -7,57 +7,30 @@ and gets the answer that was bought. What a call cost is read from the pool, whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from starlette.types import Message
-
-from buyer.budgets import budget_units, shown_units
+from buyer.budgets import shown_units
 from buyer.client_keys import ClientKey
 from buyer.receipts import Receipt
-from contracts.errors import FareboxError, SellerUnreachable
-from contracts.nesting import check_nesting
-from gateway.client import Client
+from contracts.errors import SellerUnreachable
 from gateway.delegator.calls import Answer, NodeFailed, NodeUnknown
 from gateway.delegator.journal import Attempt
 from gateway.delegator.limits import ASK_PAUSE_S, ASK_PAUSE_S_MAX, ASKS_MAX, LEFT_BEHIND_S, RESULT_LENGTH_MAX
 from gateway.delegator.ways import Priced, Wish, model_of
 from gateway.desk import Desk
-from gateway.envelope import Headers, Problem, Refused
+from gateway.envelope import Headers
+from gateway.inside import CHAT, LATER, Reply, ask_inside, cost_units
 from gateway.models import PAID_PREFIX
-from gateway.requests import named_key, parse_call
+from gateway.requests import named_key
 from gateway.routing import offer_of
 
 __all__ = ["Asked", "Buying", "request_key"]
 
-_PATH = "/v1/chat/completions"
-# Answers that may be another one soon: the request is being paid for, or its seller or our own store is busy.
-_LATER = (408, 409, 425, 429, 502, 503, 504)
 _REASON_LENGTH_MAX = 300
 # Between two presentations of one payment that has no answer yet.
 _PAUSES_S = [min(ASK_PAUSE_S * 2**number, ASK_PAUSE_S_MAX) for number in range(ASKS_MAX - 1)]
-
-
-@dataclass(slots=True)
-class Reply:
-    """One HTTP answer of the desk. `is_whole` is False where it broke off in the middle."""
-
-    status: int = 0
-    is_whole: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytearray = field(default_factory=bytearray)
-
-    async def receive(self, message: Message) -> None:
-        """Take one ASGI message."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
-        else:
-            self.body += message.get("body", b"")
-            self.is_whole = not message.get("more_body", False)
 
 
 class Asked(NamedTuple):
@@ -116,10 +89,10 @@ class Buying:
         for pause_s in (*_PAUSES_S, None):
             reply = await self._ask(headers, body)
             receipt = await self.receipt_of(attempt.key)
-            paid_units = await self._cost_units(receipt)
+            paid_units = await cost_units(self._desk, receipt)
             if reply.status == 200 and receipt is not None and reply.is_whole:
                 return Answer(_text(reply, paid_units), paid_units)
-            if receipt is None and (reply.status not in _LATER or _error(reply)["code"] == SellerUnreachable.code):
+            if receipt is None and (reply.status not in LATER or reply.error()["code"] == SellerUnreachable.code):
                 raise NodeFailed(_reason(reply))
             if receipt is not None and _is_final(reply):
                 # Its seller holds our payment. It may say that it charged nothing, and only the chain can prove it:
@@ -146,42 +119,16 @@ class Buying:
     async def _ask(self, headers: Headers, body: bytes) -> Reply:
         """Make one call. A worker that is stopped leaves it to end by itself: its payment may be on its way."""
         reply = Reply()
-        call = asyncio.create_task(self._serve(headers, body, reply))
+        call = asyncio.create_task(ask_inside(self._desk, headers, body, reply, self._client_key))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         await asyncio.shield(call)
         return reply
 
-    async def _serve(self, headers: Headers, body: bytes, reply: Reply) -> None:
-        client = Client(_never, reply.receive)
-        scope = {"type": "http", "method": "POST", "path": _PATH, "query_string": b"", "headers": headers}
-        try:
-            await self._desk.serve(parse_call(scope, body, self._client_key), client)
-        except Refused as refused:
-            await client.problem(_PATH, refused.problem)
-        except FareboxError as error:
-            await client.problem(_PATH, Problem.of(error))
-        finally:
-            client.stop_watching()
-
-    async def _cost_units(self, receipt: Receipt | None) -> int:
-        """Return what a receipt's call costs, or at most will have cost."""
-        if receipt is None:
-            return 0
-        amount_atomic = receipt.price_atomic if receipt.charged_atomic is None else receipt.charged_atomic
-        assets = await self._desk.in_store(self._desk.pool.assets)
-        return budget_units(amount_atomic, assets[receipt.network, receipt.asset])
-
 
 def request_key(attempt_key: str) -> str:
     """Return the pool's name of an attempt's payment."""
-    return named_key(_PATH, attempt_key)
-
-
-async def _never() -> Message:
-    """Stand for a client that stays."""
-    await asyncio.Event().wait()
-    raise AssertionError("a client that stays does not leave")
+    return named_key(CHAT, attempt_key)
 
 
 def _body(attempt: Attempt, asked: Asked, model: str) -> bytes:
@@ -213,12 +160,8 @@ def _headers(attempt: Attempt, wish: Wish) -> Headers:
 
 def _text(reply: Reply, paid_units: int) -> str:
     """Return the answer's text. Raises `NodeFailed` when there is none: it is paid for all the same."""
-    try:
-        check_nesting(bytes(reply.body))
-        text = json.loads(reply.body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        text = None
-    if not isinstance(text, str) or not text.strip():
+    text = reply.text()
+    if text is None:
         raise NodeFailed("the answer has no text", paid_units=paid_units)
     return text[:RESULT_LENGTH_MAX]
 
@@ -227,17 +170,8 @@ def _is_final(reply: Reply) -> bool:
     """Tell whether asking once more under the same key would bring nothing else."""
     if not reply.is_whole:
         return False
-    return reply.headers.get("x-farebox-charged") in ("false", "true") or reply.status not in _LATER
+    return reply.headers.get("x-farebox-charged") in ("false", "true") or reply.status not in LATER
 
 
 def _reason(reply: Reply) -> str:
-    return str(_error(reply)["message"])[:_REASON_LENGTH_MAX]
-
-
-def _error(reply: Reply) -> Mapping[str, Any]:
-    """Return code and message of an error answer, which may be a seller's own."""
-    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
-        check_nesting(bytes(reply.body))
-        error = json.loads(reply.body)["error"]
-        return {"code": error["code"], "message": error["message"]}
-    return {"code": None, "message": f"HTTP {reply.status}" if reply.is_whole else "the answer broke off"}
+    return str(reply.error()["message"])[:_REASON_LENGTH_MAX]
