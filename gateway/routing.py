@@ -39,10 +39,14 @@ class NotWorthIt(LocalRefusal):
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """Purchases in the order in which to try them, and the decision behind it, where there was one to take."""
+    """Purchases in the order in which to try them, and the decision behind it, where there was one to take.
+
+    Without one, `task` is what the only seller was asked for: its answer is learnt from all the same.
+    """
 
     purchases: list[Purchase]
     ticket: Ticket | None = None
+    task: Task | None = None
 
     @property
     def decision_id(self) -> str | None:
@@ -72,10 +76,10 @@ class Router:
         self.queues.chosen_among(usable, now_s)
         usable = self._honoured(usable, now_s)
         usable = [each for each in usable if each.name not in call.wishes.avoid] or usable
-        if len(usable) == 1 and call.wishes.value_units is None:
-            return Routed(list(usable))
         offers = {each.name: offer_of(each, self.queues.facts(each, now_s)) for each in usable}
         task = task_of(call, list(offers.values()), settings)
+        if len(usable) == 1 and call.wishes.value_units is None:
+            return Routed(list(usable), task=task)
         ticket = self.bidder.decide(
             task, list(offers.values()), model=call.model.name, policy=settings.policy, explores=settings.explore
         )
@@ -117,11 +121,17 @@ class Router:
             self.breakers.succeeded(_arm(purchase))
         else:
             self.breakers.failed(_arm(purchase), now_s)
+        if routed.task is not None:
+            self.bidder.market.observe(routed.task, offer_of(purchase), outcome, now_s)
         if routed.ticket is None:
             return
         for offer in routed.ticket.chosen.view.offers:
             if offer.name == purchase.name:
                 self.bidder.ended(routed.ticket, offer, outcome, settlement=settlement)
+
+    def offered(self, purchases: Sequence[Purchase]) -> list[Purchase]:
+        """Return the purchases that calls may be placed at, by the settings of their model."""
+        return [each for each in purchases if _is_allowed(each, self._settings_for(each.model))]
 
     def _settings_for(self, model: str) -> RoutingSettings:
         return self._settings.get(model) or self._settings.get(_EVERY_MODEL) or RoutingSettings()
@@ -164,12 +174,13 @@ def _arm(purchase: Purchase) -> str:
 
 
 def _allowed(candidates: Sequence[Purchase], settings: RoutingSettings, model: str) -> list[Purchase]:
-    allowed = [
-        each
-        for each in candidates
-        if (settings.networks is None or each.offer.network.caip2 in settings.networks)
-        and (settings.sellers is None or each.origin in settings.sellers)
-    ]
+    allowed = [each for each in candidates if _is_allowed(each, settings)]
     if not allowed:
         raise LocalRefusal(f"{model[:100]}: `routing` in gateway.yaml allows none of its sellers")
     return allowed
+
+
+def _is_allowed(purchase: Purchase, settings: RoutingSettings) -> bool:
+    return (settings.networks is None or purchase.offer.network.caip2 in settings.networks) and (
+        settings.sellers is None or purchase.origin in settings.sellers
+    )

@@ -36,6 +36,7 @@ class Memory:
     number: int
     ok: float = OK_AT_FIRST
     speed: float = SPEED_AT_FIRST
+    speeds_seen: int = 0
     failed_at_s: float | None = None
     slowdown: dict[int, float] = field(default_factory=dict)
     unit_price: dict[int, float] = field(default_factory=dict)
@@ -99,7 +100,9 @@ class Market:
             memory.slowdown[offer.tier] = known + _SLOWDOWN_STEP * (slowdown - known)
         if speed_is_ours and not outcome.is_censored:
             speed = min(max(task.work / seen, SPEED_MIN), SPEED_MAX)
-            memory.speed += _SPEED_STEP * (speed - memory.speed)
+            # The first answers say more than the guess they replace.
+            memory.speeds_seen += 1
+            memory.speed += max(_SPEED_STEP, 1 / memory.speeds_seen) * (speed - memory.speed)
             memory.slowdown[offer.tier] = SLOWDOWN_AT_FIRST
         memory.ok += _OK_STEP * (outcome.is_ok - memory.ok)
         if not outcome.is_ok:

@@ -44,14 +44,10 @@ class Asked(NamedTuple):
 
 
 class Buying:
-    """Buys for the workers of one process. `client_key` is on whose budgets and models they buy.
+    """Buys for the workers of one process. `client_key` is on whose budgets and models they buy."""
 
-    With `pins`, a call goes to the seller it was planned at, and nobody bids.
-    """
-
-    def __init__(self, desk: Desk, client_key: ClientKey | None = None, *, pins: bool = False) -> None:
+    def __init__(self, desk: Desk, client_key: ClientKey | None = None) -> None:
         self._desk = desk
-        self._pins = pins
         self._client_key = client_key
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -74,7 +70,7 @@ class Buying:
         now_s, market = int(self._desk.clock()), self._desk.router.bidder.market
         allowed = None if self._client_key is None else self._client_key.models
         found = []
-        for purchase in self._desk.shelf.purchases:
+        for purchase in self._desk.router.offered(self._desk.shelf.purchases):
             is_allowed = allowed is None or purchase.model in allowed
             if is_allowed and self._desk.pool.spendable(purchase, now_s):
                 offer = offer_of(purchase)
@@ -83,7 +79,7 @@ class Buying:
 
     async def buy(self, attempt: Attempt, asked: Asked, wish: Wish) -> Answer:
         """Return what the attempt's prompt was answered. Raises `NodeFailed` or `NodeUnknown`, as `CallNode`."""
-        body = _body(attempt, asked, attempt.offer if self._pins else model_of(attempt.offer))
+        body = _body(attempt, asked)
         headers = _headers(attempt, wish)
         reply, receipt = Reply(), None
         for pause_s in (*_PAUSES_S, None):
@@ -131,10 +127,10 @@ def request_key(attempt_key: str) -> str:
     return named_key(CHAT, attempt_key)
 
 
-def _body(attempt: Attempt, asked: Asked, model: str) -> bytes:
+def _body(attempt: Attempt, asked: Asked) -> bytes:
     """Return the request. The same attempt has the same bytes for ever; others are refused under its key."""
     document: dict[str, Any] = {
-        "model": PAID_PREFIX + model,
+        "model": PAID_PREFIX + model_of(attempt.offer),
         "messages": [{"role": "user", "content": attempt.prompt}],
         "max_tokens": asked.tokens,
     }
