@@ -5,8 +5,12 @@ Every function runs inside a write transaction that the caller holds, so a payme
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from contracts.address import Address
 from contracts.errors import (
     AllowanceRequired,
     ContractPayer,
@@ -20,7 +24,20 @@ from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
 from contracts.storage import Connection, Row
 from seller.policy import Mode
 
-__all__ = ["BOOKS", "charge", "due_atomic", "enter", "move", "remove"]
+__all__ = [
+    "BOOKS",
+    "Changes",
+    "PayerSums",
+    "charge",
+    "count_entered",
+    "due_atomic",
+    "move",
+    "outstanding_atomic",
+    "payer_sums",
+    "remove",
+]
+
+PayerKey = tuple[int, Address, Address]
 
 BOOKS = ("earned", "outstanding", "exposure", "lost")
 
@@ -44,9 +61,75 @@ def due_atomic(row: Row) -> int:
     return int(row["value_atomic"] if row["charged_atomic"] is None else row["charged_atomic"])
 
 
-def enter(connection: Connection, row: Row) -> None:
-    """Count a payment that was just inserted."""
-    _count_claimed(connection, row, due_atomic(row))
+@dataclass(frozen=True, slots=True)
+class PayerSums:
+    """What the books say of one payer; `is_known` is False before its first payment, when all is zero."""
+
+    settled_count: int = 0
+    settled_atomic: int = 0
+    outstanding_atomic: int = 0
+    exposure_atomic: int = 0
+    withdrawn_count: int = 0
+    is_known: bool = False
+
+
+@dataclass(slots=True)
+class Changes:
+    """What payments that enter together add to the sums, by payer."""
+
+    outstanding_atomic: Counter[Address] = field(default_factory=Counter)
+    exposure_atomic: Counter[Address] = field(default_factory=Counter)
+
+    def add(self, payer: Address, value_atomic: int, *, on_credit: bool) -> None:
+        """Count one more payment: money on its way is outstanding; where the goods leave first, it is also exposure."""
+        self.outstanding_atomic[payer] += value_atomic
+        if on_credit:
+            self.exposure_atomic[payer] += value_atomic
+
+
+def payer_sums(connection: Connection, key: PayerKey) -> PayerSums:
+    """Return what the books say of the payer with this (chain id, token, payer)."""
+    row = connection.execute("SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", key).fetchone()
+    if row is None:
+        return PayerSums()
+    return PayerSums(
+        row["settled_count"],
+        int(row["settled_atomic"]),
+        int(row["outstanding_atomic"]),
+        int(row["exposure_atomic"]),
+        row["withdrawn_count"],
+        is_known=True,
+    )
+
+
+def outstanding_atomic(connection: Connection, chain_id: int, token: Address) -> int:
+    """Return the money of all payers that is claimed and still on their accounts."""
+    row = connection.execute(
+        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'outstanding'", (chain_id, token)
+    ).fetchone()
+    return int(row["amount_atomic"]) if row else 0
+
+
+def count_entered(
+    connection: Connection, chain_id: int, token: Address, payers: Mapping[Address, PayerSums], changes: Changes
+) -> None:
+    """Count payments that were just inserted; `payers` are the sums before."""
+    for payer, delta_atomic in changes.outstanding_atomic.items():
+        before = payers[payer]
+        if not before.is_known:
+            connection.execute("INSERT INTO payers (chain_id, token, payer) VALUES (?, ?, ?)", (chain_id, token, payer))
+        connection.execute(
+            "UPDATE payers SET outstanding_atomic = ?, exposure_atomic = ?"
+            " WHERE chain_id = ? AND token = ? AND payer = ?",
+            (
+                str(before.outstanding_atomic + delta_atomic),
+                str(before.exposure_atomic + changes.exposure_atomic[payer]),
+                *(chain_id, token, payer),
+            ),
+        )
+    key = {"chain_id": chain_id, "token": token}
+    _add_to_book(connection, key, "outstanding", changes.outstanding_atomic.total())
+    _add_to_book(connection, key, "exposure", changes.exposure_atomic.total())
 
 
 def charge(connection: Connection, payment_id: int, charged_atomic: int, now_ms: int) -> None:
@@ -167,7 +250,7 @@ def _add_to_payer(
     )
 
 
-def _add_to_book(connection: Connection, row: Row, name: str, delta_atomic: int) -> None:
+def _add_to_book(connection: Connection, row: Row | Mapping[str, Any], name: str, delta_atomic: int) -> None:
     if delta_atomic == 0:
         return
     key = (row["chain_id"], row["token"], name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable
 from contracts.lifecycle import Money, Work
@@ -12,11 +14,20 @@ from contracts.schemes.rails import rail_of
 from contracts.storage import Connection, Row
 from seller import spool
 from seller.limits import ANSWER_BYTES_MAX, ANSWER_REPLAYS_MAX, ANSWER_TTL_S, RUNS_MAX
-from seller.policy import Mode
+from seller.policy import Caps, Mode, Standing, choose_mode
 from seller.spool import Kept, State
 from seller.verify import VerifiedPayment
 
-__all__ = ["AlreadyServed", "Claim", "PaymentIdReused", "Replay", "check_payment_id", "is_same_payment", "judge_known"]
+__all__ = [
+    "AlreadyServed",
+    "Claim",
+    "PaymentIdReused",
+    "Replay",
+    "Wanted",
+    "check_payment_id",
+    "is_same_payment",
+    "judge_known",
+]
 
 
 class AlreadyServed(PaymentReplayed):
@@ -31,6 +42,35 @@ class PaymentIdReused(PaymentReplayed):
 
     code, http_status, x402_reason = "payment_id_reused", 409, "invalid_payload"
     remedy = "give every payment an id of its own; to repeat a request, send the same payment again"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One payment to reserve for a request, as `Ledger.reserve` is asked; `owner` will be the claim's name."""
+
+    payment: VerifiedPayment
+    request_digest: bytes
+    route: str
+    owner: str
+    setting: Literal["auto", "before", "after", "async"]
+    caps: Caps
+    balance_atomic: Callable[[int], int | None]
+    since_block: int
+    now_s: int
+    amount_known: bool
+
+    def mode(self, standing: Standing) -> Mode:
+        """Return how it is settled, by where its payer stands. Raises `InsufficientFunds` or `ExposureExceeded`."""
+        payment = self.payment
+        return choose_mode(
+            self.setting,
+            standing,
+            self.caps,
+            payment.offer.amount_atomic,
+            payment.authorization.valid_before_s - self.now_s,
+            metered=payment.is_metered and not self.amount_known,
+            contract_payer=payment.contract_payer,
+        )
 
 
 @dataclass(frozen=True, slots=True)

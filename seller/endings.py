@@ -7,14 +7,29 @@ ever has (`process/number`); what an ended or forgotten owner would still write 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from contracts.errors import StoreUnavailable
-from contracts.lifecycle import Money, MoneyEvent, Work
-from contracts.storage import Connection
+from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
+from contracts.storage import Conflict, Connection
+from contracts.storage.bulk import in_pieces, placeholders
 from seller import books, spool
 from seller.claims import Claim
+from seller.spool import Beginning
 
-__all__ = ["check_held", "end_metered", "end_work", "give_up", "give_up_by_name", "owe", "recover_owner"]
+__all__ = [
+    "Delivery",
+    "check_held",
+    "deliver",
+    "end_metered",
+    "end_work",
+    "give_up",
+    "give_up_by_name",
+    "owe",
+    "owe_together",
+    "recover_owner",
+]
 
 
 def check_held(connection: Connection, claim: Claim) -> None:
@@ -29,6 +44,41 @@ def end_work(connection: Connection, payment_id: int, work: Work) -> None:
     connection.execute(
         "UPDATE payments SET work = ?, owner = NULL, updated_ms = ? WHERE id = ?", (work.value, _now_ms(), payment_id)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A claim whose answer is about to leave, and that answer's beginning."""
+
+    claim: Claim
+    answer: Beginning
+
+
+def deliver(connection: Connection, process_id: str, delivery: Delivery) -> bool:
+    """Note that the first byte of a claim's answer is about to leave; return whether the answer is kept."""
+    check_held(connection, delivery.claim)
+    end_work(connection, delivery.claim.id, Work.DELIVERED)
+    return spool.keep(connection, delivery.claim.id, process_id, delivery.answer, _now_ms())
+
+
+def owe_together(connection: Connection, process_id: str, deliveries: Sequence[Delivery]) -> list[bool]:
+    """Deliver many claims and queue them for their whole value; return of each whether its answer is kept.
+
+    Raises `Conflict` where one of them is no longer held, was answered before, or finds no room: then all are done
+    alone.
+    """
+    now_ms = _now_ms()
+    queued = advance_money(Money.RESERVED, MoneyEvent.OWE)
+    for piece in in_pieces([delivery.claim.owner for delivery in deliveries]):
+        changed = connection.execute(
+            "UPDATE payments SET work = ?, owner = NULL, money = ?, reason = NULL, updated_ms = ?"  # noqa: S608
+            f" WHERE owner IN {placeholders(len(piece), 1)} AND money = ?",
+            (Work.DELIVERED.value, queued.value, now_ms, *piece, Money.RESERVED.value),
+        ).rowcount
+        if changed != len(piece):
+            raise Conflict("a claim is no longer its owner's")
+    kept = [(delivery.claim.id, delivery.answer) for delivery in deliveries]
+    return spool.keep_together(connection, process_id, kept, now_ms)
 
 
 def owe(connection: Connection, payment_id: int, charged_atomic: int | None) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from contracts.address import Address
 from contracts.errors import StoreUnavailable
 from contracts.lifecycle import Money, Work
-from contracts.storage import Conflict, Connection, Database, Life, open_database
+from contracts.storage import Conflict, Connection, Database, Life, Shared, open_database
 from seller import endings, payments, spool, statement
-from seller.claims import AlreadyServed, Claim, Replay, check_payment_id, is_same_payment, judge_known
-from seller.policy import Caps, choose_mode
+from seller.claims import AlreadyServed, Claim, Replay, Wanted, is_same_payment, judge_known
+from seller.policy import Caps
+from seller.reservations import Reservations
 from seller.spool import Beginning, State
 from seller.statement import Found, PaymentState, Sums
 from seller.verify import VerifiedPayment
@@ -39,6 +40,7 @@ class Ledger:
         self.database: Database = open_database(store_url, _MIGRATIONS)
         self.chain_id = chain_id
         self.token = token
+        self._reservations = Reservations(chain_id, token)
         # What a store that failed could not be told; it is told before the next claim.
         self._leftovers: list[Callable[[Connection], object]] = []
         # Names of claims whose delivery was not known to be noted, and therefore did not happen.
@@ -87,40 +89,24 @@ class Ledger:
 
         owner = f"{self.owner.id}/{next(self._numbers)}"
 
+        wanted = Wanted(
+            payment,
+            request_digest,
+            route,
+            owner,
+            setting,
+            caps,
+            balance_atomic,
+            since_block,
+            now_s,
+            amount_known,
+        )
+
         def work(connection: Connection) -> Claim | Replay:
             self._enroll(connection)
-            row = self._row(connection, payment)
-            if row is not None:
-                known = judge_known(connection, row, payment, request_digest, owner)
-                if known is not None:
-                    return known
-            else:
-                check_payment_id(connection, self.chain_id, payment)
-            payer = payment.authorization.payer
-            mode = choose_mode(
-                setting,
-                payments.standing(connection, self.chain_id, self.token, payer, balance_atomic),
-                caps,
-                payment.offer.amount_atomic,
-                payment.authorization.valid_before_s - now_s,
-                metered=payment.is_metered and not amount_known,
-                contract_payer=payment.contract_payer,
-            )
-            if row is not None:
-                return payments.reserve_again(connection, row, payment, mode, owner)
-            return payments.enter(
-                connection,
-                self.chain_id,
-                self.token,
-                payment,
-                mode=mode,
-                owner=owner,
-                request_digest=request_digest,
-                route=route,
-                since_block=since_block,
-            )
+            return self._reservations.one(connection, wanted)
 
-        return await self._claim(work, owner)
+        return await self._claim(work, owner, Shared(self._reserve_together, wanted))
 
     async def recall(self, payment: VerifiedPayment, request_digest: bytes) -> Claim | Replay | None:
         """Return what is due to a payment that came here before with this signature and request, or None.
@@ -144,11 +130,12 @@ class Ledger:
             return None
         return await self._claim(work, owner)
 
-    async def _claim(self, work: Callable[[Connection], T], owner: str) -> T:
+    async def _claim(self, work: Callable[[Connection], T], owner: str, shared: Shared | None = None) -> T:
         """Write a claim that is called `owner`. Where nobody knows whether it was written, the next one ends it."""
-        await self._end_leftovers()
+        if self._leftovers:
+            await self._end_leftovers()
         try:
-            return await self._write(work, durable=True)
+            return await self._write(work, durable=True, shared=shared)
         except StoreUnavailable as error:
             code = error.code
             self._leftovers.append(lambda connection: endings.give_up_by_name(connection, owner, code))
@@ -173,15 +160,18 @@ class Ledger:
         answer is kept for a client that loses it.
         """
 
+        delivery = None if answer is None else endings.Delivery(claim, answer)
+
         def work(connection: Connection) -> bool:
             endings.check_held(connection, claim)
-            kept = answer is not None and self._deliver(connection, claim, answer)
+            kept = delivery is not None and endings.deliver(connection, self.owner.id, delivery)
             endings.owe(connection, claim.id, charged_atomic)
             return kept
 
-        if answer is None:
+        if delivery is None:
             return await self._write(work, durable=True)
-        return await self._write_delivery(work, claim)
+        is_plain = charged_atomic is None
+        return await self._write_delivery(work, claim, Shared(self._owe_together, delivery) if is_plain else None)
 
     async def deliver_metered(self, claim: Claim, answer: Beginning, metered_atomic: int) -> bool:
         """Note that the first byte of an answer is about to leave whose price its end will tell; `charge` ends it.
@@ -224,16 +214,17 @@ class Ledger:
     async def delivered(self, claim: Claim, answer: Beginning) -> bool:
         """Note that the first byte of a settled claim is about to leave; return whether the answer is kept."""
 
-        def work(connection: Connection) -> bool:
-            endings.check_held(connection, claim)
-            return self._deliver(connection, claim, answer)
+        delivery = endings.Delivery(claim, answer)
+        return await self._write_delivery(
+            lambda connection: endings.deliver(connection, self.owner.id, delivery), claim
+        )
 
-        return await self._write_delivery(work, claim)
-
-    async def _write_delivery(self, work: Callable[[Connection], bool], claim: Claim) -> bool:
+    async def _write_delivery(
+        self, work: Callable[[Connection], bool], claim: Claim, shared: Shared | None = None
+    ) -> bool:
         """Note a delivery before it happens. Not known to be written, it will not happen, and `give_up` says so."""
         try:
-            return await self._write(work, durable=True)
+            return await self._write(work, durable=True, shared=shared)
         except StoreUnavailable:
             self._undelivered.add(claim.owner)
             raise
@@ -344,17 +335,18 @@ class Ledger:
     def _row(self, connection: Connection, payment: VerifiedPayment) -> Any:
         return payments.find(connection, self.chain_id, self.token, payment)
 
-    def _deliver(self, connection: Connection, claim: Claim, answer: Beginning) -> bool:
-        endings.end_work(connection, claim.id, Work.DELIVERED)
-        return spool.keep(connection, claim.id, self.owner.id, answer, _now_ms())
+    def _reserve_together(self, connection: Connection, wanted: Sequence[Wanted]) -> Sequence[object]:
+        self._enroll(connection)
+        return self._reservations.together(connection, wanted)
+
+    def _owe_together(self, connection: Connection, deliveries: Sequence[endings.Delivery]) -> Sequence[bool]:
+        return endings.owe_together(connection, self.owner.id, deliveries)
 
     # Store
 
     async def _end_leftovers(self) -> None:
         """Say what could not be said. Raises `StoreUnavailable` while it still cannot: then nothing may begin."""
         leftovers, self._leftovers = self._leftovers, []
-        if not leftovers:
-            return
 
         def work(connection: Connection) -> None:
             for end in leftovers:
@@ -366,9 +358,11 @@ class Ledger:
             self._leftovers += leftovers
             raise
 
-    async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
+    async def _write(
+        self, work: Callable[[Connection], T], *, durable: bool = False, shared: Shared | None = None
+    ) -> T:
         try:
-            return await self.database.write(work, durable=durable)
+            return await self.database.write(work, durable=durable, shared=shared)
         except Conflict as error:
             raise StoreUnavailable(f"{self.database.name}: {error}") from None
 

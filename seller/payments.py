@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from contracts.address import Address
-from contracts.lifecycle import MoneyEvent, Work
+from contracts.lifecycle import Money, MoneyEvent, Work
 from contracts.schemes.permit2 import TokenPermit
 from contracts.schemes.rails import rail_of
 from contracts.storage import Connection, Row
+from contracts.storage.bulk import in_pieces, placeholders
 from contracts.typed_data import word_of_uint
 from seller import books
-from seller.claims import Claim
-from seller.policy import Mode, Standing
+from seller.claims import Claim, Wanted
+from seller.policy import Mode
 from seller.verify import VerifiedPayment
 
-__all__ = ["enter", "find", "permit_of", "reserve_again", "standing"]
+__all__ = ["find", "insert", "new_row", "permit_of", "reserve_again"]
 
 
 def find(connection: Connection, chain_id: int, token: Address, payment: VerifiedPayment) -> Row | None:
@@ -29,82 +31,56 @@ def find(connection: Connection, chain_id: int, token: Address, payment: Verifie
     ).fetchone()
     if row is None and registry != token:
         row = connection.execute(
-            "SELECT * FROM payments WHERE chain_id = ? AND registry = ? AND payer = ? AND nonce = ?",
+            "SELECT * FROM payments WHERE chain_id = ? AND registry = ? AND payer = ? AND nonce = ?"
+            " AND registry <> token",
             (chain_id, registry, authorization.payer, authorization.nonce),
         ).fetchone()
     return row
 
 
-def standing(
-    connection: Connection,
-    chain_id: int,
-    token: Address,
-    payer: Address,
-    balance_atomic: Callable[[int], int | None],
-) -> Standing:
-    """Return where a payer stands now. `balance_atomic` is told what the ledger has settled of it."""
-    row = connection.execute(
-        "SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", (chain_id, token, payer)
-    ).fetchone()
-    total = connection.execute(
-        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'outstanding'", (chain_id, token)
-    ).fetchone()
-    return Standing(
-        settled_count=row["settled_count"] if row else 0,
-        outstanding_atomic=int(row["outstanding_atomic"]) if row else 0,
-        exposure_atomic=int(row["exposure_atomic"]) if row else 0,
-        total_outstanding_atomic=int(total["amount_atomic"]) if total else 0,
-        withdrawn_count=row["withdrawn_count"] if row else 0,
-        balance_atomic=balance_atomic(int(row["settled_atomic"]) if row else 0),
-    )
-
-
-def enter(
-    connection: Connection,
-    chain_id: int,
-    token: Address,
-    payment: VerifiedPayment,
-    *,
-    mode: Mode,
-    owner: str,
-    request_digest: bytes,
-    route: str,
-    since_block: int,
-) -> Claim:
-    """Insert a payment that was never here, reserved by `owner`."""
+def new_row(chain_id: int, token: Address, wanted: Wanted, mode: Mode) -> tuple[Any, ...]:
+    """Return the row of a payment that was never here, reserved: the values of `insert`."""
+    payment = wanted.payment
     authorization, rail = payment.authorization, rail_of(payment.offer)
     begun = mode is Mode.ASYNC
     now_ms = _now_ms()
-    values: dict[str, Any] = {
-        "chain_id": chain_id,
-        "token": token,
-        "rail": rail.NAME,
-        "registry": rail.registry(token),
-        "payer": authorization.payer,
-        "nonce": authorization.nonce,
-        "payee": authorization.payee,
-        "value_atomic": str(authorization.value_atomic),
-        "valid_after_s": str(authorization.valid_after_s),
-        "valid_before_s": str(authorization.valid_before_s),
-        "facilitator": authorization.facilitator,
-        "signature": payment.signature,
-        "contract_payer": int(payment.contract_payer),
-        "token_permit": None if payment.token_permit is None else _permit_bytes(payment.token_permit),
-        "payment_id": payment.payment_id,
-        "route": route,
-        "request_digest": request_digest,
-        "mode": mode.value,
-        "work": (Work.RUNNING if begun else Work.WAITING).value,
-        "money": "reserved",
-        "owner": owner,
-        "runs": int(begun),
-        "since_block": since_block,
-        "created_ms": now_ms,
-        "updated_ms": now_ms,
-    }
-    row = connection.execute(_INSERT, values).fetchone()
-    books.enter(connection, row)
-    return Claim(row["id"], payment, mode, owner)
+    return (
+        chain_id,
+        token,
+        rail.NAME,
+        rail.registry(token),
+        authorization.payer,
+        authorization.nonce,
+        authorization.payee,
+        str(authorization.value_atomic),
+        str(authorization.valid_after_s),
+        str(authorization.valid_before_s),
+        authorization.facilitator,
+        payment.signature,
+        int(payment.contract_payer),
+        None if payment.token_permit is None else _permit_bytes(payment.token_permit),
+        payment.payment_id,
+        wanted.route,
+        wanted.request_digest,
+        mode.value,
+        (Work.RUNNING if begun else Work.WAITING).value,
+        Money.RESERVED.value,
+        wanted.owner,
+        int(begun),
+        wanted.since_block,
+        now_ms,
+        now_ms,
+    )
+
+
+def insert(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> dict[str, int]:
+    """Insert the rows of payments that are not here; return the id of each by its owner. Those here are left out."""
+    ids: dict[str, int] = {}
+    for piece in in_pieces(rows):
+        sql = _INSERT.format(placeholders(len(_COLUMNS), len(piece)))
+        inserted = connection.execute(sql, list(chain.from_iterable(piece)))
+        ids |= {owner: payment_id for payment_id, owner in inserted}
+    return ids
 
 
 _COLUMNS = (
@@ -114,7 +90,7 @@ _COLUMNS = (
 )
 _INSERT = (
     f"INSERT INTO payments ({', '.join(_COLUMNS)})"  # noqa: S608 - the names above
-    f" VALUES ({', '.join(f':{column}' for column in _COLUMNS)}) RETURNING *"
+    " VALUES {} ON CONFLICT DO NOTHING RETURNING id, owner"
 )
 
 

@@ -7,13 +7,16 @@ every worker and replica that shares the store, and is as private as the store (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import msgspec
 
-from contracts.storage import Connection
+from contracts.storage import Conflict, Connection
+from contracts.storage.bulk import in_pieces, placeholders
 from seller.limits import (
     ANSWER_BYTES_MAX,
     ANSWER_HEADER_BYTES_MAX,
@@ -35,6 +38,7 @@ __all__ = [
     "forget",
     "is_event_stream",
     "keep",
+    "keep_together",
     "sweep",
     "was_given",
 ]
@@ -89,28 +93,31 @@ def keep(connection: Connection, payment_id: int, owner: str, beginning: Beginni
     One that is too large, or finds no room, leaves a note that it was dropped.
     """
     forget(connection, payment_id)
-    headers = _kept_headers(beginning.headers)
-    size_bytes = ANSWER_OVERHEAD_BYTES + len(headers) + len(beginning.body)
-    kept = size_bytes <= ANSWER_BYTES_MAX and _take(connection, size_bytes)
-    state = (State.WHOLE if beginning.whole else State.OPEN) if kept else State.DROPPED
+    row, kept = _row(payment_id, owner, beginning, now_ms)
+    if kept and not _take(connection, row[_SIZE]):
+        row, kept = _dropped(row), False
     if not kept:
-        size_bytes = ANSWER_OVERHEAD_BYTES
-        _add(connection, size_bytes)
-    connection.execute(
-        "INSERT INTO answers (payment_id, state, status, headers, body, size_bytes, owner, expires_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            payment_id,
-            state.value,
-            beginning.status,
-            headers if kept else b"",
-            beginning.body if kept else b"",
-            size_bytes,
-            owner if state is State.OPEN else None,
-            now_ms + ANSWER_TTL_S * 1000,
-        ),
-    )
+        _add(connection, row[_SIZE])
+    connection.execute(f"{_INSERT} {placeholders(len(row), 1)}", row)
     return kept
+
+
+def keep_together(
+    connection: Connection, owner: str, beginnings: Sequence[tuple[int, Beginning]], now_ms: int
+) -> list[bool]:
+    """Write the beginnings of many answers, by their payments, none of which had one; tell of each whether it was kept.
+
+    Raises `Conflict` where there is no room for all of them, or one had an answer.
+    """
+    rows = [_row(payment_id, owner, beginning, now_ms) for payment_id, beginning in beginnings]
+    if not _take(connection, sum(row[_SIZE] for row, _ in rows), len(rows)):
+        raise Conflict("there is no room for so many answers at once")
+    for piece in in_pieces([row for row, _ in rows]):
+        connection.execute(
+            f"{_INSERT} {placeholders(len(piece[0]), len(piece))}",
+            list(chain.from_iterable(piece)),
+        )
+    return [kept for _, kept in rows]
 
 
 def append(
@@ -202,22 +209,55 @@ def forget(connection: Connection, payment_id: int) -> None:
     _add(connection, -row["size_bytes"])
 
 
-def _take(connection: Connection, size_bytes: int) -> bool:
+def _take(connection: Connection, size_bytes: int, answers: int = 1) -> bool:
     """Count `size_bytes` more, making room where the oldest answers are at their end; tell whether there was room."""
     held_bytes = _add(connection, size_bytes)
     if held_bytes <= ANSWERS_BYTES_MAX:
         return True
     oldest = connection.execute(
         "SELECT payment_id, size_bytes FROM answers WHERE state <> 'open' ORDER BY expires_ms LIMIT ?",
-        (ANSWERS_SWEPT_MAX,),
+        (ANSWERS_SWEPT_MAX + answers,),
     ).fetchall()
+    going: list[int] = []
+    freed_bytes = 0
     for row in oldest:
-        forget(connection, row["payment_id"])
-        held_bytes -= row["size_bytes"]
-        if held_bytes <= ANSWERS_BYTES_MAX:
-            return True
-    _add(connection, -size_bytes)
-    return False
+        if held_bytes - freed_bytes <= ANSWERS_BYTES_MAX:
+            break
+        going.append(row["payment_id"])
+        freed_bytes += row["size_bytes"]
+    has_room = held_bytes - freed_bytes <= ANSWERS_BYTES_MAX
+    for piece in in_pieces(going):
+        for table in ("answer_chunks", "answers"):
+            connection.execute(f"DELETE FROM {table} WHERE payment_id IN {placeholders(len(piece), 1)}", piece)  # noqa: S608
+    _add(connection, -freed_bytes if has_room else -freed_bytes - size_bytes)
+    return has_room
+
+
+_INSERT = "INSERT INTO answers (payment_id, state, status, headers, body, size_bytes, owner, expires_ms) VALUES"
+_SIZE = 5
+
+
+def _row(payment_id: int, owner: str, beginning: Beginning, now_ms: int) -> tuple[tuple[Any, ...], bool]:
+    """Return the row of an answer, and whether it is small enough to be kept."""
+    headers = _kept_headers(beginning.headers)
+    size_bytes = ANSWER_OVERHEAD_BYTES + len(headers) + len(beginning.body)
+    row = (
+        payment_id,
+        (State.WHOLE if beginning.whole else State.OPEN).value,
+        beginning.status,
+        headers,
+        beginning.body,
+        size_bytes,
+        None if beginning.whole else owner,
+        now_ms + ANSWER_TTL_S * 1000,
+    )
+    return (row, True) if size_bytes <= ANSWER_BYTES_MAX else (_dropped(row), False)
+
+
+def _dropped(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the note that the answer of `row` was not kept."""
+    payment_id, _, status, _, _, _, _, expires_ms = row
+    return (payment_id, State.DROPPED.value, status, b"", b"", ANSWER_OVERHEAD_BYTES, None, expires_ms)
 
 
 def _add(connection: Connection, delta_bytes: int) -> int:

@@ -7,7 +7,7 @@ machines; needs the `postgres` extra). A room sees the same `Database` either wa
 from __future__ import annotations
 
 from contracts.errors import ConfigInvalid
-from contracts.storage.database import Conflict, Connection, Cursor, Database, Row
+from contracts.storage.database import Conflict, Connection, Cursor, Database, Row, Shared
 from contracts.storage.presence import Life, Presence
 from contracts.storage.sqlite import open_sqlite
 from contracts.storage.url import check_store_url, is_postgres, rooted_store_url, shown_store_url
@@ -20,6 +20,7 @@ __all__ = [
     "Life",
     "Presence",
     "Row",
+    "Shared",
     "check_store_url",
     "open_database",
     "rooted_store_url",

@@ -15,13 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
 from contracts.storage.presence import Life, Presence
 
-__all__ = ["Conflict", "Connection", "Cursor", "Database", "Row", "Values", "Work"]
+__all__ = ["Conflict", "Connection", "Cursor", "Database", "Row", "Shared", "Values", "Work"]
 
 T = TypeVar("T")
 Values = Sequence[Any] | Mapping[str, Any]
@@ -63,6 +64,18 @@ Work = Callable[[Connection], T]
 _Answer = Future[T] | asyncio.Future[T]
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """How a write is done together with those like it: `run(connection, items)` does all that wait, in few statements.
+
+    It returns what each caller is told, in order; an exception among that is raised at its caller. Where it raises
+    itself, nothing of it is written, and every write is done alone.
+    """
+
+    run: Callable[[Connection, Sequence[Any]], Sequence[Any]]
+    item: Any
+
+
 class Database(ABC):
     """One store, open for this process.
 
@@ -80,6 +93,9 @@ class Database(ABC):
         self._gate = threading.Lock()
         self._write_lock = threading.Lock()
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        # What the present turn of an event loop wants written; the thread is woken once for all of it.
+        self._gathered: list[_Pending] = []
+        self._gathering: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._loop_thread: int | None = None
@@ -105,10 +121,20 @@ class Database(ABC):
     def transact(self, work: Work[T], *, durable: bool = True) -> T:
         """Run `work` in one write transaction and return its result once it is committed."""
 
-    async def write(self, work: Work[T], *, durable: bool = True) -> T:
-        """`transact` for asyncio: waits for the next group commit. Raises `StoreUnavailable` when the queue is full."""
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._enqueue(work, durable, answer)
+    async def write(self, work: Work[T], *, durable: bool = True, shared: Shared | None = None) -> T:
+        """`transact` for asyncio: waits for the next group commit. Raises `StoreUnavailable` when the queue is full.
+
+        With `shared` it may be done together with others that share the same function: after those that came before
+        it, but for others perhaps before them.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        with self._gate:
+            self._check_room()
+            if not self._gathered or self._gathering is not loop:
+                self._gathering = loop
+                loop.call_soon(self._hand_over)
+            self._gathered.append(_Pending(work, durable, answer, shared))
         # A caller that is cancelled here hears nothing; the write goes on, and may be committed already.
         return await answer
 
@@ -152,6 +178,7 @@ class Database(ABC):
             if self._closed:
                 return
             self._closed = True
+        self._hand_over()
         if self._thread is not None:
             self._pending.put(None)
             self._thread.join()
@@ -192,14 +219,24 @@ class Database(ABC):
     def _enqueue(self, work: Work[T], durable: bool, answer: _Answer[T]) -> None:
         """Have `work` done in the next group commit, and `answer` told."""
         with self._gate:
-            if self._closed:
-                raise StoreUnavailable(f"{self.name}: is closed")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve_writes, name=f"writer {self.name}", daemon=True)
-                self._thread.start()
-            if self._pending.qsize() >= STORE_QUEUE_MAX:
-                raise StoreUnavailable(f"{self.name}: {STORE_QUEUE_MAX} writes are waiting")
+            self._check_room()
             self._pending.put(_Pending(work, durable, answer))
+
+    def _check_room(self) -> None:
+        """Raise `StoreUnavailable` where nothing more can be written. Under the gate."""
+        if self._closed:
+            raise StoreUnavailable(f"{self.name}: is closed")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve_writes, name=f"writer {self.name}", daemon=True)
+            self._thread.start()
+        if self._pending.qsize() + len(self._gathered) >= STORE_QUEUE_MAX:
+            raise StoreUnavailable(f"{self.name}: {STORE_QUEUE_MAX} writes are waiting")
+
+    def _hand_over(self) -> None:
+        with self._gate:
+            gathered, self._gathered = self._gathered, []
+            for pending in gathered:
+                self._pending.put(pending)
 
     def _serve_writes(self) -> None:
         stopping = False
@@ -219,21 +256,37 @@ class Database(ABC):
                 self._commit_group(group)
 
     def _commit_group(self, group: list[_Pending]) -> None:
-        """Run every member under its own savepoint, commit once, and only then report."""
+        """Run every member under a savepoint, its own or that of those like it, commit once, and only then report."""
         with self._write_lock:
             try:
                 connection = self._begin_for(group)
-                if len(group) == 1:
-                    outcomes: list[tuple[Any, BaseException | None]] = [(group[0].work(connection), None)]
+                if len(group) == 1 and group[0].shared is None:
+                    group[0].end(group[0].work(connection))
                 else:
-                    outcomes = [self._attempt(connection, pending.work) for pending in group]
+                    self._run_together(connection, group)
+                    for pending in group:
+                        if not pending.has_ended:
+                            pending.end(*self._attempt(connection, pending.work))
                 self._commit()
             except BaseException as error:  # noqa: BLE001 - handed to every waiting caller
                 self._roll_back()
-                outcomes = [(None, self._told(error)) for _ in group]
-        for pending, (result, failure) in zip(group, outcomes, strict=True):
-            pending.result, pending.failure = result, failure
+                told = self._told(error)
+                for pending in group:
+                    pending.end(None, told)
         _report(group)
+
+    def _run_together(self, connection: Connection, group: list[_Pending]) -> None:
+        """Run what can be done for many at once. What that fails for is left as it is."""
+        alike: dict[Any, list[_Pending]] = {}
+        for pending in group:
+            if pending.shared is not None:
+                alike.setdefault(pending.shared.run, []).append(pending)
+        for run, members in alike.items():
+            items = [pending.shared.item for pending in members if pending.shared is not None]
+            outcomes, failure = self._attempt(connection, run, items)
+            if failure is None:
+                for pending, outcome in zip(members, outcomes, strict=True):
+                    pending.end(*((None, outcome) if isinstance(outcome, Exception) else (outcome, None)))
 
     def _begin_for(self, group: list[_Pending]) -> Connection:
         """Begin for a group. Where its turn does not come, whoever came meanwhile is told so with it.
@@ -254,10 +307,12 @@ class Database(ABC):
             self._pending.put(None)  # the store is being closed, which `_serve_writes` must hear
         return taken
 
-    def _attempt(self, connection: Connection, work: Work[Any]) -> tuple[Any, BaseException | None]:
+    def _attempt(
+        self, connection: Connection, work: Callable[..., Any], *arguments: Any
+    ) -> tuple[Any, BaseException | None]:
         connection.execute("SAVEPOINT member")
         try:
-            result = work(connection)
+            result = work(connection, *arguments)
         except BaseException as error:
             if not self._is_inside():
                 raise  # a full disk or a lost connection ends the whole group
@@ -271,12 +326,17 @@ class Database(ABC):
 class _Pending:
     """One write, and where its caller waits: on a thread, or in an event loop."""
 
-    __slots__ = ("answer", "durable", "failure", "result", "work")
+    __slots__ = ("answer", "durable", "failure", "has_ended", "result", "shared", "work")
 
-    def __init__(self, work: Work[Any], durable: bool, answer: _Answer[Any]) -> None:
-        self.work, self.durable, self.answer = work, durable, answer
+    def __init__(self, work: Work[Any], durable: bool, answer: _Answer[Any], shared: Shared | None = None) -> None:
+        self.work, self.durable, self.answer, self.shared = work, durable, answer, shared
+        self.has_ended = False
         self.result: Any = None
         self.failure: BaseException | None = None
+
+    def end(self, result: Any, failure: BaseException | None = None) -> None:
+        """Note how it went; the caller is told after the commit."""
+        self.result, self.failure, self.has_ended = result, failure, True
 
     def tell(self) -> None:
         """Give the caller its answer, if it still waits. In its own event loop, where it waits in one."""
