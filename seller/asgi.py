@@ -164,7 +164,9 @@ class PaymentMiddleware:
         inner = _inner_scope(scope, bounded)
         async with ClientWatch(receive, body if bounded is None else bounded.body) as watch:
             meter = _meter(quote, bounded)
-            tells_charge = any(name == _STREAM_RECEIPT and value == b"1" for name, value in headers)
+            tells_charge = meter is not None and any(
+                name == _STREAM_RECEIPT and value == b"1" for name, value in headers
+            )
             responder = Responder(self.seller, claim, quote, send, watch, meter=meter, tells_charge=tells_charge)
 
             def application(receive: Receive, guarded: Send) -> Awaitable[None]:
@@ -218,9 +220,7 @@ def _inner_scope(scope: Scope, bounded: BoundedRequest | None) -> Scope:
 
 def _digest(scope: Scope, body: bytes) -> bytes:
     """Return what makes two requests the same one: method, path, query and body."""
-    parts = (scope["method"].encode(), scope["path"].encode(), scope.get("query_string", b""))
-    digest = hashlib.sha256()
-    for part in (*parts, hashlib.sha256(body).digest()):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()
+    parts = (
+        scope["method"].encode(), scope["path"].encode(), scope.get("query_string", b""), hashlib.sha256(body).digest()
+    )  # fmt: skip
+    return hashlib.sha256(b"".join([len(part).to_bytes(8, "big") + part for part in parts])).digest()

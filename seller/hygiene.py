@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from seller.verify import PAYMENT_HEADERS
 
@@ -22,20 +23,18 @@ _PARTIAL = frozenset(
 _CACHE_HEADERS = frozenset((b"expires", b"age", b"etag", b"last-modified", b"pragma", b"vary", b"warning"))
 # Caches of content networks prefer a name of their own: CDN-Cache-Control (RFC 9213), Surrogate-Control and the like.
 _CACHE_WORDS = (b"cache", b"surrogate", b"-expires")
+# Header names whose verdict is remembered; clients and model servers use some dozens.
+_NAMES_MAX = 1024
 
 
 def for_application(headers: RawHeaders) -> RawHeaders:
     """Return what the application behind a priced route sees: no payment, no override, no wish for a part."""
-    return [
-        (name, value)
-        for name, value in headers
-        if name not in PAYMENT_HEADERS and name not in _PARTIAL and not _overrides(name)
-    ]
+    return [header for header in headers if _is_for_application(header[0])]
 
 
 def for_client(headers: RawHeaders) -> RawHeaders:
     """Return what the client of a priced route is told: nothing in the seller's name, and nothing for caches."""
-    kept = [(name, value) for name, value in without_payment_headers(headers) if not _is_for_caches(name)]
+    kept = [header for header in headers if _is_for_client(header[0])]
     vary = b", ".join([value for name, value in headers if name == b"vary"] + [_VARY])
     return [*kept, (b"cache-control", b"no-store"), (b"vary", vary)]
 
@@ -60,5 +59,12 @@ def _overrides(name: bytes) -> bool:
     return name.replace(b"_", b"-").startswith(_OVERRIDES)
 
 
-def _is_for_caches(name: bytes) -> bool:
-    return name in _CACHE_HEADERS or any(word in name for word in _CACHE_WORDS)
+@lru_cache(_NAMES_MAX)
+def _is_for_application(name: bytes) -> bool:
+    return name not in PAYMENT_HEADERS and name not in _PARTIAL and not _overrides(name)
+
+
+@lru_cache(_NAMES_MAX)
+def _is_for_client(name: bytes) -> bool:
+    is_for_caches = name in _CACHE_HEADERS or any(word in name for word in _CACHE_WORDS)
+    return not is_for_caches and not name.startswith(_SELLERS_OWN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,8 +73,9 @@ class Payers:
         `settled_atomic` tells our ledger's figure, and is asked just before the chain is. Raises `ChainUnavailable`.
         """
         key = (payer, permit2_nonce is not None)
-        if not fresh and (known := self._known.get(key)) is not None:
-            return known
+        if not fresh:
+            with contextlib.suppress(KeyError):
+                return self._known[key]
         task = self._asking.get(key)
         if task is None:
             task = asyncio.ensure_future(self._ask(payer, settled_atomic(), permit2_nonce))

@@ -198,6 +198,7 @@ class Responder:
             self._watch.give_up()
         elif not answer.whole:
             self._recorder = Recorder(seller.ledger, claim)
+            self._watch.start()
         await self._release(headers + self._receipts() + ([_CREDIT] if claim.credit else []))
 
     async def _note(self, answer: Beginning) -> bool:

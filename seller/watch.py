@@ -18,41 +18,46 @@ __all__ = ["ClientWatch"]
 class ClientWatch:
     """Gives the application the whole body as one message, then waits for the client to leave, once for all.
 
-    Use as an async context manager: leaving it ends the wait.
+    The wait begins when somebody asks: most answers are there at once, and nobody does. Use as an async context
+    manager: leaving it ends the wait.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[Any]], body: bytes) -> None:
         self._receive = receive
         self._body: bytes | None = body
-        self._leaving: asyncio.Task[Any] | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._given_up = asyncio.Event()
         self._linger_s = LINGER_S
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        self._leaving = asyncio.ensure_future(self._wait())
-        # One turn of the loop lets a server that knows of the end already say so.
-        await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._leaving is not None
         if self._timer is not None:
             self._timer.cancel()
-        self._leaving.cancel()
-        await asyncio.wait([self._leaving])
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.wait([self._leaving])
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to wait for the client to leave, if that has not begun."""
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._wait())
+        return self._leaving
 
     async def receive(self) -> dict[str, Any]:
         """Be the application's `receive`."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        self.start()
         await self._given_up.wait()
         return {"type": "http.disconnect"}
 
     @property
     def client_is_gone(self) -> bool:
-        """Whether the client closed the connection, as far as the server has told."""
+        """Whether the client closed the connection, as far as the server was asked and has told."""
         return self._leaving is not None and self._leaving.done()
 
     @property
@@ -62,13 +67,12 @@ class ClientWatch:
 
     async def wait_for(self, future: asyncio.Future[None], timeout_s: float) -> bool:
         """Wait for `future` as long as the client does; tell whether it came."""
-        assert self._leaving is not None
-        await asyncio.wait({future, self._leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({future, self.start()}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return future.done()
 
     def give_up(self) -> None:
         """Stop the work as soon as the client has left: what it makes then is of no use to anybody."""
-        if self.client_is_gone:
+        if self.start().done():
             self._given_up.set()
         else:
             self._linger_s = 0.0
