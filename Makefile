@@ -5,6 +5,7 @@
 #   make test-interop   every client at every seller, official SDKs on either side (ARGS=--write keeps the table)
 #   make test-contracts   forge's unit, fuzz and invariant tests of the Solidity
 #   make test-mutants   break the Solidity on purpose, and see that those tests notice
+#   make bench  the whole comparison with peers; writes docs/performance.md (ARGS="--only verify sign" for parts)
 #   make test-kill   kill -9 at random moments, KILLS=1000 times, and audit the books after each
 
 PYTHON ?= python3
@@ -39,7 +40,7 @@ help:
 	@echo "make setup      the environment only (.venv and $(DEVNET)/node_modules)"
 	@echo "make check      ruff, mypy --strict, import-linter"
 	@echo "make contracts  recompile the Solidity and compare with the committed artifacts"
-	@echo "make bench      ratios against peers"
+	@echo "make bench      the whole comparison with peers, a quarter of an hour; writes docs/performance.md"
 	@echo "make lock       renew the hash-pinned locks"
 	@echo "make clean      remove everything that make built"
 
@@ -136,7 +137,8 @@ check: setup
 	@$(BIN)/mypy $(ROOMS) tests $(wildcard bench)
 	@$(BIN)/lint-imports
 
-bench: setup
+# The peers: LiteLLM and the official SDKs come with these, nginx is fetched by the bench itself.
+bench: setup setup-litellm setup-interop
 	@$(BIN)/python -m bench $(ARGS)
 
 contracts: setup

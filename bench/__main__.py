@@ -1,4 +1,7 @@
-"""The command: `python -m bench [NAME …] [--json] [--quick]`, or `python -m bench NAME --help` for one of `OWN`."""
+"""The command: `python -m bench` for all that `make bench` compares, or `python -m bench NAME … [--json] [--quick]`.
+
+`python -m bench NAME --help` tells of the options of those that have their own.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,33 @@ from bench.report import Report
 from contracts.console import print_document
 
 # Benches with options of their own.
-OWN = ("bidder", "limit", "ope", "guard", "dag", "gas", "registry", "latency", "settle", "scale", "executor", "idle")
+OWN = (
+    "live_bidder",
+    "bidder",
+    "limit",
+    "ope",
+    "guard",
+    "dag",
+    "gas",
+    "registry",
+    "latency",
+    "settle",
+    "scale",
+    "executor",
+    "idle",
+    "page",
+)
 NAMES = ("verify", "sign", "claims", "seller", "first_byte", "gateway")
 
 
 def main() -> None:
-    """Run the benches named, or all of them, and print what they found."""
+    """Run the benches named, or the whole comparison, and print what they found."""
     if sys.argv[1:2] and sys.argv[1] in OWN:
         sys.exit(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
+    if all(argument.startswith("-") for argument in sys.argv[1:]) or "--only" in sys.argv:
+        sys.exit(import_module("bench.suite").main(sys.argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all when none is named")
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.add_argument("--quick", action="store_true", help="a smoke test: its figures mean nothing")
     arguments = parser.parse_args()
@@ -39,7 +59,7 @@ def main() -> None:
     reports: list[Report] = []
     if not arguments.json:
         _print_machine(machine)
-    for name in arguments.names or NAMES:
+    for name in arguments.names:
         run: Callable[[Plan], Report] = import_module(f"bench.{name}").run
         reports.append(run(plan))
         if not arguments.json:

@@ -63,6 +63,20 @@ class Report:
             stated["met"] = target.met
         return document
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Report:
+        """Return the report of which `document` was made."""
+        rows = [
+            Row(**{**row, "cpu_us": _spread_in(row["cpu_us"]), "ratio": _spread_in(row["ratio"])})
+            for row in document["rows"]
+        ]
+        targets = [
+            Target(**{key: value for key, value in stated.items() if key not in ("met", "measured")},
+                   measured=Spread(**stated["measured"]))
+            for stated in document["targets"]
+        ]  # fmt: skip
+        return cls(**{**document, "rows": rows, "targets": targets})
+
     def lines(self) -> list[str]:
         """Return the report as lines of plain text."""
         lines = [f"{self.bench}: {self.title} ({self.rounds} rounds)", "", *self._table(), ""]
@@ -119,6 +133,10 @@ def row(name: str, samples: Mapping[str, Samples], peer: str | None = None, *, r
 def ratio_of(values: Series, peers: Series) -> Spread:
     """Return the spread of value over peer, taken within each round."""
     return spread([value / peer for value, peer in zip(values, peers, strict=True)])
+
+
+def _spread_in(stated: Mapping[str, float] | None) -> Spread | None:
+    return None if stated is None else Spread(**stated)
 
 
 def _figure(value: float) -> str:
