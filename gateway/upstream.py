@@ -1,4 +1,4 @@
-"""The one module around aiohttp: no redirects, a limit on every wait and every byte, chunks passed on as they come.
+"""What leaves the gateway: no redirects, a limit on every wait and every byte, chunks passed on as they come.
 
 What went wrong is told in the payment flow's two words: `NeverLeft`, when no connection was made and so no byte of a
 payment left, and `Lost`, for everything later.
@@ -6,21 +6,18 @@ payment left, and `Lost`, for everything later.
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from typing import Self
-
-import aiohttp
-from yarl import URL
+from urllib.parse import quote_from_bytes, urlsplit
 
 from buyer.flow import Lost, NeverLeft, Outgoing
+from gateway.connections import Connection, Connections, Origin
 from gateway.envelope import Headers
-from gateway.limits import (
-    ANSWER_BYTES_MAX,
-    CONNECT_TIMEOUT_S,
-    ERROR_BODY_BYTES_MAX,
-    KEEPALIVE_S,
-    SILENCE_TIMEOUT_S,
-)
+from gateway.exchange import Exchange, ResponseHeaders
+from gateway.limits import ANSWER_BYTES_MAX, ERROR_BODY_BYTES_MAX
 
 __all__ = ["Answer", "Upstream", "passed_on"]
 
@@ -28,39 +25,35 @@ __all__ = ["Answer", "Upstream", "passed_on"]
 # what is true of these, the relay says itself.
 _TO_CLIENT = frozenset(
     (
-        "content-type",
-        "content-encoding",
-        "retry-after",
-        "x-request-id",
-        "request-id",
-        "openai-processing-ms",
+        b"content-type",
+        b"content-encoding",
+        b"retry-after",
+        b"x-request-id",
+        b"request-id",
+        b"openai-processing-ms",
     )
 )
-_TO_CLIENT_PREFIX = "x-ratelimit-"
-# A settlement receipt in a header is about 1 kB; this leaves room for extensions.
-_HEADER_BYTES_MAX = 32 * 1024
-# aiohttp warns above this, because it would copy the whole body at once.
-_PIECE_BYTES = 256 * 1024
+_TO_CLIENT_PREFIX = b"x-ratelimit-"
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+_URL = re.compile(r"(https?://[^/?#]+)([^#]*)", re.ASCII)
+# What may stand in a request line as it is. Anything else a client sent in its query is escaped.
+_VISIBLE = re.compile(r"[!-~]+", re.ASCII)
+_SAFE = "".join(map(chr, range(ord("!"), ord("~") + 1)))
+_LINE_ENDS = re.compile(r"[\r\n\x00]")
+_PORTS = {False: 80, True: 443}
+# Sent unless the request has its own.
+_DEFAULTS = (("accept", "*/*"), ("user-agent", "farebox"))
+_ORIGINS_CACHED = 256
 
 
 class Upstream:
     """Sends requests to sellers and to the fallback. Use as an async context manager inside the running loop."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections()
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S
-            ),
-            auto_decompress=False,
-            trust_env=False,
-            max_line_size=_HEADER_BYTES_MAX,
-            max_field_size=_HEADER_BYTES_MAX,
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -68,39 +61,34 @@ class Upstream:
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self._connections.close()
+        # Transports close their sockets in the next turn of the loop, which may be about to end.
+        await asyncio.sleep(0)
 
     async def open(self, request: Outgoing) -> Answer:
         """Send `request` and return once the status line and headers are there. Raises `NeverLeft` or `Lost`.
 
         The caller must `close` the answer.
         """
-        assert self._session is not None, "used before it was entered"
-        headers = [*request.headers, ("accept-encoding", "identity"), ("content-length", str(len(request.body)))]
+        origin, head = _head(request)
+        connection = await self._connections.take(origin)
+        exchange = connection.ask(head, request.body)
         try:
-            response = await self._session.request(
-                request.method,
-                URL(request.url, encoded=True),
-                data=request.body if len(request.body) <= _PIECE_BYTES else _pieces(request.body),
-                headers=headers,
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise NeverLeft(_reason(error)) from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Lost(_reason(error)) from None
-        return Answer(response)
+            await exchange.head()
+        except BaseException:
+            connection.drop()
+            raise
+        return Answer(connection, exchange)
 
 
 class Answer:
     """An answer whose body is still on its way."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        self._connection = connection
+        self._exchange = exchange
+        self.status = exchange.status
+        self.headers = exchange.headers
 
     @property
     def is_event_stream(self) -> bool:
@@ -111,56 +99,72 @@ class Answer:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises `Lost` when it breaks off or passes the cap."""
         size = 0
-        try:
-            async for chunk in self._response.content.iter_any():
-                size += len(chunk)
-                if size > ANSWER_BYTES_MAX:
-                    raise Lost(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
-                yield chunk
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Lost(_reason(error)) from None
+        while chunk := await self._exchange.read():
+            size += len(chunk)
+            if size > ANSWER_BYTES_MAX:
+                raise Lost(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+            yield chunk
 
     async def read_error(self) -> bytes:
         """Return the body of an error answer; empty when it breaks off or is larger than an error can be."""
         body = bytearray()
         try:
-            async for chunk in self._response.content.iter_any():
+            while chunk := await self._exchange.read():
                 body += chunk
                 if len(body) > ERROR_BODY_BYTES_MAX:
                     return b""
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except Lost:
             return b""
         return bytes(body)
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else drop it."""
-        self._response.close()
+        """Drop the connection, unless the answer is whole and others may use it already."""
+        if not self._exchange.is_over:
+            self._connection.drop()
 
 
 def passed_on(headers: Mapping[str, str]) -> Headers:
-    """Return the upstream headers a client may see, names in lower case."""
+    """Return the headers of an `Answer` that a client may see, names in lower case."""
+    assert isinstance(headers, ResponseHeaders), "a payment flow hands back what it was given"
     return [
-        (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
-        for name, value in headers.items()
-        if name.lower() in _TO_CLIENT or name.lower().startswith(_TO_CLIENT_PREFIX)
+        (name, value)
+        for name, value in headers.raw
+        if (name in _TO_CLIENT or name.startswith(_TO_CLIENT_PREFIX)) and not _CONTROL.search(value)
     ]
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(body), _PIECE_BYTES):
-        yield body[start : start + _PIECE_BYTES]
+def _head(request: Outgoing) -> tuple[Origin, bytes]:
+    """Return where a request goes, and its first bytes. Raises `NeverLeft` for what is no request."""
+    split = _URL.fullmatch(request.url)
+    if split is None:
+        raise NeverLeft("its URL is not valid")
+    origin, host = _origin(split[1])
+    target = split[2] if split[2].startswith("/") else "/" + split[2]
+    if not _VISIBLE.fullmatch(target):
+        target = quote_from_bytes(target.encode("utf-8", "replace"), safe=_SAFE)
+    lines = [f"{request.method} {target} HTTP/1.1\r\nhost: {host}\r\n"]
+    given = set()
+    for name, value in request.headers:
+        if _LINE_ENDS.search(value):
+            raise NeverLeft("a header cannot be sent")
+        given.add(name.lower())
+        lines.append(f"{name}: {value}\r\n")
+    lines += [f"{name}: {value}\r\n" for name, value in _DEFAULTS if name not in given]
+    lines.append(f"accept-encoding: identity\r\ncontent-length: {len(request.body)}\r\n\r\n")
+    return origin, "".join(lines).encode("latin-1", "replace")
 
 
-def _reason(error: Exception) -> str:
-    """Return what happened, without addresses: it is shown to clients."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "the host name is not known"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "no trusted TLS connection"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return (error.os_error.strerror or "no connection").lower()
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the connection was closed before an answer came"
-    return type(error).__name__
+@lru_cache(_ORIGINS_CACHED)
+def _origin(base: str) -> tuple[Origin, str]:
+    """Return the origin of `scheme://host:port`, and its Host header. Raises `NeverLeft`."""
+    try:
+        parts = urlsplit(base)
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+        is_tls, port = parts.scheme == "https", parts.port
+    except ValueError:
+        raise NeverLeft("its URL is not valid") from None
+    if not host or parts.username is not None or not _VISIBLE.fullmatch(host):
+        raise NeverLeft("its URL is not valid")
+    port = port or _PORTS[is_tls]
+    shown = f"[{host}]" if ":" in host else host
+    return Origin(is_tls, host, port), shown if port == _PORTS[is_tls] else f"{shown}:{port}"
