@@ -155,7 +155,7 @@ def _scale(sections: Mapping[str, Sequence[Mapping[str, Any]]], theme: _Theme) -
         axes.set_yscale("log")
         axes.set_xlabel(_GROWTH_TITLES[section])
         axes.set_ylabel("microseconds")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=0.8)
         _finish(axes, "both")
     return figure
 

@@ -1,7 +1,7 @@
-"""Writes `docs/performance.md` and its plots out of recorded results: `python -m bench page`.
+"""Writes `docs/performance.md`, its plots, and `docs/scaling.md` out of recorded results: `python -m bench page`.
 
-What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is written by this command; everything else on the
-page is written by people, and kept.
+What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is written by this command; everything else on these
+pages is written by people, and kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,27 @@ from typing import Any
 
 from bench.gates import Gate, gate_lines
 from bench.report import Report
+from bench.scaling import BLOCKS
 from bench.targets import Verdict, judge, promises_of, shown
 from contracts.nesting import check_nesting
 
-__all__ = ["FIGURES", "PAGE", "RESULTS", "load_results", "main", "render", "result_lines", "target_lines", "write_page"]
+__all__ = [
+    "FIGURES",
+    "PAGE",
+    "PAGES",
+    "RESULTS",
+    "load_results",
+    "main",
+    "render",
+    "result_lines",
+    "target_lines",
+    "write_pages",
+]
 
 _REPO = Path(__file__).parents[1]
 RESULTS = _REPO / "bench" / "results"
 PAGE = _REPO / "docs" / "performance.md"
+PAGES = (PAGE, _REPO / "docs" / "scaling.md")
 FIGURES = _REPO / "docs" / "figures"
 
 _BLOCK = re.compile(r"(<!-- begin (?P<name>[a-z_]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
@@ -54,12 +67,13 @@ def render(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     return _BLOCK.sub(block, page)
 
 
-def write_page(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write page and plots."""
+def write_pages(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write pages and plots."""
     from bench.figures import draw
 
     draw(results, FIGURES)
-    PAGE.write_text(render(PAGE.read_text("utf-8"), results), "utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text("utf-8"), results), "utf-8")
 
 
 def _generated(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -69,8 +83,11 @@ def _generated(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
         return _other_promises(results)
     if name == "machine":
         return _machine(results)
-    if name not in results:
-        return f"\n`python -m bench {name}` was not run.\n\n"
+    bench, table = BLOCKS.get(name, (name, None))
+    if bench not in results:
+        return f"\n`python -m bench {bench}` was not run.\n\n"
+    if table is not None:
+        return table(results)
     return f"\n{_picture(name, results[name])}```text\n" + "\n".join(result_lines(name, results[name])) + "\n```\n\n"
 
 
@@ -158,10 +175,10 @@ def _picture(name: str, result: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write page and plots from the recorded results."""
+    """Write pages and plots from the recorded results."""
     parser = argparse.ArgumentParser(prog="python -m bench page", description=__doc__)
     parser.parse_args(arguments)
     results = load_results()
-    write_page(results)
+    write_pages(results)
     print("\n".join(target_lines(judge(results))))
     return 0

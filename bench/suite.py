@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.page import RESULTS, load_results, result_lines, target_lines, write_page
+from bench.page import RESULTS, load_results, result_lines, target_lines, write_pages
 from bench.targets import judge
 from contracts.console import print_document
 from contracts.nesting import check_nesting
@@ -114,4 +114,4 @@ def _keep(found: dict[str, dict[str, Any]]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for name, result in found.items():
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    write_page(load_results())
+    write_pages(load_results())

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bench.figures import draw
-from bench.page import FIGURES, PAGE, load_results, render, target_lines
+from bench.page import FIGURES, PAGE, PAGES, load_results, render, target_lines
 from bench.report import Report
+from bench.scaling import CHAINS
 from bench.suite import STEPS
 from bench.targets import GOALS, judge
 
@@ -32,9 +33,20 @@ DESIGN = {
 }
 
 
-def test_the_page_says_what_was_recorded() -> None:
-    page = PAGE.read_text("utf-8")
-    assert render(page, load_results()) == page, "write it anew: python -m bench page"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_says_what_was_recorded(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert render(text, load_results()) == text, "write it anew: python -m bench page"
+
+
+def test_what_is_modelled_is_told_from_what_was_measured() -> None:
+    _, page = PAGES
+    text = page.read_text("utf-8")
+    for chain in CHAINS:
+        assert f"| {chain.name} | {chain.gas_price_gwei:g} gwei" in text
+    for row in load_results()["settle"]["rows"]:
+        if row["payers"] == "accounts" and row["store"] == "SQLite":
+            assert f"{row['gas']:,}" in text
 
 
 def test_every_target_of_the_design_has_its_row_and_a_bench_that_the_command_runs() -> None:
