@@ -37,7 +37,7 @@ POLICIES = ("cheapest", "fastest", "ewma", "rule", "linucb", "auto")
 DEFAULT = "auto"
 # Tasks of all policies together, each second: at this rate the sellers have work three quarters of the time.
 TASKS_PER_S = 9.0
-TASKS, TASKS_QUICK = 700, 12
+TASKS, TASKS_QUICK = 500, 12
 # One unit of work takes about so long; patience is counted in it, as in the simulated market.
 SECOND_S = 0.6
 VALUE_UNIT = 0.0011
@@ -69,8 +69,8 @@ class Row:
     paid: float = 0.0
     log_paid: float = 0.0
     open: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    decided_by: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, int] = field(default_factory=dict)
+    decided_by: dict[str, int] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -143,7 +143,8 @@ async def _call(client: httpx.AsyncClient, gateway: Gateway, task: Task, row: Ro
         row.skipped += 1
     else:
         row.failed += 1
-        row.failures[_code_of(answer)] += 1
+        code = _code_of(answer)
+        row.failures[code] = row.failures.get(code, 0) + 1
 
 
 def _code_of(answer: httpx.Response) -> str:
@@ -174,7 +175,7 @@ def _books(gateway: Gateway, row: Row) -> tuple[int, int]:
     log = EventLog.open(events_url(home))
     events = log.recent(100_000)
     log.close()
-    row.decided_by = Counter(event.policy for event in events)
+    row.decided_by = dict(Counter(event.policy for event in events))
     unit = budget_units(1, asset)
     paid_atomic = sum(receipt.price_atomic for receipt in spent)
     logged_atomic = sum(event.outcome.paid_units for event in events if event.outcome is not None) // unit

@@ -61,9 +61,9 @@ class SellerSpec:
     slowdown: float = 1.0
 
 
-_NORMAL = {"normal": {"price_bp": 10_000, "queue": 6}}
-_URGENT = {"urgent": {"price_bp": 17_000, "queue": 4}}
-_BACKGROUND = {"background": {"price_bp": 6_500, "queue": 12}}
+_NORMAL = {"normal": {"price_bp": 10_000, "queue": 12}}
+_URGENT = {"urgent": {"price_bp": 17_000, "queue": 8}}
+_BACKGROUND = {"background": {"price_bp": 6_500, "queue": 24}}
 
 SELLERS = (
     SellerSpec("thrifty", 1.2, 3, "0.0005", 0.93, _NORMAL | _BACKGROUND),

@@ -13,6 +13,7 @@ __all__ = ["Breakers"]
 class _Breaker:
     failures: int = 0
     open_until_s: float = 0.0
+    resting_until_s: float = 0.0
 
 
 class Breakers:
@@ -24,7 +25,15 @@ class Breakers:
     def is_open(self, seller: str, now_s: float) -> bool:
         """Tell whether a seller should be left alone now."""
         breaker = self._breakers.get(seller)
-        return breaker is not None and breaker.failures >= BREAKER_FAILURES and now_s < breaker.open_until_s
+        if breaker is None:
+            return False
+        is_broken = breaker.failures >= BREAKER_FAILURES and now_s < breaker.open_until_s
+        return is_broken or now_s < breaker.resting_until_s
+
+    def rest(self, seller: str, until_s: float) -> None:
+        """Leave a seller alone for as long as it asked for; that alone is no failure."""
+        breaker = self._of(seller)
+        breaker.resting_until_s = max(breaker.resting_until_s, until_s)
 
     def trying(self, seller: str, now_s: float) -> None:
         """Note that a call goes to a seller: while it is on trial, others are held back."""
@@ -34,12 +43,15 @@ class Breakers:
 
     def failed(self, seller: str, now_s: float) -> None:
         """Note a failure."""
-        if seller not in self._breakers and len(self._breakers) >= BREAKERS_MAX:
-            del self._breakers[next(iter(self._breakers))]
-        breaker = self._breakers.setdefault(seller, _Breaker())
+        breaker = self._of(seller)
         breaker.failures += 1
         breaker.open_until_s = now_s + BREAKER_PAUSE_S
 
     def succeeded(self, seller: str) -> None:
         """Note that a seller answered."""
         self._breakers.pop(seller, None)
+
+    def _of(self, seller: str) -> _Breaker:
+        if seller not in self._breakers and len(self._breakers) >= BREAKERS_MAX:
+            del self._breakers[next(iter(self._breakers))]
+        return self._breakers.setdefault(seller, _Breaker())

@@ -57,6 +57,8 @@ DEADLINE_MS_MAX = 3_600_000
 BREAKER_FAILURES = 3
 BREAKER_PAUSE_S = 30.0
 BREAKERS_MAX = 1_000
+# A seller that says when to come again is left alone for so long, within this bound.
+RETRY_AFTER_S_MAX = 30
 # A seller's queue as it was told is believed for this long.
 QUEUE_FACTS_S = 15.0
 # Sellers that calls could choose among of late are asked for their queue: so often, so many, and each for this long.

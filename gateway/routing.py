@@ -17,6 +17,7 @@ from contracts.tiers import QueueFacts
 from gateway.bidder.service import Bidder, Ticket
 from gateway.bidder.task import Offer, Outcome, Task
 from gateway.breaker import Breakers
+from gateway.limits import RETRY_AFTER_S_MAX
 from gateway.models import cheapest_first
 from gateway.queues import Queues, tier_number
 from gateway.requests import Call
@@ -101,9 +102,13 @@ class Router:
         return kept
 
     def heard(self, purchase: Purchase, outcome: Paid, now_s: float) -> None:
-        """Take what a seller's answer tells of its queue."""
-        if outcome.incoming is not None:
-            self.queues.heard(purchase, outcome.incoming.headers, now_s)
+        """Take what a seller's answer tells of its queue; one that is full is left alone for as long as it asks."""
+        if outcome.incoming is None:
+            return
+        headers = outcome.incoming.headers
+        self.queues.heard(purchase, headers, now_s)
+        if outcome.incoming.status == 503 and (pause_s := _retry_after_s(headers.get("retry-after"))):
+            self.breakers.rest(_arm(purchase), now_s + pause_s)
 
     def placed(self, routed: Routed, purchase: Purchase, request_key: str, now_s: float) -> None:
         """Note that a call is on its way to a seller."""
@@ -166,6 +171,12 @@ def task_of(call: Call, offers: Sequence[Offer], settings: RoutingSettings) -> T
         cap_units=dearest,
         priority=call.wishes.priority,
     )
+
+
+def _retry_after_s(text: str | None) -> int:
+    """Return the seconds of a Retry-After, `RETRY_AFTER_S_MAX` at most; 0 for none and for a date."""
+    is_count = text is not None and text.isascii() and text.isdigit()
+    return min(int(text[:6]), RETRY_AFTER_S_MAX) if is_count and text is not None else 0
 
 
 def _arm(purchase: Purchase) -> str:

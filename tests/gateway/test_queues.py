@@ -21,7 +21,14 @@ from contracts.errors import TermsChanged
 from gateway.bidder.events import EventLog
 from gateway.bidder.service import Bidder
 from gateway.bidder.task import Observation
-from gateway.limits import QUEUE_FACTS_S, QUEUE_POLL_EVERY_S, QUEUE_POLL_IDLE_S, QUEUE_POLLED_MAX, QUEUE_SILENT_S
+from gateway.limits import (
+    QUEUE_FACTS_S,
+    QUEUE_POLL_EVERY_S,
+    QUEUE_POLL_IDLE_S,
+    QUEUE_POLLED_MAX,
+    QUEUE_SILENT_S,
+    RETRY_AFTER_S_MAX,
+)
 from gateway.models import ModelName
 from gateway.queues import Queues
 from gateway.requests import Call
@@ -185,6 +192,23 @@ def test_a_call_that_every_seller_would_refuse_is_told_so_and_nothing_leaves(str
     call = cast("Call", SimpleNamespace(wishes=NO_WISHES, model=ModelName("m", paid=True)))
     with pytest.raises(TermsChanged, match="while it is busy"):
         router.route(call, [street.plain], NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "rests_s"), [("2", 2), ("0", 0), ("9" * 30, RETRY_AFTER_S_MAX), ("soon", 0), ("-3", 0)]
+)
+def test_a_full_seller_is_left_alone_for_as_long_as_it_asks(street: Street, retry_after: str, rests_s: int) -> None:
+    router = Router({}, Bidder())
+    full = Incoming(503, {"retry-after": retry_after})
+    router.heard(street.slow, Paid("unknown", incoming=full), NOW_S)
+
+    def chosen(now_s: float) -> set[str]:
+        call = cast("Call", SimpleNamespace(wishes=NO_WISHES, model=ModelName("m", paid=True), fields={}, body=b""))
+        return {each.name for each in router.route(call, [street.plain, street.slow], now_s).purchases}
+
+    if rests_s:
+        assert chosen(NOW_S + rests_s - 0.1) == {"plain"}
+    assert chosen(NOW_S + rests_s) == {"plain", "slow"}
 
 
 def test_only_so_many_sellers_are_asked_at_all(street: Street) -> None:
