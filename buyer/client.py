@@ -8,8 +8,9 @@
 
 They are httpx clients in every other way, so `openai.OpenAI(http_client=Client(...))` works too. A paid request never
 follows a redirect. An answered request returns its response, with the `Outcome` in `response.extensions["farebox"]`;
-a refusal, by our policy or by the seller, and a lost answer raise the matching `FareboxError`. Repeating a request
-whose answer was lost presents the same payment.
+a refusal, by our policy or by the seller, and a lost answer raise the matching `FareboxError`. An answer longer than
+`answer_bytes_max` (after decoding), or not over `answer_timeout_s` after its request, raises `AnswerOverLimit` where it
+is read. Repeating a request whose answer was lost, broke off or was over a limit presents the same payment.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from buyer.answers import DECODED, AnswerLimits, AsyncBody, Body, Meter, until
 from buyer.flow import (
     Incoming,
     Lost,
@@ -40,11 +42,12 @@ from buyer.funds import SignerFunds, fingerprint
 from buyer.http import async_transport as _async_transport
 from buyer.http import defaults, not_sent, read_capped, read_capped_async
 from buyer.http import transport as _transport
+from buyer.limits import ANSWER_BYTES_MAX, ANSWER_TIMEOUT_S
 from buyer.policy import SpendPolicy
 from buyer.pool import Pool, Spender
 from buyer.purchase import Purchase
 from buyer.signers import Signer
-from contracts.errors import OutcomeUnknown, UsageError
+from contracts.errors import OutcomeUnknown, StoreUnavailable, UsageError
 from contracts.limits import BODY_402_BYTES_MAX
 
 __all__ = ["AsyncClient", "Client"]
@@ -60,6 +63,10 @@ class _Wallet(Protocol):
     blocking: bool
 
     def flow(self, request: Outgoing) -> PaymentFlow: ...
+
+    def undelivered(self, outcome: Outcome) -> None: ...
+
+    def delivered(self, outcome: Outcome) -> None: ...
 
     def close(self) -> None: ...
 
@@ -89,9 +96,21 @@ class _PoolWallet:
             time.time,
             fingerprint=name,
             route=httpx.URL(request.url).path,
+            tells_delivery=True,
         )
         # Reading may well be free, such as the list of models.
         return pay_when_asked(request, paid) if request.method in _SAFE_METHODS else paid
+
+    def delivered(self, outcome: Outcome) -> None:
+        if outcome.claim is not None:
+            # Not noted, it is asked for again within its seller's hour: the answer was paid for either way.
+            with contextlib.suppress(StoreUnavailable):
+                self._spender.delivered(outcome.claim, int(time.time()))
+
+    def undelivered(self, outcome: Outcome) -> None:
+        if outcome.claim is not None:
+            with contextlib.suppress(StoreUnavailable):
+                self._spender.undelivered(outcome.claim)
 
     def close(self) -> None:
         self._spender.close()
@@ -107,6 +126,13 @@ class _SignerWallet:
 
     def flow(self, request: Outgoing) -> PaymentFlow:
         return pay_with_signer(request, self._funds, time.time)
+
+    def delivered(self, outcome: Outcome) -> None:
+        """An identical request is a new purchase from now on."""
+
+    def undelivered(self, outcome: Outcome) -> None:
+        if outcome.payment is not None:
+            self._funds.lost(outcome.payment)
 
     def close(self) -> None:
         self._funds.close()
@@ -126,13 +152,16 @@ class Client(httpx.Client):
         purchase: str | Purchase | None = None,
         signer: Signer | None = None,
         policy: SpendPolicy | None = None,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
         proxy: str | None = None,
         **options: Any,
     ) -> None:
+        limits = AnswerLimits(answer_bytes_max, answer_timeout_s)
         wallet = _wallet(pool, purchase, signer, policy, options)
         self._close_wallet = _once(wallet.close)
-        super().__init__(transport=_PayingTransport(transport or _transport(proxy), wallet), **options)
+        super().__init__(transport=_PayingTransport(transport or _transport(proxy), wallet, limits), **options)
 
     def close(self) -> None:
         """Close the connections and give unspent authorizations back."""
@@ -163,13 +192,17 @@ class AsyncClient(httpx.AsyncClient):
         purchase: str | Purchase | None = None,
         signer: Signer | None = None,
         policy: SpendPolicy | None = None,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
         transport: httpx.AsyncBaseTransport | None = None,
         proxy: str | None = None,
         **options: Any,
     ) -> None:
+        limits = AnswerLimits(answer_bytes_max, answer_timeout_s)
         wallet = _wallet(pool, purchase, signer, policy, options)
         self._close_wallet = _once(wallet.close)
-        super().__init__(transport=_AsyncPayingTransport(transport or _async_transport(proxy), wallet), **options)
+        inner = transport or _async_transport(proxy)
+        super().__init__(transport=_AsyncPayingTransport(inner, wallet, limits), **options)
 
     async def aclose(self) -> None:
         """Close the connections and give unspent authorizations back."""
@@ -190,24 +223,31 @@ class AsyncClient(httpx.AsyncClient):
 class _PayingTransport(httpx.BaseTransport):
     """Drives the flow over another transport."""
 
-    def __init__(self, inner: httpx.BaseTransport, wallet: _Wallet) -> None:
+    def __init__(self, inner: httpx.BaseTransport, wallet: _Wallet, limits: AnswerLimits) -> None:
         self._inner = inner
         self._wallet = wallet
+        self._limits = limits
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         flow = self._wallet.flow(_outgoing(request, request.read()))
         response: httpx.Response | None = None
+        deadline_s = 0.0
         with contextlib.closing(flow):
             step = advance(flow, None)
             while isinstance(step, Outgoing):
                 happened: Incoming | NeverLeft | Lost
+                deadline_s = self._limits.deadline_s()
                 try:
-                    response = self._inner.handle_request(_request(step, request))
-                    happened = _incoming(response, self._body(response))
+                    with until(deadline_s):
+                        response = self._inner.handle_request(_request(step, request))
+                        happened = _incoming(response, self._body(response))
                 except httpx.TransportError as error:
                     response, happened = None, _failure(error)
                 step = advance(flow, happened)
-        return _answer(step, response)
+        answer = _answer(step, response)
+        assert isinstance(answer.stream, httpx.SyncByteStream)
+        answer.stream = Body(answer.stream, _meter(answer, step, self._wallet, self._limits, deadline_s))
+        return answer
 
     def close(self) -> None:
         self._inner.close()
@@ -224,26 +264,33 @@ class _PayingTransport(httpx.BaseTransport):
 class _AsyncPayingTransport(httpx.AsyncBaseTransport):
     """Drives the flow over another transport."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, wallet: _Wallet) -> None:
+    def __init__(self, inner: httpx.AsyncBaseTransport, wallet: _Wallet, limits: AnswerLimits) -> None:
         self._inner = inner
         self._wallet = wallet
+        self._limits = limits
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         flow = self._wallet.flow(_outgoing(request, await request.aread()))
         response: httpx.Response | None = None
+        deadline_s = 0.0
         try:
             step = await self._advance(flow, None)
             while isinstance(step, Outgoing):
                 happened: Incoming | NeverLeft | Lost
+                deadline_s = self._limits.deadline_s()
                 try:
-                    response = await self._inner.handle_async_request(_request(step, request))
-                    happened = _incoming(response, await self._body(response))
-                except httpx.TransportError as error:
+                    async with asyncio.timeout(self._limits.answer_timeout_s):
+                        response = await self._inner.handle_async_request(_request(step, request))
+                        happened = _incoming(response, await self._body(response))
+                except (httpx.TransportError, TimeoutError) as error:
                     response, happened = None, _failure(error)
                 step = await self._advance(flow, happened)
         finally:
             flow.close()
-        return _answer(step, response)
+        answer = _answer(step, response)
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        answer.stream = AsyncBody(answer.stream, _meter(answer, step, self._wallet, self._limits, deadline_s))
+        return answer
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -302,7 +349,12 @@ def _once(close: Callable[[], None]) -> Callable[[], None]:
 
 
 def _outgoing(request: httpx.Request, body: bytes) -> Outgoing:
-    headers = [(name, value) for name, value in request.headers.multi_items() if name != "transfer-encoding"]
+    dropped = {"transfer-encoding"}
+    if request.headers.get("accept-encoding", "").strip().lower() != "identity":
+        dropped.add("accept-encoding")
+    headers = [(name, value) for name, value in request.headers.multi_items() if name not in dropped]
+    if "accept-encoding" in dropped:
+        headers.append(("accept-encoding", DECODED))
     return Outgoing(request.method, str(request.url), headers, body)
 
 
@@ -314,9 +366,24 @@ def _incoming(response: httpx.Response, body: bytes) -> Incoming:
     return Incoming(response.status_code, response.headers, body)
 
 
-def _failure(error: httpx.TransportError) -> NeverLeft | Lost:
+def _failure(error: httpx.TransportError | TimeoutError) -> NeverLeft | Lost:
+    if isinstance(error, TimeoutError):
+        return Lost("the time for the whole answer, answer_timeout_s, is over")
     described = f"{type(error).__name__}: {error}"
     return NeverLeft(described) if not_sent(error) else Lost(described)
+
+
+def _meter(answer: httpx.Response, outcome: Outcome, wallet: _Wallet, limits: AnswerLimits, deadline_s: float) -> Meter:
+    """Return the meter of an answer's body; the wallet hears once how it ended."""
+
+    def ended(whole: bool) -> None:
+        if outcome.kind == "served":
+            (wallet.delivered if whole else wallet.undelivered)(outcome)
+
+    meter = Meter(answer.headers, limits, deadline_s, outcome.receipt, ended)
+    if answer.is_closed:
+        meter.end(whole=True)  # a transport that had read it before it gave it to us
+    return meter
 
 
 def _answer(outcome: Outcome, response: httpx.Response | None) -> httpx.Response:

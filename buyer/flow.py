@@ -104,7 +104,7 @@ class Outcome:
     """What came of a request.
 
     - `free`: answered without payment; `incoming` is the answer.
-    - `served`: paid and answered 2xx; the authorization is SPENT.
+    - `served`: paid and answered 2xx; the authorization, `claim`'s from a pool or `payment`'s of a signer, is SPENT.
     - `refused`: `error` says why. Without `claim`, nothing was paid: our policy said no, the pool is empty, or no
       connection was made (`SellerUnreachable`). With `claim`, the seller refused a payment it has seen.
     - `unknown`: paid and not served; `incoming`, when there is one, may be passed on. Repeating the same request
@@ -116,6 +116,7 @@ class Outcome:
     incoming: Incoming | None = None
     receipt: SettlementResponse | None = None
     error: FareboxError | None = None
+    payment: SignedPayment | None = None
 
 
 PaymentFlow = Generator[Outgoing, Incoming, Outcome]
@@ -277,7 +278,7 @@ def pay_with_signer(request: Outgoing, funds: Funds, clock: Callable[[], float])
     receipt = _receipt(incoming, payment.authorization, payment.offer)
     if 200 <= incoming.status < 300:
         funds.served(payment)
-        return Outcome("served", incoming=incoming, receipt=receipt)
+        return Outcome("served", payment=payment, incoming=incoming, receipt=receipt)
     funds.lost(payment)
     cause = _refusal(incoming, receipt, payment.offer) or _no_service(incoming, origin_of(request.url))
     return Outcome(_kind(cause), incoming=incoming, receipt=receipt, error=cause)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import httpcore
 import httpx
 
+from buyer.answers import deadline_s
 from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
 from buyer.limits import PAID_TIMEOUT_S, PROBE_CONNECT_TIMEOUT_S
 from contracts.errors import MalformedMessage, SellerUnreachable
@@ -39,8 +40,9 @@ def open_client(timeout_s: float) -> httpx.Client:
     However slowly a server drips: each wait for a byte gets what is left of the time.
     """
     show_hosts_only()
+    over_s = time.monotonic() + timeout_s
     return httpx.Client(
-        transport=_Deadlined(time.monotonic() + timeout_s),
+        transport=_Deadlined(lambda: over_s),
         timeout=httpx.Timeout(timeout_s, connect=min(PROBE_CONNECT_TIMEOUT_S, timeout_s)),
         follow_redirects=False,
         trust_env=False,
@@ -49,20 +51,20 @@ def open_client(timeout_s: float) -> httpx.Client:
 
 
 class _Deadlined(httpx.HTTPTransport):
-    """httpx bounds each wait alone, so a byte every few seconds would hold us for ever."""
+    """httpx bounds each wait alone, so a byte every few seconds would hold us for ever.
 
-    def __init__(self, deadline_s: float) -> None:
-        super().__init__(trust_env=False)
-        self._pool.close()
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False), network_backend=_Network(deadline_s)
-        )
+    `deadline_s` tells until when the present exchange may last, monotonic seconds.
+    """
+
+    def __init__(self, deadline_s: Callable[[], float], proxy: str | None = None) -> None:
+        super().__init__(trust_env=False, proxy=proxy)
+        self._pool._network_backend = _Network(deadline_s)
 
 
 class _Network(httpcore.NetworkBackend):
-    """The ordinary network until `deadline_s` (monotonic)."""
+    """The ordinary network until the deadline."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: Callable[[], float]) -> None:
         self._inner = httpcore.SyncBackend()
         self._deadline_s = deadline_s
 
@@ -74,27 +76,27 @@ class _Network(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        left_s = _left(self._deadline_s, timeout, httpcore.ConnectTimeout)
+        left_s = _left(self._deadline_s(), timeout, httpcore.ConnectTimeout)
         return _Stream(self._inner.connect_tcp(host, port, left_s, local_address, socket_options), self._deadline_s)
 
 
 class _Stream(httpcore.NetworkStream):
-    """One connection until `deadline_s` (monotonic)."""
+    """One connection, which outlives the deadline of one exchange."""
 
-    def __init__(self, inner: httpcore.NetworkStream, deadline_s: float) -> None:
+    def __init__(self, inner: httpcore.NetworkStream, deadline_s: Callable[[], float]) -> None:
         self._inner = inner
         self._deadline_s = deadline_s
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(self._deadline_s, timeout, httpcore.ReadTimeout))
+        return self._inner.read(max_bytes, _left(self._deadline_s(), timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _left(self._deadline_s, timeout, httpcore.WriteTimeout))
+        self._inner.write(buffer, _left(self._deadline_s(), timeout, httpcore.WriteTimeout))
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        left_s = _left(self._deadline_s, timeout, httpcore.ConnectTimeout)
+        left_s = _left(self._deadline_s(), timeout, httpcore.ConnectTimeout)
         return _Stream(self._inner.start_tls(ssl_context, server_hostname, left_s), self._deadline_s)
 
     def get_extra_info(self, info: str) -> Any:
@@ -112,8 +114,8 @@ def _left(deadline_s: float, timeout_s: float | None, over: type[Exception]) -> 
 
 
 def transport(proxy: str | None = None) -> httpx.BaseTransport:
-    """Return the transport beneath `buyer.Client`."""
-    return httpx.HTTPTransport(proxy=proxy, trust_env=False)
+    """Return the transport beneath `buyer.Client`; it keeps to `buyer.answers.until`."""
+    return _Deadlined(deadline_s, proxy)
 
 
 def async_transport(proxy: str | None = None) -> httpx.AsyncBaseTransport:

@@ -37,6 +37,12 @@ PROBE_CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 20.0
 # A paid answer may take as long as a long generation.
 PAID_TIMEOUT_S = 600.0
+# What an SDK client takes of one answer unless its user says otherwise: its body after decoding, and the time from the
+# request to the last byte. Ends endless and dripping answers.
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+ANSWER_TIMEOUT_S = 900.0
+# A compressed body is decoded in pieces of at most this, whatever it unfolds to.
+ANSWER_PIECE_BYTES_MAX = 256 * 1024
 # The answer body `farebox pay` prints; more is refused rather than held in memory.
 PAY_BODY_BYTES_MAX = 64 * 1024 * 1024
 

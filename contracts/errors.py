@@ -29,6 +29,7 @@ FareboxError
     ├── UpstreamFailed            the model server failed before it answered
     ├── OutcomeUnknown            money may have moved; only the chain can tell
     ├── MalformedMessage          a message, header or body does not parse
+    ├── AnswerOverLimit           the answer was paid for, and is too long or too slow
     ├── AboveCeiling              the request may cost more than its payment allows
     └── PaymentRefused            a payment that parses but is not acceptable
         ├── NoMatchingOffer       the echoed terms are none of ours
@@ -60,12 +61,16 @@ the string other x402 implementations use for the same refusal.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from contracts.wire import SettlementResponse
 
 __all__ = [
     "AboveCeiling",
     "AllowanceRequired",
     "AmountMismatch",
+    "AnswerOverLimit",
     "AuthorizationsExhausted",
     "BudgetExceeded",
     "ChainUnavailable",
@@ -327,6 +332,20 @@ class MalformedMessage(RemoteError):
     code, http_status, exit_code = "malformed", 400, 3
     x402_reason: ClassVar[str] = "invalid_payload"
     remedy = "send the field as the x402 specification writes it"
+
+
+class AnswerOverLimit(RemoteError):
+    """The seller's answer is longer than its reader takes, or takes longer; what is paid for it stays paid.
+
+    `receipt` is the seller's receipt, when it gave one.
+    """
+
+    code = "answer_over_limit"
+    remedy = "raise the named limit and repeat the request, which presents the same payment; or leave this seller"
+
+    def __init__(self, message: str, *, remedy: str | None = None, receipt: SettlementResponse | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.receipt = receipt
 
 
 class AboveCeiling(RemoteError):

@@ -25,7 +25,7 @@ from buyer.funds import SignerFunds
 from buyer.home import Home
 from buyer.signers import KeySigner
 from contracts.address import parse_address
-from contracts.errors import BudgetExceeded, FareboxError, OutcomeUnknown
+from contracts.errors import AnswerOverLimit, BudgetExceeded, FareboxError, OutcomeUnknown
 from contracts.evm.devnet import Devnet
 from contracts.headers import encode_header
 from contracts.networks import Network
@@ -33,10 +33,12 @@ from contracts.offers import Offer, requirements
 from contracts.wire import SettlementResponse
 from tests.attacks.traps import Trap, asking, laid, respond, wallet
 from tests.buyer.parts import token_of
+from tests.patience import PATIENCE_S
 from tests.seller.shop import BUYER, OTHER, SELLER
 
 PRICE = 1000
 YEAR_S = 365 * 86_400
+ANSWER_BYTES_MAX = 1_000_000
 
 
 def fair_offer(chain: Devnet) -> Offer:
@@ -67,7 +69,12 @@ def trap_of(chain: Devnet, offers: list[Any] | None = None, takes: Any = serve, 
 
 
 def client_of(chain: Devnet, **changed: Any) -> Client:
-    return Client(signer=KeySigner(chain.accounts[BUYER].key), policy=policy(chain, **changed), timeout=20)
+    return Client(
+        signer=KeySigner(chain.accounts[BUYER].key),
+        policy=policy(chain, **changed),
+        answer_bytes_max=ANSWER_BYTES_MAX,
+        timeout=PATIENCE_S,
+    )
 
 
 OFFERS: dict[str, Callable[[Offer, Devnet], list[Any]]] = {
@@ -253,6 +260,23 @@ def test_an_empty_delivery_costs_one_price_a_call(chain: Devnet) -> None:
             assert client.get(f"{url}/report").content == b""
         with pytest.raises(BudgetExceeded):
             client.get(f"{url}/report")
+
+
+async def flood(trap: Trap, send: Any) -> None:
+    """Deliver several times what the buyer takes."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(8 * ANSWER_BYTES_MAX // 65536):
+        await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_an_endless_answer_is_given_up_and_costs_one_price_however_often_it_is_repeated(chain: Devnet) -> None:
+    """B3, B10: what was given up is asked for again with the payment that was made for it."""
+    trap = trap_of(chain, takes=flood)
+    with laid(trap, purchases=1) as url, client_of(chain) as client:
+        for _ in range(5):
+            with pytest.raises(AnswerOverLimit):
+                client.get(f"{url}/report")
 
 
 def test_endless_small_charges_end_at_the_total(chain: Devnet) -> None:
