@@ -44,6 +44,7 @@ from gateway.delegator.model import DelegateModel
 from gateway.demo.model_server import model_server_app
 from gateway.desk import Desk
 from gateway.upstream import Upstream
+from tests.patience import PATIENCE_S
 
 T = TypeVar("T")
 
@@ -53,19 +54,10 @@ KEY = SigningKey(bytes(range(1, 33)))
 ASSET = Asset(parse_address("0x" + "11" * 20), "USDC", "2", 6, "USDC")
 PAY_TO = parse_address("0x" + "22" * 20)
 TRANSACTION = "0x" + "ab" * 32
-WAIT_S = 20.0
 
 
 def offer_at(price_atomic: int = PRICE_ATOMIC) -> Offer:
     return Offer("exact", Network(31337), ASSET, price_atomic, PAY_TO, 60)
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Return when `condition` holds; fail when it does not within the bound."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.005)
 
 
 class Listening:
@@ -106,7 +98,7 @@ def in_thread(main: Callable[[], Awaitable[None]]) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(WAIT_S)
+        thread.join(PATIENCE_S)
         done.result(timeout=0)
 
 
@@ -315,7 +307,7 @@ class Gateway:
         """Run a coroutine on the gateway's own loop."""
         assert self._loop is not None
         assert self.desk is not None
-        return asyncio.run_coroutine_threadsafe(work(self.desk), self._loop).result(WAIT_S)
+        return asyncio.run_coroutine_threadsafe(work(self.desk), self._loop).result(PATIENCE_S)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -342,7 +334,7 @@ class Gateway:
     def running(self) -> Iterator[Gateway]:
         self._ready.clear()
         with in_thread(self._main):
-            self._ready.wait(WAIT_S)
+            self._ready.wait(PATIENCE_S)
             try:
                 yield self
             finally:
@@ -361,7 +353,7 @@ class RawCall:
 
     def __init__(self, server_url: str, body: bytes, headers: dict[str, str] | None = None) -> None:
         host, port = server_url.removeprefix("http://").split(":")
-        self._socket = socket.create_connection((host, int(port)), WAIT_S)
+        self._socket = socket.create_connection((host, int(port)), PATIENCE_S)
         lines = {"host": f"{host}:{port}", "content-type": "application/json", "content-length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in {**lines, **(headers or {})}.items())
         self._socket.sendall(b"POST /v1/chat/completions HTTP/1.1\r\n" + head.encode() + b"\r\n" + body)
