@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+
+import msgspec
 
 from buyer.limits import CLAIM_MARGIN_S, SELLER_TIMEOUT_S_MAX
 from buyer.payment import payment_headers
 from buyer.purchase import Purchase
+from buyer.tail import Tail
 from contracts.schemes.authorization import Authorization
 
 __all__ = ["Claim", "receipt_id", "usable_until_s"]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, eq=False):
     """One authorization taken for one request.
 
     `again` says that the seller may have seen it before; `spent`, that it was answered, and is presented for the answer
-    the seller may have kept. `client_key` names on whose budget it goes, `claimed_s` is when it was taken.
+    the seller may have kept. `client_key` names on whose budget it goes, `claimed_s` is when it was taken. `tail` is
+    where the claim is written down when that is not in the books; `epoch` is that of the lease (`buyer.slots`).
     """
 
     purchase: Purchase
@@ -31,6 +33,8 @@ class Claim:
     spent: bool = False
     client_key: str = ""
     claimed_s: int = 0
+    tail: Tail | None = None
+    epoch: int = 0
 
     def headers(self, url: str | None = None) -> dict[str, str]:
         """Return the payment header of a request to `url`, or to what was probed.

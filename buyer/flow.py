@@ -145,22 +145,24 @@ def pay_with_pool(
     fingerprint: str = "",
     route: str = "",
     client_key: str = "",
+    is_new: bool = False,
     tells_delivery: bool = False,
 ) -> PaymentFlow:
     """Pay first: the terms are pinned, so the payment goes with the first request.
 
     `request_key` names the logical request: a repetition presents the same authorization, and only with the same
     method, URL and body. One that was answered before is presented for the answer its seller may have kept; nothing is
-    ever bought anew for it. `client_key` names on whose budget it goes. Who `tells_delivery` calls `Spender.delivered`
-    or `undelivered` at the end; else a 2xx counts as delivered. Errors of the pool are returned in the outcome; after
-    the payment is on its way nothing is raised but what the driver throws in.
+    ever bought anew for it. `is_new` says that the caller has just drawn the key, so that there is nothing to repeat.
+    `client_key` names on whose budget it goes. Who `tells_delivery` calls `Spender.delivered` or `undelivered` at the
+    end; else a 2xx counts as delivered. Errors of the pool are returned in the outcome; after the payment is on its
+    way nothing is raised but what the driver throws in.
     """
     if origin_of(request.url) != purchase.origin:
         elsewhere = f"{purchase.name}: pays only at {purchase.origin}, not at {origin_of(request.url)[:80]}"
         return Outcome("refused", error=TermsNotAllowed(elsewhere))
     try:
         digest = _digest(request)
-        claim = spender.reopen(request_key, int(clock()), digest=digest)
+        claim = None if is_new else spender.reopen(request_key, int(clock()), digest=digest)
         if claim is None:
             claim = spender.claim(
                 purchase,
@@ -170,6 +172,7 @@ def pay_with_pool(
                 route=route,
                 digest=digest,
                 client_key=client_key,
+                is_new=is_new,
             )
         elif claim.purchase.id != purchase.id:
             spender.abort(claim)

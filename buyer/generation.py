@@ -42,9 +42,9 @@ class Generation:
         """Open the note. Raises `StoreUnavailable`."""
         self._database = database
         self._era = era
-        pool_id = database.transact(_pool_id)
+        self.pool_id = database.transact(_pool_id, bare=True)
         try:
-            path = home.folder("generation") / pool_id
+            path = home.folder("generation") / self.pool_id
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreUnavailable(f"generation: {error.strerror}") from None
@@ -62,7 +62,7 @@ class Generation:
 
     def lease(self, connection: Connection) -> int:
         """Count a synced write, inside it. `note_lease` follows once it is committed."""
-        return _count(connection, "leases")
+        return _count(connection, "leases", 1)
 
     def note_lease(self, leases: int) -> None:
         """Note a counted synced write."""
@@ -70,11 +70,15 @@ class Generation:
 
     def raise_lease(self) -> None:
         """Count and note one synced write of its own."""
-        self.note_lease(self._database.transact(self.lease))
+        self.note_lease(self._database.transact(self.lease, bare=True))
 
     def send(self, connection: Connection) -> int:
         """Count an authorization that is about to leave, in the write that says so. `note_send` follows."""
-        return _count(connection, "sends")
+        return _count(connection, "sends", 1)
+
+    def count_sends(self, connection: Connection, sends: int) -> int:
+        """Count authorizations that have left, in the write that enters them. `note_send` follows."""
+        return _count(connection, "sends", sends)
 
     def note_send(self, sends: int) -> None:
         """Note it, before it leaves."""
@@ -114,9 +118,9 @@ def _counters(connection: Connection) -> dict[str, int]:
     return {"leases": leases, "sends": sends}
 
 
-def _count(connection: Connection, counter: str) -> int:
-    query = f"UPDATE pool_state SET {counter} = {counter} + 1 RETURNING {counter}"  # noqa: S608 - one of two words
-    count: int = connection.execute(query).fetchone()[0]
+def _count(connection: Connection, counter: str, more: int) -> int:
+    query = f"UPDATE pool_state SET {counter} = {counter} + ? RETURNING {counter}"  # noqa: S608 - one of two words
+    count: int = connection.execute(query, (more,)).fetchone()[0]
     return count
 
 

@@ -18,43 +18,28 @@ import os
 import time
 
 from buyer.budgets import recount
-from buyer.moves import move_sql
-from contracts.lifecycle import AuthorizationEvent
+from buyer.endings import end_lease, is_known, lose_lease
+from buyer.tails import Tails
 from contracts.storage import Connection, Database, Life
 
-__all__ = ["RELEASE_COLUMNS", "Worker", "is_known", "recover"]
-
-# What an authorization that never left forgets of the request that had claimed it.
-RELEASE_COLUMNS = (
-    "request_key = NULL, fingerprint = NULL, route = NULL, claimed_s = NULL, request_digest = NULL, client_key = NULL"
-)
-
-# A spent one is leased while its answer is on its way to whoever asked.
-_LET_GO = "UPDATE authorizations SET lease = NULL WHERE lease = :lease AND state IN ('ready', 'spent')"
-_RETURN_CLAIMED = move_sql(AuthorizationEvent.ABORT, f"lease = NULL, {RELEASE_COLUMNS}", "lease = :lease")
-_LOSE_SENT = move_sql(
-    AuthorizationEvent.LOST, "lease = NULL, reason = 'the process ended before the answer came'", "lease = :lease"
-)
-_LOSE_ALL = move_sql(
-    AuthorizationEvent.POWER_LOST,
-    "lease = NULL, reason = 'the machine went down while this was in use'",
-    "lease = :lease",
-)
+__all__ = ["Worker", "recover"]
 
 
 class Worker:
     """This process as a holder of leases, from construction to `close`. `era` is the store's at its start."""
 
-    def __init__(self, database: Database, era: str) -> None:
+    def __init__(self, database: Database, era: str, tails: Tails | None) -> None:
         self.pid = os.getpid()
         self._database = database
         self._era = era
+        self._tails = tails
         # The sign of life comes before the row: a row without one is a dead worker.
         self._presence = database.presence()
         self.id = self._presence.id
+        query = "INSERT INTO workers (id, boot_id, pid, started_s) VALUES (?, ?, ?, ?)"
         row = (self.id, era, self.pid, int(time.time()))
         try:
-            database.transact(lambda connection: connection.execute("INSERT INTO workers VALUES (?, ?, ?, ?)", row))
+            database.transact(lambda connection: connection.execute(query, row), bare=True)
         except BaseException:
             self._presence.close()
             raise
@@ -65,7 +50,7 @@ class Worker:
         Raises `StoreUnavailable` when that cannot be known.
         """
         self._presence.hold()
-        return era == self._era and self._database.read(lambda connection: is_known(connection, self.id))
+        return era == self._era and self._database.read(lambda connection: is_known(connection, self.id), bare=True)
 
     def abandon(self) -> None:
         """Stop being seen; whoever recovers next settles what is left of the lease."""
@@ -74,21 +59,18 @@ class Worker:
     def close(self) -> None:
         """Give back what was not sent; what is still waiting for an answer becomes UNKNOWN."""
         try:
-            self._database.transact(self._end)
+            self._database.transact(self._end, bare=True)
         finally:
             self._presence.close()
 
     def _end(self, connection: Connection) -> None:
-        _end(connection, self.id)
+        if self._tails is not None:
+            self._tails.enter_one(connection, self.id)
+        end_lease(connection, self.id)
         recount(connection)
 
 
-def is_known(connection: Connection, worker_id: str) -> bool:
-    """Tell whether a worker is on the books; one that was taken for dead is not."""
-    return connection.execute("SELECT 1 FROM workers WHERE id = ?", (worker_id,)).fetchone() is not None
-
-
-def recover(database: Database, era: str) -> int:
+def recover(database: Database, era: str, tails: Tails | None) -> int:
     """Settle the leases of dead workers and return how many workers that were."""
 
     def settle(connection: Connection) -> int:
@@ -97,26 +79,24 @@ def recover(database: Database, era: str) -> int:
             life = database.life_of(worker_id)
             if life is Life.ALIVE:
                 continue
+            if tails is not None:
+                tails.enter_one(connection, worker_id)
             if life is Life.ENDED and worker_era == era:
-                _end(connection, worker_id)
+                end_lease(connection, worker_id)
             else:
-                _run(connection, worker_id, _LOSE_ALL, _LET_GO)
+                lose_lease(connection, worker_id)
             database.forget(worker_id)
             dead += 1
         if dead:
             recount(connection)
         return dead
 
-    has_workers = database.read(lambda connection: connection.execute("SELECT 1 FROM workers LIMIT 1").fetchone())
-    return database.transact(settle) if has_workers else 0
+    def known(connection: Connection) -> set[str]:
+        return {row["id"] for row in connection.execute("SELECT id FROM workers")}
 
-
-def _end(connection: Connection, worker_id: str) -> None:
-    _run(connection, worker_id, _LET_GO, _RETURN_CLAIMED, _LOSE_SENT)
-
-
-def _run(connection: Connection, worker_id: str, *statements: str) -> None:
-    """End the leases of a worker by these statements, and strike it off the books."""
-    for statement in statements:
-        connection.execute(statement, {"lease": worker_id})
-    connection.execute("DELETE FROM workers WHERE id = ?", (worker_id,))
+    if not database.read(known, bare=True):
+        return 0
+    dead = database.transact(settle, bare=True)
+    if tails is not None and dead:
+        tails.sweep(database.read(known, bare=True))
+    return dead

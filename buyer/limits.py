@@ -6,6 +6,9 @@ from __future__ import annotations
 LEASE_SIZE = 64
 # A worker takes at most this share of what is free, so that a small pool is not starved by the first worker.
 LEASE_SHARE = 4
+# What a worker writes down beside the books before it begins anew, in a new file: some thousand paid calls.
+TAIL_BYTES_MAX = 1024 * 1024
+
 # An authorization must outlive the seller's own time-out by this much, or it is not handed out: clocks differ, and a
 # seller that settles after it served needs time to do so.
 CLAIM_MARGIN_S = 120
@@ -18,6 +21,8 @@ ANSWER_LIFE_S = 3600
 SIGN_COUNT_MAX = 10_000
 # Signed and stored together: bounds what is repeated after a crash, and paces the progress bar.
 SIGN_CHUNK = 50
+# The same for a key in this very process, which makes as many again in some milliseconds.
+SIGN_CHUNK_OWN_KEY = 250
 # Shorter pools die before they are used; longer ones than `contracts.limits.VALIDITY_S_MAX` outlive every budget.
 TTL_S_MIN = 600
 TTL_S_DEFAULT = 7 * 86_400

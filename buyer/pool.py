@@ -25,6 +25,7 @@ from buyer.receipts import Receipt, find_receipt, read_receipts
 from buyer.rows import OPEN_IDS_SQL, PURCHASE_QUERY, find_purchase, purchase_from_row
 from buyer.seal import Seal, begin_sealing, find_seal, make_seal_key, read_seal_id
 from buyer.spender import Spender
+from buyer.tails import Tails
 from contracts.address import Address
 from contracts.money import Asset
 from contracts.offers import offer_from_wire
@@ -70,6 +71,8 @@ class Pool:
         self.database = database
         self._given_era = era
         self.generation = Generation(home, database, self.era())
+        self.tails = None if database.folder is None else Tails(database.folder / "generation", self.generation)
+        database.beside = self.tails
 
     @classmethod
     def open(cls, home: Home, *, era: str | None = None) -> Pool:
@@ -88,7 +91,7 @@ class Pool:
             raise
         try:
             pool.generation.check(int(time.time()))
-            recover(pool.database, pool.era())
+            recover(pool.database, pool.era(), pool.tails)
         except BaseException:
             pool.close()
             raise
@@ -114,12 +117,12 @@ class Pool:
         """Return the purchases that are not removed, by name. `kind="once"` lists one-shot payments instead."""
         query = PURCHASE_QUERY + "WHERE state != 'removed' AND kind = ? ORDER BY name"
         return self.database.read(
-            lambda connection: [purchase_from_row(row) for row in connection.execute(query, (kind,))]
+            lambda connection: [purchase_from_row(row) for row in connection.execute(query, (kind,))], bare=True
         )
 
     def purchase(self, name: str) -> Purchase:
         """Return the purchase called `name`. Raises `NameUnknown`."""
-        return self.database.read(lambda connection: find_purchase(connection, name))
+        return self.database.read(lambda connection: find_purchase(connection, name), bare=True)
 
     def counts(self, name: str) -> Counts:
         """Return the authorizations of the purchase called `name` by state. Raises `NameUnknown`."""
@@ -132,7 +135,9 @@ class Pool:
     def state_of(self, purchase: Purchase) -> str:
         """Return the state of a purchase as it is now: active, draining or removed."""
         query = "SELECT state FROM purchases WHERE id = ?"
-        state: str = self.database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone()[0])
+        state: str = self.database.read(
+            lambda connection: connection.execute(query, (purchase.id,)).fetchone()[0], bare=True
+        )
         return state
 
     def assets(self) -> dict[tuple[str, str], Asset]:
@@ -182,11 +187,14 @@ class Pool:
 
     def receipt_of(self, request_key: str) -> Receipt | None:
         """Return the newest receipt of one logical request, or None when nothing ever left for it."""
-        return self.database.read(lambda connection: find_receipt(connection, request_key))
+        # A claim in somebody's tail is of a request that nobody can ask about yet.
+        return self.database.read(lambda connection: find_receipt(connection, request_key), bare=True)
 
     def spender(self, *, lease_size: int = LEASE_SIZE) -> Spender:
         """Return the spending side for this process, which takes up to `lease_size` authorizations at a time."""
-        return Spender(self.database, self.era, self.generation, lease_size, self.seal())
+        return Spender(
+            self.database, self.era, self.generation, lease_size=lease_size, seal=self.seal(), tails=self.tails
+        )
 
     def begin_sealing(self, spec: str) -> None:
         """Encrypt all signatures of this pool with the key that `spec` names (`buyer.seal`). Raises `ConfigInvalid`."""
@@ -195,7 +203,7 @@ class Pool:
 
     def seal(self) -> Seal | None:
         """Return what opens this pool's signatures; None where they are not sealed. Raises `ConfigInvalid`."""
-        return find_seal(self.home, self.database.read(read_seal_id))
+        return find_seal(self.home, self.database.read(read_seal_id, bare=True))
 
     async def reconcile(self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False) -> dict[str, int]:
         """Ask the chain what became of the UNKNOWN authorizations of a purchase.

@@ -1,7 +1,9 @@
 """Slots: the authorizations that one worker process has leased from the pool and not yet handed out.
 
 Taking a share is a synced write and happens once for many claims. What this process holds, no other hands out, as long
-as it is seen alive (`buyer.lease`).
+as it is seen alive (`buyer.lease`). In a store of one machine the worker also has a tail (`buyer.tail`): until that is
+over, nobody else changes what is leased here, so a claim needs no look at the books. When it is over, all that is in
+memory here is forgotten, and the next lease begins with what the books then say.
 """
 
 from __future__ import annotations
@@ -11,32 +13,36 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from buyer.claim import usable_until_s
+from buyer.budgets import read_budgets, scopes_of
+from buyer.claim import receipt_id, usable_until_s
+from buyer.endings import is_known
 from buyer.generation import Generation
-from buyer.lease import Worker, is_known, recover
-from buyer.limits import LEASE_SHARE, WALLET_DAY_BEGINS_S
+from buyer.lease import Worker, recover
+from buyer.limits import LEASE_SHARE, TAIL_BYTES_MAX, WALLET_DAY_BEGINS_S
 from buyer.moves import move_sql
 from buyer.purchase import Purchase
 from buyer.rows import authorization_from_row
 from buyer.seal import Seal, read_seal_id
-from buyer.steps import Values
+from buyer.steps import CLAIM, Values
+from buyer.tail import Tail
+from buyer.tails import Tails
 from contracts.crash import checkpoint
 from contracts.errors import AuthorizationsExhausted, PoolRestored, StoreUnavailable
 from contracts.lifecycle import AuthorizationEvent
 from contracts.limits import STORE_BUSY_TIMEOUT_S
 from contracts.schemes.authorization import Authorization
-from contracts.storage import Connection, Database, Row
+from contracts.storage import Connection, Database, Life, Row
 
 __all__ = ["Slot", "Slots", "patiently"]
 
-# validBefore, row id, what was signed, its signature: in the order in which they are handed out.
-Slot = tuple[int, int, Authorization, bytes]
+# validBefore, row id, what was signed, its signature, its receipt's name: in the order in which they are handed out.
+Slot = tuple[int, int, Authorization, bytes, str]
 
 _TAKE_OVERDUE = move_sql(
     AuthorizationEvent.TIME_OVER,
     "lease = NULL, reason = 'too old to send'",
     # One set of terms, as the index has them: a look at the whole pool would cost more than all claims of a lease.
-    "purchase_id = :purchase AND terms_id = :terms AND valid_before_s < :until AND (lease IS NULL OR lease = :lease)",
+    "purchase_id = :purchase AND terms_id = :terms AND valid_before_s < :until",
 )
 _FREE = """
     SELECT authorizations.* FROM authorizations JOIN purchases ON purchases.id = authorizations.purchase_id
@@ -44,6 +50,12 @@ _FREE = """
         AND authorizations.terms_id = :terms AND purchases.state != 'removed' AND purchases.restored_s IS NULL
         AND valid_before_s >= :until AND valid_after_s <= :begun
 """
+_IS_HELD = """
+    SELECT EXISTS (SELECT 1 FROM authorizations WHERE state = 'ready' AND purchase_id = :purchase
+        AND terms_id = :terms AND lease IS NOT NULL)
+"""
+# Whose rows a lease may take. Ours that are in no list of ours: their terms were pinned anew, or the lists forgotten.
+_NOBODYS, _OURS_TOO, _ANYBODYS = "lease IS NULL", "(lease IS NULL OR lease = :lease)", "TRUE"
 
 
 @contextmanager
@@ -58,45 +70,99 @@ def patiently(lock: threading.Lock) -> Iterator[None]:
 
 
 class Slots:
-    """What one worker holds, soonest to expire first; safe for threads. `era` tells the store's present era."""
+    """What one worker holds, soonest to expire first; safe for threads. `era` tells the store's present era.
+
+    `tail` is where steps may be written down; None where there is no tail, or none now. `epoch` counts how often
+    everything was forgotten.
+    """
 
     def __init__(
         self,
         database: Database,
         era: Callable[[], str],
         generation: Generation,
+        *,
         lease_size: int,
         seal: Seal | None,
+        tails: Tails | None,
     ) -> None:
         self._database = database
         self._era = era
         self._generation = generation
         self._lease_size = lease_size
         self._seal = seal
+        self._tails = tails
         self._slots: dict[tuple[int, int], list[Slot]] = {}
+        # Rows taken out of the lists by somebody who has yet to write that down.
+        self._held: set[int] = set()
+        self._budgeted: frozenset[str] = frozenset()
         self._lock = threading.Lock()
-        self.worker = Worker(database, era())
+        self.tail: Tail | None = None
+        self._over: list[Tail] = []
+        self.epoch = 0
+        self.worker = Worker(database, era(), tails)
 
-    def take(self, purchase: Purchase, now_s: int) -> tuple[Slot, str]:
-        """Return the next slot of `purchase` that can be sent now, and the name of the lease it is held under.
+    def take(self, purchase: Purchase, now_s: int) -> tuple[Slot, str, int]:
+        """Return the next slot of `purchase` that can be sent now, the name of the lease it is held under, its epoch.
 
-        Raises `AuthorizationsExhausted`, `PoolRestored` or `StoreUnavailable`.
+        `release` or `put_back` follows. Raises `AuthorizationsExhausted`, `PoolRestored` or `StoreUnavailable`.
         """
-        until_s = usable_until_s(purchase, now_s)
-        key = (purchase.id, purchase.terms_id)
         with patiently(self._lock):
-            while True:
-                slots = self._slots.get(key)
-                if not slots:
-                    slots = self._slots[key] = self._lease(purchase, until_s, now_s)
-                slot = heapq.heappop(slots)
-                if slot[0] >= until_s:
-                    return slot, self.worker.id
+            slot = self._next(purchase, now_s)
+            self._held.add(slot[1])
+            return slot, self.worker.id, self.epoch
 
-    def put_back(self, purchase: Purchase, slot: Slot) -> None:
-        """Take back a slot that was not used."""
+    def claim(self, purchase: Purchase, now_s: int, values: Values) -> tuple[Slot, Tail, int] | None:
+        """Take the next slot and write its claim down in the tail; None where that cannot be.
+
+        Raises what `take` does. After `StoreUnavailable` the claim may be written down or not.
+        """
+        if self._tails is None:
+            return None
+        if not self._lock.acquire(timeout=STORE_BUSY_TIMEOUT_S):
+            raise StoreUnavailable("the store is busy, and others wait for it already")
+        try:
+            slot = self._next(purchase, now_s)
+            tail = self.tail
+            assert tail is not None, "what is leased is leased with a tail"
+            if self._budgeted and self._is_budgeted(purchase, values):
+                heapq.heappush(self._slots[purchase.id, purchase.terms_id], slot)
+                return None
+            try:
+                counts = tail.append(CLAIM, slot[1], values)
+            except StoreUnavailable:
+                self._forget()
+                raise
+            if not counts:
+                self._forget()
+                return None
+            return slot, tail, self.epoch
+        finally:
+            self._lock.release()
+
+    def put_back(self, purchase: Purchase, slot: Slot, epoch: int, *, in_doubt: bool = False) -> None:
+        """Take back a slot that was taken in `epoch` and not used. `in_doubt`: unless the books say otherwise."""
         with self._lock:
-            heapq.heappush(self._slots.setdefault((purchase.id, purchase.terms_id), []), slot)
+            self._held.discard(slot[1])
+            # What was forgotten since is found again in the books. So is what is in doubt; without a tail the next
+            # claim of it asks them, too.
+            if epoch == self.epoch and not (in_doubt and self._tails is not None):
+                heapq.heappush(self._slots.setdefault((purchase.id, purchase.terms_id), []), slot)
+
+    def release(self, slot: Slot) -> None:
+        """What became of a slot is written down, or the books alone will tell."""
+        with self._lock:
+            self._held.discard(slot[1])
+
+    def enter_tails(self, connection: Connection, *, of_others: bool) -> None:
+        """Enter what this worker has written down, before a step of its is written into the books themselves.
+
+        With `of_others`, what all have: for a step that looks for another request's.
+        """
+        if self._tails is not None and of_others:
+            self._tails.enter(connection)
+        elif self._tails is not None:
+            self._tails.enter_one(connection, self.worker.id)
 
     def open_signature(self, row: Row) -> bytes:
         """Return the signature in a row as it was made. Raises `ConfigInvalid` when the row was changed."""
@@ -108,11 +174,55 @@ class Slots:
         if self._seal is None and read_seal_id(connection) is not None:
             raise StoreUnavailable("the pool was sealed since this process opened it", remedy="start it again")
 
+    def recover(self) -> None:
+        """Settle the leases of workers that died."""
+        recover(self._database, self._era(), self._tails)
+
+    def recover_tails(self) -> None:
+        """Settle the leases of workers that died and may have left a tail, of which the books say nothing yet."""
+        if self._tails is None:
+            return
+        query = "SELECT id FROM workers WHERE id != ? AND tail IS NOT NULL"
+        ours = (self.worker.id,)
+        others = self._database.read(lambda connection: connection.execute(query, ours).fetchall(), bare=True)
+        if any(self._database.life_of(row["id"]) is not Life.ALIVE for row in others):
+            self.recover()
+
     def close(self) -> None:
         """Give everything back."""
         with self._lock:
-            self._slots.clear()
+            self._forget()
             self.worker.close()
+            self._remove_tails()
+
+    def _next(self, purchase: Purchase, now_s: int) -> Slot:
+        until_s = usable_until_s(purchase, now_s)
+        key = (purchase.id, purchase.terms_id)
+        while True:
+            slots = self._slots.get(key)
+            if not slots:
+                slots = self._lease(purchase, until_s, now_s)
+            slot = heapq.heappop(slots)
+            if slot[0] >= until_s:
+                return slot
+
+    def _is_budgeted(self, purchase: Purchase, values: Values) -> bool:
+        """Tell whether a budget limits a claim: then its price is taken where the budget is, in the books."""
+        return not self._budgeted.isdisjoint(scopes_of(purchase, values["client_key"] or ""))
+
+    def _forget(self) -> None:
+        """Forget what is leased here; the tail is over with it."""
+        if self.tail is not None:
+            self.tail.finish()
+            self._over.append(self.tail)
+            self.tail = None
+        self._slots.clear()
+        self.epoch += 1
+
+    def _remove_tails(self) -> None:
+        """Remove the tails that are over, once the books have all they say."""
+        while self._over and self._tails is not None:
+            self._tails.discard(self._over.pop())
 
     def _lease(self, purchase: Purchase, until_s: int, now_s: int) -> list[Slot]:
         """Take a share of what is free; else, from what living workers hold unclaimed. Never returns an empty list."""
@@ -124,13 +234,12 @@ class Slots:
             "begun": max(0, now_s - WALLET_DAY_BEGINS_S),
             "lease": self.worker.id,
         }
-        # Rows of our own that are in no list of ours: their terms were pinned anew.
-        free = "(lease IS NULL OR lease = :lease)"
-        slots = self._take_share(values, free)
-        if not slots:
-            recover(self._database, self._era())
-            slots = self._take_share(values, "TRUE")
-        if not slots:
+        key = (purchase.id, purchase.terms_id)
+        self._take_share(key, values, from_others=False)
+        if not self._slots.get(key):
+            self.recover()
+            self._take_share(key, values, from_others=True)
+        if not (slots := self._slots.get(key)):
             self._check_restored(purchase)
             raise AuthorizationsExhausted(
                 f"{purchase.name}: no authorization is left to spend",
@@ -141,7 +250,7 @@ class Slots:
 
     def _check_restored(self, purchase: Purchase) -> None:
         query = "SELECT restored_s FROM purchases WHERE id = ?"
-        row = self._database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone())
+        row = self._database.read(lambda connection: connection.execute(query, (purchase.id,)).fetchone(), bare=True)
         if row is not None and row["restored_s"] is not None:
             raise PoolRestored(f"{purchase.name}: this pool is an older copy of itself, and may hold spent payments")
 
@@ -149,24 +258,60 @@ class Slots:
         """Take a new name where this process was taken for dead, or its former writes may be gone."""
         era = self._era()
         if not self.worker.holds(era):
-            self._slots.clear()
+            self._forget()
             self.worker.abandon()
-            self.worker = Worker(self._database, era)
-            recover(self._database, era)
+            self.worker = Worker(self._database, era, self._tails)
+            self.recover()
+            self._remove_tails()
 
-    def _take_share(self, values: Values, whose: str) -> list[Slot]:
-        def take_share(connection: Connection) -> tuple[list[Slot], int]:
-            return self._share(connection, values, whose), self._generation.lease(connection)
+    def _take_share(self, key: tuple[int, int], values: Values, *, from_others: bool) -> None:
+        """Put a share into the list at `key`. Where the tail was over, everything begins anew with another one."""
+        if self.tail is not None and self.tail.size > TAIL_BYTES_MAX:
+            self._forget()
+        fresh: list[Tail] = []
 
-        slots, leases = self._database.transact(take_share)
+        def take_share(connection: Connection) -> tuple[list[Slot], frozenset[str], int]:
+            if not is_known(connection, self.worker.id):
+                raise StoreUnavailable("this process was just taken for dead")
+            self.check_seal(connection)
+            whose = self._lay_hands_on(connection, values, fresh, from_others=from_others)
+            budgeted = frozenset(budget.scope for budget in read_budgets(connection))
+            return self._share(connection, values, whose), budgeted, self._generation.lease(connection)
+
+        try:
+            slots, budgeted, leases = self._database.transact(take_share, bare=True)
+        except BaseException:
+            for tail in fresh:
+                tail.finish()  # it may be in the books or not; what follows begins with another one
+            raise
+        if fresh:
+            self._forget()
+            (self.tail,) = fresh
+            self._budgeted = budgeted
+            self._remove_tails()
+        self._slots.setdefault(key, []).extend(slots)
         self._generation.note_lease(leases)
-        return slots
+
+    def _lay_hands_on(self, connection: Connection, values: Values, fresh: list[Tail], *, from_others: bool) -> str:
+        """Return whose rows a share may be taken from, with the books complete and nobody else at them."""
+        tails = self._tails
+        if tails is None:
+            return _ANYBODYS if from_others else _OURS_TOO
+        if from_others:
+            tails.enter(connection)
+            (is_held,) = connection.execute(_IS_HELD, values).fetchone()
+            if is_held:
+                tails.call_in(connection)
+        if not tails.enter_one(connection, self.worker.id):
+            return _NOBODYS
+        fresh.append(tails.new(self.worker.id))
+        tails.begin_tail(connection, self.worker.id, fresh[0])
+        return _ANYBODYS if from_others else _OURS_TOO
 
     def _share(self, connection: Connection, values: Values, whose: str) -> list[Slot]:
-        if not is_known(connection, self.worker.id):
-            raise StoreUnavailable("this process was just taken for dead")
-        self.check_seal(connection)
-        connection.execute(_TAKE_OVERDUE, values)
+        # Without tails nobody was called in, and another worker may be about to send what is overdue by our clock.
+        overdue = _OURS_TOO if self._tails is None else whose
+        connection.execute(f"{_TAKE_OVERDUE} AND {overdue}", values)
         free = f"{_FREE} AND {whose} ORDER BY valid_before_s, authorizations.id LIMIT :limit"
         ids = free.replace("authorizations.*", "authorizations.id", 1)
         (available,) = connection.execute(
@@ -174,10 +319,13 @@ class Slots:
             {**values, "limit": self._lease_size * LEASE_SHARE},
         ).fetchone()
         share = max(1, min(self._lease_size, available // LEASE_SHARE))
-        rows = connection.execute(free, {**values, "limit": share}).fetchall()
+        found = connection.execute(free, {**values, "limit": share + len(self._held)}).fetchall()
+        rows = [row for row in found if row["id"] not in self._held][:share]
         connection.executemany(
             "UPDATE authorizations SET lease = ? WHERE id = ?", [(values["lease"], row["id"]) for row in rows]
         )
-        return [
-            (row["valid_before_s"], row["id"], authorization_from_row(row), self.open_signature(row)) for row in rows
-        ]
+        return [self._slot(row) for row in rows]
+
+    def _slot(self, row: Row) -> Slot:
+        name = receipt_id(row["chain_id"], row["payer"], row["nonce"])
+        return row["valid_before_s"], row["id"], authorization_from_row(row), self.open_signature(row), name

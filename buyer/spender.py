@@ -1,8 +1,9 @@
 """The spending side of the pool: one authorization for one logical request, on disk before the first byte leaves.
 
 Taking a lease is a synced write and happens once for many claims (`buyer.slots`); each step of a claim inside the lease
-is one unsynced write (`buyer.steps`), which survives `kill -9`. What a power loss can take away is covered by the lease
-(see `buyer.lease`). Nothing here can sign: a spender holds signatures, never a key.
+is one unsynced write, which survives `kill -9`: of a request that was never asked before an entry in the worker's tail
+(`buyer.tail`), of any other a transaction (`buyer.steps`). What a power loss can take away is covered by the lease (see
+`buyer.lease`). Nothing here can sign: a spender holds signatures, never a key.
 """
 
 from __future__ import annotations
@@ -11,25 +12,34 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from buyer import steps
 from buyer.budgets import budget_units, scopes_of
 from buyer.claim import Claim, receipt_id, usable_until_s
 from buyer.generation import Generation
-from buyer.lease import recover
 from buyer.limits import ANSWER_LIFE_S, REASON_LENGTH_MAX
 from buyer.moves import moved
 from buyer.purchase import Purchase
 from buyer.rows import PURCHASE_QUERY, authorization_from_row, purchase_from_row
 from buyer.seal import Seal
 from buyer.slots import Slot, Slots, patiently
+from buyer.tail import Tail
+from buyer.tails import Tails
 from contracts.crash import checkpoint
 from contracts.errors import OutcomeUnknown, RequestChanged, RequestInProgress, StoreUnavailable
 from contracts.storage import Connection, Database, Row
 from contracts.wire import SettlementResponse
 
 __all__ = ["Spender"]
+
+T = TypeVar("T")
+# A slot, the tail in which its claim is written down if it is, and the epoch of the lease.
+_Taken = tuple[Slot, Tail | None, int]
+
+# Steps that are written down where their claim is. What a repetition must find goes into the books at once.
+_IN_TAIL = frozenset((steps.ABORT, steps.NEVER_LEFT, steps.SERVED, steps.SERVING, steps.DELIVERED))
+_NOTHING: steps.Values = {}
 
 _TRANSACTION_HASH = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 
@@ -45,13 +55,14 @@ class Spender:
         database: Database,
         era: Callable[[], str],
         generation: Generation,
+        *,
         lease_size: int,
-        seal: Seal | None = None,
+        seal: Seal | None,
+        tails: Tails | None,
     ) -> None:
         self._database = database
         self._generation = generation
-        self._era = era
-        self._slots = Slots(database, era, generation, lease_size, seal)
+        self._slots = Slots(database, era, generation, lease_size=lease_size, seal=seal, tails=tails)
         self._unwritten: list[tuple[str, steps.Values]] = []
         self._lock = threading.Lock()
 
@@ -65,52 +76,40 @@ class Spender:
         route: str = "",
         digest: bytes = b"",
         client_key: str = "",
+        is_new: bool = False,
     ) -> Claim:
         """Take the authorization of `purchase` that expires soonest, for the request `request_key`.
 
         `digest` tells what is asked for, and the authorization will be presented with nothing else. Its price is taken
-        from every budget it falls under. Raises `AuthorizationsExhausted`; `BudgetExceeded`; `RequestInProgress` while
-        the same key waits for its answer elsewhere; `OutcomeUnknown` when the same key was presented before (then
-        `reopen` it); `RequestAlreadyPaid`; `StoreUnavailable`.
+        from every budget it falls under. `is_new` says that the caller has just drawn the key, so that nobody can have
+        used it. Raises `AuthorizationsExhausted`; `BudgetExceeded`; `RequestInProgress` while the same key waits for
+        its answer elsewhere; `OutcomeUnknown` when the same key was presented before (then `reopen` it);
+        `RequestAlreadyPaid`; `StoreUnavailable`.
         """
         self._catch_up()
-        while True:
-            # Written down outside of every lock, so that threads which wait for a server share its commits. A slot that
-            # another thread has meanwhile taken up again is won by one of them.
-            slot, lease = self._slots.take(purchase, now_s)
-            _, row_id, authorization, signature = slot
-            values: steps.Values = {
-                "id": row_id,
-                "lease": lease,
-                "request_key": request_key,
-                "fingerprint": fingerprint or None,
-                "route": route or None,
-                "digest": digest or None,
-                "client_key": client_key or None,
-                "now": now_s,
-                "scopes": scopes_of(purchase, client_key),
-                "units": budget_units(authorization.value_atomic, purchase.offer.asset),
-            }
-            try:
-                won = self._database.transact(lambda connection: steps.take_claim(connection, values), durable=False)  # noqa: B023 - runs at once
-            except BaseException as error:
-                self._slots.put_back(purchase, slot)
-                if isinstance(error, StoreUnavailable):
-                    self._undo_later(values)
-                raise
-            if won:
-                checkpoint("buyer.claimed")
-                name = receipt_id(purchase.offer.network.chain_id, authorization.payer, authorization.nonce)
-                return Claim(
-                    purchase,
-                    authorization,
-                    signature,
-                    request_key,
-                    name,
-                    row_id,
-                    client_key=client_key,
-                    claimed_s=now_s,
-                )
+        values: steps.Values = {
+            "request_key": request_key,
+            "fingerprint": fingerprint or None,
+            "route": route or None,
+            "digest": digest or None,
+            "client_key": client_key or None,
+            "now": now_s,
+        }
+        taken = (is_new and self._claim_in_tail(purchase, values)) or self._claim_in_books(purchase, values, is_new)
+        checkpoint("buyer.claimed")
+        (_, row_id, authorization, signature, name), tail, epoch = taken
+        return Claim(
+            purchase,
+            authorization,
+            signature,
+            request_key,
+            name,
+            row_id,
+            client_key=client_key,
+            claimed_s=now_s,
+            tail=tail,
+            epoch=epoch,
+        )
 
     def reopen(self, request_key: str, now_s: int, *, digest: bytes = b"") -> Claim | None:
         """Return the authorization that this very request was presented with before, or None when there is none.
@@ -123,7 +122,7 @@ class Spender:
         self._catch_up()
         row = self._open_row(request_key)
         if row is not None and row["lease"] not in (None, self._slots.worker.id):
-            recover(self._database, self._era())
+            self._slots.recover()
             row = self._open_row(request_key)
         if row is None:
             return None
@@ -138,9 +137,7 @@ class Spender:
             raise OutcomeUnknown("this request was paid for, and the authorization is too old to present again")
         values: steps.Values = {"id": row["id"], "lease": self._slots.worker.id}
         try:
-            won = self._database.transact(
-                lambda connection: moved(connection, steps.PRESENT_AGAIN, values), durable=False
-            )
+            won = self._write(lambda connection: moved(connection, steps.PRESENT_AGAIN, values))
         except StoreUnavailable:
             given_up = {"status": None, "reason": "the repetition was given up before it was sent"}
             self._unwritten.append((steps.LOST, {**values, **given_up}))
@@ -159,11 +156,15 @@ class Spender:
         values = {"fingerprint": fingerprint, "since": now_s - ANSWER_LIFE_S}
 
         def ask() -> list[Row]:
-            return self._database.read(lambda connection: connection.execute(steps.UNANSWERED, values).fetchall())
+            # What a living worker has in its tail is under way; what is over is in the books at once.
+            return self._database.read(
+                lambda connection: connection.execute(steps.UNANSWERED, values).fetchall(), bare=True
+            )
 
+        self._slots.recover_tails()
         rows = ask()
         if any(row["lease"] not in (None, self._slots.worker.id) for row in rows):
-            recover(self._database, self._era())
+            self._slots.recover()
             rows = ask()
         return next((row["request_key"] for row in rows if row["lease"] is None and row["state"] != "sent"), None)
 
@@ -171,11 +172,19 @@ class Spender:
         """Record, before it happens, that the first byte leaves. Raises `StoreUnavailable`: then nothing may leave."""
         if claim.again:
             return
+        try:
+            if claim.tail is not None and claim.tail.append(steps.SEND, claim.row_id, _NOTHING):
+                checkpoint("buyer.sent")
+                return
+        except StoreUnavailable:
+            self._undo_later(self._bound(claim))
+            raise
         bound = self._bound(claim)
         try:
-            sends = self._database.transact(
-                lambda connection: self._generation.send(connection) if moved(connection, steps.SEND, bound) else 0,
-                durable=False,
+            sends = self._write(
+                lambda connection: (
+                    self._generation.send(connection) if steps.run_step(connection, steps.SEND, bound) else 0
+                )
             )
             if sends:
                 self._generation.note_send(sends)
@@ -191,14 +200,14 @@ class Spender:
         if claim.again:
             self._lose(claim, None, "the repetition was given up before it was sent")
         elif self._move(steps.ABORT, claim):
-            self._slots.put_back(claim.purchase, _slot_of(claim))
+            self._slots.put_back(claim.purchase, _slot_of(claim), claim.epoch)
 
     def never_left(self, claim: Claim) -> None:
         """No connection was made: the authorization is free again, unless an earlier attempt had reached the seller."""
         if claim.again:
             self._lose(claim, None, "the repetition found no connection")
         elif self._move(steps.NEVER_LEFT, claim):
-            self._slots.put_back(claim.purchase, _slot_of(claim))
+            self._slots.put_back(claim.purchase, _slot_of(claim), claim.epoch)
 
     def served(
         self,
@@ -258,14 +267,54 @@ class Spender:
         if not claim.spent:
             self._move(steps.LOST, claim, status=status, reason=reason[:REASON_LENGTH_MAX])
 
-    def _move(self, sql: str, claim: Claim, **values: Any) -> bool:
+    def _move(self, step: str, claim: Claim, **values: Any) -> bool:
         """Write down what became of a claim. What the store does not take now is written before the next step."""
-        bound = self._bound(claim) | values
         try:
-            return self._database.transact(lambda connection: steps.run_step(connection, sql, bound), durable=False)
+            if claim.tail is not None and step in _IN_TAIL and claim.tail.append(step, claim.row_id, values):
+                return True
+            return self._write(lambda connection: steps.run_step(connection, step, self._bound(claim) | values))
         except StoreUnavailable:
-            self._unwritten.append((sql, bound))
+            self._unwritten.append((step, self._bound(claim) | values))
             raise
+
+    def _write(self, work: Callable[[Connection], T], *, looks: bool = False) -> T:
+        """Run a step in the books, after those in our tail, or in everybody's when it `looks` for others; unsynced."""
+
+        def enter_and_work(connection: Connection) -> T:
+            self._slots.enter_tails(connection, of_others=looks)
+            return work(connection)
+
+        return self._database.transact(enter_and_work, durable=False, bare=True)
+
+    def _claim_in_tail(self, purchase: Purchase, values: steps.Values) -> _Taken | None:
+        try:
+            return self._slots.claim(purchase, values["now"], values)
+        except StoreUnavailable:
+            costs = _costs(purchase, purchase.offer.amount_atomic, values["client_key"])
+            self._undo_later(values | costs | {"lease": self._slots.worker.id})
+            raise
+
+    def _claim_in_books(self, purchase: Purchase, values: steps.Values, is_new: bool) -> _Taken:
+        while True:
+            # Written down outside of every lock, so that threads which wait for a server share its commits. A slot that
+            # another thread has meanwhile taken up again is won by one of them.
+            slot, lease, epoch = self._slots.take(purchase, values["now"])
+            costs = _costs(purchase, slot[2].value_atomic, values["client_key"])
+            bound = values | costs | {"id": slot[1], "lease": lease}
+            try:
+                won = self._write(
+                    lambda connection: steps.take_claim(connection, bound, is_new=is_new),  # noqa: B023 - runs at once
+                    looks=not is_new,
+                )
+            except BaseException as error:
+                in_doubt = isinstance(error, StoreUnavailable)
+                self._slots.put_back(purchase, slot, epoch, in_doubt=in_doubt)
+                if in_doubt:
+                    self._undo_later(bound)
+                raise
+            self._slots.release(slot)
+            if won:
+                return slot, None, epoch
 
     def _bound(self, claim: Claim) -> steps.Values:
         return {
@@ -273,12 +322,11 @@ class Spender:
             "lease": self._slots.worker.id,
             "request_key": claim.request_key,
             "now": claim.claimed_s,
-            "scopes": scopes_of(claim.purchase, claim.client_key),
-            "units": budget_units(claim.authorization.value_atomic, claim.purchase.offer.asset),
+            **_costs(claim.purchase, claim.authorization.value_atomic, claim.client_key),
         }
 
     def _undo_later(self, values: steps.Values) -> None:
-        self._unwritten += [(sql, values) for sql in steps.UNDO]
+        self._unwritten += [(step, values) for step in steps.UNDO]
 
     def _catch_up(self) -> None:
         """Write what the store did not take before. Each of these steps is void where it was written after all."""
@@ -289,10 +337,10 @@ class Spender:
             overdue = list(self._unwritten)
 
             def work(connection: Connection) -> None:
-                for sql, values in overdue:
-                    steps.run_step(connection, sql, values)
+                for step, values in overdue:
+                    steps.run_step(connection, step, values)
 
-            self._database.transact(work, durable=False)
+            self._write(work)
             del self._unwritten[: len(overdue)]
 
     def _claim_of(self, row: Row) -> Claim:
@@ -334,8 +382,16 @@ def _stated_charge(claim: Claim, receipt: SettlementResponse | None) -> str | No
     return receipt.amount or None
 
 
+def _costs(purchase: Purchase, value_atomic: int, client_key: str | None) -> steps.Values:
+    """Return what a claim takes from its budgets."""
+    return {
+        "scopes": scopes_of(purchase, client_key or ""),
+        "units": budget_units(value_atomic, purchase.offer.asset),
+    }
+
+
 def _slot_of(claim: Claim) -> Slot:
-    return claim.authorization.valid_before_s, claim.row_id, claim.authorization, claim.signature
+    return claim.authorization.valid_before_s, claim.row_id, claim.authorization, claim.signature, claim.receipt_id
 
 
 def _purchase_as_signed(connection: Connection, row: Row) -> Purchase:

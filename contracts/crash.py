@@ -22,6 +22,8 @@ STEPS: dict[str, str] = {
     "buyer.leased": "this process holds a share of the pool, and no request has taken one",
     "buyer.claimed": "a request has its authorization",
     "buyer.sent": "the authorization is on disk as sent, and no byte has left",
+    "buyer.called_in": "the other workers' notes are called in, and the books do not have them",
+    "buyer.posted": "what a worker had noted beside the books is in them",
     "buyer.presented_again": "an authorization of unknown fate is about to be presented once more",
     "buyer.answered": "the head of the seller's answer is here, and nothing of it is on disk",
     "buyer.recorded": "the authorization is on disk as spent, and the client has no byte",

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
 from contracts.storage.presence import Life, Presence
 
-__all__ = ["Conflict", "Connection", "Cursor", "Database", "Row", "Shared", "Values", "Work"]
+__all__ = ["Beside", "Conflict", "Connection", "Cursor", "Database", "Row", "Shared", "Values", "Work"]
 
 T = TypeVar("T")
 Values = Sequence[Any] | Mapping[str, Any]
@@ -60,6 +61,28 @@ class Connection(Protocol):
     def executemany(self, sql: str, rows: Iterable[Values], /) -> Cursor: ...
 
 
+class Beside(Protocol):
+    """What a room has written down in files beside its tables, and enters into them before anybody looks.
+
+    The store calls it from one thread at a time, all but `is_behind` inside a write transaction or right after one.
+    """
+
+    def begin(self) -> None:
+        """A write transaction begins; the one before may have been rolled back."""
+
+    def call_in(self, connection: Connection) -> None:
+        """Enter everything, and see to it that nothing more is written down until this transaction is over."""
+
+    def enter(self, connection: Connection) -> None:
+        """Enter everything that was written down until now."""
+
+    def committed(self) -> None:
+        """The transaction is committed."""
+
+    def is_behind(self, connection: Connection) -> bool:
+        """Tell whether the tables lack something; `connection` only reads."""
+
+
 Work = Callable[[Connection], T]
 _Answer = Future[T] | asyncio.Future[T]
 
@@ -85,11 +108,15 @@ class Database(ABC):
     the store says no, and `Conflict` when a constraint does. Writers of one store take turns, in all processes and
     machines; nobody waits longer than `STORE_BUSY_TIMEOUT_S` for its turn.
 
+    A room may keep something `beside` its tables. Then `transact` calls that in first, and `read` enters it first.
+    Work that neither reads nor changes anything such notes are about says so with `bare`, and is spared both.
+
     `name` is what errors call it; it tells no secret and no address.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.beside: Beside | None = None
         self._gate = threading.Lock()
         self._write_lock = threading.Lock()
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
@@ -110,6 +137,11 @@ class Database(ABC):
         """Whether it does so now: False also while a writer is known to hold the store."""
         return self.is_local
 
+    @property
+    @abstractmethod
+    def folder(self) -> Path | None:
+        """The folder of the store's file; None where the store is a server."""
+
     def stay_responsive(self) -> None:
         """Say that the calling thread runs an event loop: no write on it waits longer than twice `STORE_LOOP_WAIT_S`.
 
@@ -118,11 +150,13 @@ class Database(ABC):
         self._loop_thread = threading.get_ident()
 
     @abstractmethod
-    def transact(self, work: Work[T], *, durable: bool = True) -> T:
+    def transact(self, work: Work[T], *, durable: bool = True, bare: bool = False) -> T:
         """Run `work` in one write transaction and return its result once it is committed."""
 
     async def write(self, work: Work[T], *, durable: bool = True, shared: Shared | None = None) -> T:
-        """`transact` for asyncio: waits for the next group commit. Raises `StoreUnavailable` when the queue is full.
+        """`transact`, `bare`, for asyncio: waits for the next group commit.
+
+        Raises `StoreUnavailable` when the queue is full.
 
         With `shared` it may be done together with others that share the same function: after those that came before
         it, but for others perhaps before them.
@@ -139,7 +173,7 @@ class Database(ABC):
         return await answer
 
     @abstractmethod
-    def read(self, work: Work[T]) -> T:
+    def read(self, work: Work[T], *, bare: bool = False) -> T:
         """Run `work`, which only reads. It sees everything that was reported written."""
 
     async def check_writable(self) -> None:

@@ -83,13 +83,18 @@ class PostgresDatabase(Database):
         """See `Database.is_local`."""
         return False
 
-    def transact(self, work: Work[T], *, durable: bool = True) -> T:
+    @property
+    def folder(self) -> None:
+        """See `Database.folder`."""
+        return None
+
+    def transact(self, work: Work[T], *, durable: bool = True, bare: bool = False) -> T:  # noqa: ARG002 - as all are
         """See `Database.transact`. Threads that wait here share a commit."""
         answer: Future[T] = Future()
         self._enqueue(work, durable, answer)
         return answer.result()
 
-    def read(self, work: Work[T]) -> T:
+    def read(self, work: Work[T], *, bare: bool = False) -> T:  # noqa: ARG002 - as all are
         """See `Database.read`."""
         with self._read_lock:
             while True:

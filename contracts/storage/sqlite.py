@@ -87,13 +87,22 @@ class SqliteDatabase(Database):
         """See `Database.is_free`."""
         return not self._is_taken
 
-    def transact(self, work: Work[T], *, durable: bool = True) -> T:
+    @property
+    def folder(self) -> Path:
+        """See `Database.folder`."""
+        return self.path.parent
+
+    def transact(self, work: Work[T], *, durable: bool = True, bare: bool = False) -> T:
         """See `Database.transact`."""
         if not self._write_lock.acquire(timeout=self._patience()):
             raise StoreUnavailable(f"{self.name}: database is locked")
         try:
-            connection = self._begin(durable)
+            connection, beside = self._begin(durable), self.beside
             try:
+                if beside is not None:
+                    beside.begin()
+                    if not bare:
+                        beside.call_in(connection)
                 result = work(connection)
                 self._commit()
             except sqlite3.Error as error:
@@ -102,12 +111,20 @@ class SqliteDatabase(Database):
             except BaseException:
                 self._roll_back()
                 raise
+            if beside is not None:
+                beside.committed()
             return result
         finally:
             self._write_lock.release()
 
-    def read(self, work: Work[T]) -> T:
+    def read(self, work: Work[T], *, bare: bool = False) -> T:
         """See `Database.read`."""
+        beside = None if bare else self.beside
+        if beside is not None and self._look(beside.is_behind):
+            self.transact(beside.enter, durable=False, bare=True)
+        return self._look(work)
+
+    def _look(self, work: Work[T]) -> T:
         with self._read_lock:
             try:
                 return work(self._reader)

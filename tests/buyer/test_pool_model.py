@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from buyer.audit import audit_pool
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool, Spender
 from contracts.errors import AuthorizationsExhausted, OutcomeUnknown, RequestAlreadyPaid, RequestInProgress
@@ -24,9 +25,13 @@ WHO = st.integers(0, WORKERS - 1)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Two workers on one pool, with top-ups, lost answers, repetitions, closings and power losses."""
+    """Two workers on one pool, with top-ups, lost answers, repetitions, closings, kills and power losses.
+
+    With `NEW`, a key that was never used is said to be one.
+    """
 
     OFFER = offer_of()
+    NEW = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +42,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.purchase = add_purchase(self.pool, offer=self.OFFER)
         self.workers = [self.pool.spender(lease_size=3) for _ in range(WORKERS)]
         self.signed = 0
+        self.used: set[str] = set()
         # The model: which request an authorization was shown to a seller for, and those that were answered.
         self.shown: dict[bytes, str] = {}
         self.spent: set[bytes] = set()
@@ -49,6 +55,7 @@ class PoolMachine(RuleBasedStateMachine):
         return Home.open(folder)
 
     def teardown(self) -> None:
+        self.check()
         for worker in self.workers:
             abandon(worker)
         self.pool.close()
@@ -62,8 +69,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(who=WHO, key=KEYS)
     def claim(self, who: int, key: str) -> None:
         open_keys = {claim.request_key for _, claim in self.claimed + self.sent}
+        is_new = self.NEW and key not in self.used
+        self.used.add(key)
         try:
-            claim = self.workers[who].claim(self.purchase, key, NOW_S)
+            claim = self.workers[who].claim(self.purchase, key, NOW_S, is_new=is_new)
         except AuthorizationsExhausted:
             assert self.pool.counts("p").ready == 0
         except (RequestInProgress, OutcomeUnknown):
@@ -114,9 +123,13 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             worker.never_left(claim)
 
-    @rule(who=WHO)
-    def restart(self, who: int) -> None:
-        self.workers[who].close()
+    @rule(who=WHO, kill=st.booleans())
+    def restart(self, who: int, kill: bool) -> None:
+        if kill:
+            abandon(self.workers[who])
+            Pool.open(self.home, era=f"boot {self.boot}").close()
+        else:
+            self.workers[who].close()
         self.workers[who] = self.pool.spender(lease_size=3)
         for other, claim in self.sent:
             if other == who:
@@ -139,6 +152,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_and_nothing_comes_back(self) -> None:
+        if not self.NEW:
+            self.check()
+
+    def check(self) -> None:
         counts = self.pool.counts("p")
         assert counts.signed == self.signed
         assert counts.spent == len(self.spent)
@@ -189,10 +206,43 @@ def abandon(worker: Spender) -> None:
         presence.close()
 
 
+class TailMachine(PoolMachine):
+    """The same where most requests are new, so that their steps are written down beside the books.
+
+    A look enters these into the books, so looks are steps of their own.
+    """
+
+    NEW = True
+
+    @initialize()
+    def sign_enough(self) -> None:
+        self.sign_more(40, 2)
+
+    @rule(who=WHO, number=st.integers(0, 10**9))
+    def claim_for_a_new_request(self, who: int, number: int) -> None:
+        self.claim(who, f"new request {number}")
+
+    @rule()
+    def look(self) -> None:
+        self.check()
+
+    @rule(calls_in=st.booleans())
+    def let_another_process_look(self, calls_in: bool) -> None:
+        with Pool.open(self.home, era=f"boot {self.boot}") as other:
+            if calls_in:
+                other.drain(self.purchase)
+            assert other.counts("p") == self.pool.counts("p")
+            assert all(finding.ok for finding in audit_pool(other))
+
+
 PoolMachine.TestCase.settings = settings(
     max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPoolMachine = PoolMachine.TestCase
+TailMachine.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestTailMachine = TailMachine.TestCase
 Permit2Machine.TestCase.settings = settings(
     max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -48,18 +48,18 @@ async def ask_until_final(
 ) -> Answer:
     """Ask, and repeat the same request through every failure, until there is a whole answer or a final refusal.
 
-    Statuses in `final` are taken as they come, too.
+    Without a `request_id`, the gateway has to know a repetition by its content. Statuses in `final` are taken as they
+    come, too.
     """
     status, code, text = 0, "", ""
+    headers = {"x-farebox-request-id": request_id} if request_id else {}
     deadline, repeat = time.monotonic() + PATIENCE_S, -1
     while time.monotonic() < deadline:
         repeat += 1
         if repeat:
             await asyncio.sleep(REPEAT_PAUSE_S)
         try:
-            answer = await client.post(
-                f"{here.gateway_url}/v1/chat/completions", json=body, headers={"x-farebox-request-id": request_id}
-            )
+            answer = await client.post(f"{here.gateway_url}/v1/chat/completions", json=body, headers=headers)
         except httpx.HTTPError:
             continue
         status, code, text = answer.status_code, _code_of(answer.text), answer.text

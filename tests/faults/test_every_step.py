@@ -42,8 +42,10 @@ SIGNING = ("buyer.intended", "buyer.signed", "buyer.stored")
 # Steps with a story of their own, below.
 SPECIAL = (
     "buyer.lost", "buyer.presented_again", "buyer.reconciled", "seller.given_up", "seller.piece_kept",
-    "seller.replaying", "settle.raised",
+    "seller.replaying", "settle.raised", "buyer.called_in", "buyer.posted",
 )  # fmt: skip
+# Steps of a claim that is noted beside the books, as of every request without an id.
+NOTED = ("buyer.claimed", "buyer.sent", "buyer.recorded", "gateway.whole")
 ELSEWHERE = ("settle.given_away", "settle.judged", "seller.charged")
 
 PART = {**dict.fromkeys(SERVING, "serve"), **dict.fromkeys(SELLING, "sell"), **dict.fromkeys(SETTLING, "settle")}
@@ -95,6 +97,39 @@ def test_the_request_is_served_and_paid_once_when_a_process_dies_at(
         assert 1 <= here.runs_by_prompt()[name] <= 2
         check_books(here)
         assert paid_for(here, before_atomic) == 1
+
+
+@pytest.mark.parametrize("step", NOTED)
+def test_a_request_without_an_id_is_served_and_paid_once_when_the_gateway_dies_at(
+    places: dict[str, Place], step: str
+) -> None:
+    with places["auto"].visit() as here:
+        name, before_atomic = f"no id, {step}", here.earned_atomic()
+        arm(here, "serve", step)
+        with ThreadPoolExecutor(1) as threads:
+            request = threads.submit(repeat_until_final, here, "", body_of(name))
+            assert here.wait_dead("serve") == KILLED
+            here.start("serve")
+            assert request.result().status == 200
+        assert 1 <= here.runs_by_prompt()[name] <= 2
+        check_books(here)
+        assert paid_for(here, before_atomic) == 1
+
+
+def test_calls_noted_beside_the_books_are_counted_once_when_a_process_dies_while_it_enters_them(
+    places: dict[str, Place],
+) -> None:
+    with places["auto"].visit() as here:
+        before_atomic = here.earned_atomic()
+        assert repeat_until_final(here, "", body_of("called in")).status == 200
+        here.farebox("process", "--all", expect=KILLED, environment={VARIABLE: "buyer.called_in"})
+        arm(here, "serve", "buyer.posted")
+        assert repeat_until_final(here, "", body_of("posted")).status == 200
+        assert here.wait_dead("serve") == KILLED  # it looks at its books by itself from time to time
+        here.start("serve")
+        assert repeat_until_final(here, "", body_of("afterwards")).status == 200
+        check_books(here)
+        assert paid_for(here, before_atomic) == 3
 
 
 def test_an_authorization_stays_with_its_request_when_the_gateway_dies_after_a_lost_answer(
