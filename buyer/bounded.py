@@ -1,4 +1,8 @@
-"""Policy in front of a signer: it refuses before the signer is asked, and believes no signature it has not checked."""
+"""Policy in front of a signer: it refuses before the signer is asked, and believes no signature it has not checked.
+
+A key in this very process is no stranger, and checking costs more than signing: of its signatures the first and the
+last of each batch are checked, of all others every one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 
 from buyer.checked import checked_signature
 from buyer.fresh import facilitator_of
+from buyer.key_signer import KeySigner
 from buyer.signing import PaymentSigner
 from buyer.slot_signer import SlotSigner
 from contracts.address import Address, address_text
@@ -52,7 +57,7 @@ class BoundedSigner:
         return self._signer.address
 
     def sign_authorizations(self, authorizations: Sequence[Authorization], offer: Offer) -> list[bytes]:
-        """Return checked signatures, in order.
+        """Return signatures, in order, checked as the module says.
 
         Raises `TermsNotAllowed`, `PriceAboveCap` or `BudgetExceeded` before the signer is asked for any of them;
         `SignerFailed` when the signer fails or one of its signatures is not the wallet's.
@@ -73,11 +78,16 @@ class BoundedSigner:
             raise SignerFailed(f"the signer returned {len(signatures)} signatures for {len(authorizations)}")
         if isinstance(self._signer, SlotSigner):
             return signatures  # a contract's, of which it has checked the agent's part
-        digest = rail_of(offer).digest
-        return [
-            checked_signature(digest(authorization, offer), signature, self.address)
-            for authorization, signature in zip(authorizations, signatures, strict=True)
-        ]
+        return self._checked(authorizations, signatures, offer)
+
+    def _checked(
+        self, authorizations: Sequence[Authorization], signatures: Sequence[bytes], offer: Offer
+    ) -> list[bytes]:
+        digest, checked = rail_of(offer).digest, list(signatures)
+        places = range(len(checked))
+        for place in {*places[:1], *places[-1:]} if type(self._signer) is KeySigner else places:
+            checked[place] = checked_signature(digest(authorizations[place], offer), checked[place], self.address)
+        return checked
 
     def _check_offer(self, asked: Offer) -> None:
         if asked.domain != self._bounds.offer.domain:

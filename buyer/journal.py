@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from buyer.moves import move_sql
 from buyer.pool import exposure_atomic, payer_exposure
@@ -139,36 +140,49 @@ def store_signed(
     """
     if read_seal_id(connection) != (None if seal is None else seal.id):
         raise ConfigInvalid("the pool is sealed with another key")
-    for intent, signature in signed:
-        authorization, offer = intent.authorization, intent.terms.offer
-        rail = rail_of(offer)
-        key = (offer.network.chain_id, offer.asset.address, authorization.payer, authorization.nonce)
-        stored = connection.execute(
-            """INSERT INTO authorizations (purchase_id, terms_id, state, chain_id, token, payer, nonce, payee,
-                   value_atomic, valid_after_s, valid_before_s, signature, signed_s, from_block, rail, registry,
-                   facilitator)
-               VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    by_purchase: dict[int, list[tuple[Intent, bytes]]] = {}
+    for each in signed:
+        by_purchase.setdefault(each[0].purchase_id, []).append(each)
+    for purchase_id, group in by_purchase.items():
+        stored = connection.executemany(
+            """INSERT INTO authorizations (chain_id, token, payer, nonce, purchase_id, terms_id, payee, value_atomic,
+                   valid_after_s, valid_before_s, signature, signed_s, from_block, rail, registry, facilitator, state)
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ready')
                ON CONFLICT (chain_id, token, payer, nonce) DO NOTHING""",
-            (
-                intent.purchase_id,
-                intent.terms_id,
-                *key,
-                authorization.payee,
-                str(authorization.value_atomic),
-                authorization.valid_after_s,
-                authorization.valid_before_s,
-                signature if seal is None else seal.close(signature, authorization.nonce),
-                now_s,
-                intent.from_block,
-                rail.NAME,
-                rail.registry(offer.asset.address),
-                authorization.facilitator,
-            ),
+            [_signed_row(intent, signature, now_s, seal) for intent, signature in group],
         )
-        connection.execute("DELETE FROM intents WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?", key)
         connection.execute(
-            "UPDATE purchases SET signed_count = signed_count + ? WHERE id = ?", (stored.rowcount, intent.purchase_id)
+            "UPDATE purchases SET signed_count = signed_count + ? WHERE id = ?", (stored.rowcount, purchase_id)
         )
+    connection.executemany(
+        "DELETE FROM intents WHERE chain_id = ? AND token = ? AND payer = ? AND nonce = ?",
+        [_key(intent) for intent, _ in signed],
+    )
+
+
+def _key(intent: Intent) -> tuple[int, Address, Address, bytes]:
+    offer, authorization = intent.terms.offer, intent.authorization
+    return offer.network.chain_id, offer.asset.address, authorization.payer, authorization.nonce
+
+
+def _signed_row(intent: Intent, signature: bytes, now_s: int, seal: Seal | None) -> tuple[Any, ...]:
+    authorization, offer = intent.authorization, intent.terms.offer
+    rail = rail_of(offer)
+    return (
+        *_key(intent),
+        intent.purchase_id,
+        intent.terms_id,
+        authorization.payee,
+        str(authorization.value_atomic),
+        authorization.valid_after_s,
+        authorization.valid_before_s,
+        signature if seal is None else seal.close(signature, authorization.nonce),
+        now_s,
+        intent.from_block,
+        rail.NAME,
+        rail.registry(offer.asset.address),
+        authorization.facilitator,
+    )
 
 
 def forget_expired(connection: Connection, purchase: Purchase, chain_now_s: int) -> None:

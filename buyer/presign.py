@@ -32,7 +32,16 @@ from buyer.journal import (
     intents_of,
     store_signed,
 )
-from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, SIGN_CHUNK, SIGN_COUNT_MAX, TTL_S_DEFAULT, TTL_S_MIN
+from buyer.key_signer import KeySigner
+from buyer.limits import (
+    CLAIM_MARGIN_S,
+    EXPIRY_CHAIN_MARGIN_S,
+    SIGN_CHUNK,
+    SIGN_CHUNK_OWN_KEY,
+    SIGN_COUNT_MAX,
+    TTL_S_DEFAULT,
+    TTL_S_MIN,
+)
 from buyer.nonces import draw_nonces
 from buyer.policy import Choice, SpendPolicy, acceptable, choose
 from buyer.pool import Pool
@@ -240,17 +249,22 @@ def _sign_and_store(
         by_terms.setdefault(intent.terms_id, []).append(intent)
     done = 0
     seal = pool.seal()
+    size = SIGN_CHUNK_OWN_KEY if type(signer) is KeySigner else SIGN_CHUNK
     for group in by_terms.values():
         offer = group[0].terms.offer
         latest_s = max(intent.authorization.valid_before_s for intent in group)
         bounded = BoundedSigner(signer, Bounds(offer, len(group), offer.amount_atomic, latest_s))
-        for start in range(0, len(group), SIGN_CHUNK):
-            chunk = group[start : start + SIGN_CHUNK]
+        for start in range(0, len(group), size):
+            chunk = group[start : start + size]
             signatures = bounded.sign_authorizations([intent.authorization for intent in chunk], offer)
             checkpoint("buyer.signed")
             signed = list(zip(chunk, signatures, strict=True))
             signed_s = int(clock())
-            pool.database.transact(lambda connection: store_signed(connection, signed, signed_s, seal=seal))  # noqa: B023 - runs at once
+            # New rows are nobody's, so no lease need be called in for them.
+            pool.database.transact(
+                lambda connection: store_signed(connection, signed, signed_s, seal=seal),  # noqa: B023 - runs at once
+                bare=True,
+            )
             checkpoint("buyer.stored")
             done += len(chunk)
             if progress is not None:

@@ -90,7 +90,7 @@ def draft(offer: Offer, wallet: Signer, rpc_url: str, **changes: object) -> Draf
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def sign(pool: Pool, wanted: Draft, wallet: Wallet, count: int) -> Purchase:
+def sign(pool: Pool, wanted: Draft, wallet: Signer, count: int) -> Purchase:
     plan = asyncio.run(prepare(pool, wanted, count, int(time.time())))
     return carry_out(pool, plan, wallet)
 
@@ -212,6 +212,18 @@ def test_a_signer_that_lies_fills_no_pool(chain: Devnet, pool: Pool, wallet: Wal
 
     with pytest.raises(SignerFailed):
         sign(pool, draft(offer, wallet, chain.rpc_url), Liar(chain.accounts[0].key), 1)
+    assert pool.counts("p") == Counts()
+
+
+def test_a_key_of_our_own_that_signs_for_another_wallet_fills_no_pool(
+    chain: Devnet, pool: Pool, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.mint(chain.accounts[0].address, 100 * PRICE)
+    ours, another = KeySigner(chain.accounts[0].key), KeySigner(chain.accounts[3].key)
+    signs = another.sign_authorizations
+    monkeypatch.setattr(KeySigner, "sign_authorizations", lambda _, *words: signs(*words))
+    with pytest.raises(SignerFailed):
+        sign(pool, draft(offer, ours, chain.rpc_url), ours, 3)
     assert pool.counts("p") == Counts()
 
 
