@@ -28,7 +28,7 @@ def caller_key(pool: Pool, headers: Headers, *, required: bool) -> ClientKey | N
     if len(given) > 1:
         raise _unauthorized("two different client keys were sent")
     (text,) = given
-    key = pool.database.read(lambda connection: find_key(connection, text))
+    key = pool.database.read(lambda connection: find_key(connection, text), bare=True)
     if key is None:
         raise _unauthorized("this client key is unknown or revoked")
     return key
