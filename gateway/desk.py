@@ -73,6 +73,8 @@ class _Order:
     request_key: str
     fingerprint: str
     routed: Routed
+    # The key was just drawn, so nobody can have asked under it.
+    is_new: bool = False
 
 
 class Desk:
@@ -210,7 +212,7 @@ class Desk:
         routed = self.router.route(call, candidates, self.clock())
         if call.has_id:
             return _Order(call.key, _own_id(call), routed)
-        return _Order(f"{call.key}:{secrets.token_hex(8)}", call.key, routed)
+        return _Order(f"{call.key}:{secrets.token_hex(8)}", call.key, routed, is_new=True)
 
     def _seller_of(self, earlier: Receipt) -> Purchase:
         try:
@@ -317,6 +319,7 @@ class Desk:
                 fingerprint=order.fingerprint,
                 route=call.path,
                 client_key="" if call.client_key is None else call.client_key.name,
+                is_new=order.is_new,
                 tells_delivery=True,
             )
             if purchase.name in self._asked_first:
