@@ -20,6 +20,7 @@ from contracts.console import print_document
 # Benches with options of their own.
 OWN = (
     "live_bidder",
+    "live_dag",
     "bidder",
     "limit",
     "ope",

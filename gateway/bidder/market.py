@@ -100,9 +100,11 @@ class Market:
             memory.slowdown[offer.tier] = known + _SLOWDOWN_STEP * (slowdown - known)
         if speed_is_ours and not outcome.is_censored:
             speed = min(max(task.work / seen, SPEED_MIN), SPEED_MAX)
-            # The first answers say more than the guess they replace.
+            # The first answers say more than the guess they replace. Times are averaged, not speeds: one slow answer
+            # costs more than a quick one saves.
             memory.speeds_seen += 1
-            memory.speed += max(_SPEED_STEP, 1 / memory.speeds_seen) * (speed - memory.speed)
+            step = max(_SPEED_STEP, 1 / memory.speeds_seen)
+            memory.speed = 1 / ((1 - step) / memory.speed + step / speed)
             memory.slowdown[offer.tier] = SLOWDOWN_AT_FIRST
         memory.ok += _OK_STEP * (outcome.is_ok - memory.ok)
         if not outcome.is_ok:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from buyer.budgets import shown_units
 from buyer.client_keys import ClientKey
 from buyer.receipts import Receipt
-from contracts.errors import SellerUnreachable
+from contracts.errors import RequestInProgress, SellerUnreachable
 from gateway.delegator.calls import Answer, NodeFailed, NodeUnknown
 from gateway.delegator.journal import Attempt
 from gateway.delegator.limits import ASK_PAUSE_S, ASK_PAUSE_S_MAX, ASKS_MAX, LEFT_BEHIND_S, RESULT_LENGTH_MAX
@@ -96,8 +96,10 @@ class Buying:
                 raise NodeFailed(_reason(reply), paid_units=paid_units)
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
-        if receipt is None:
+        if receipt is None and reply.error()["code"] != RequestInProgress.code:
             raise NodeFailed(_reason(reply))
+        if receipt is None:
+            raise NodeUnknown(f"another process is paying for it: {_reason(reply)}")
         raise NodeUnknown(f"{receipt.purchase} was paid and has not answered: {_reason(reply)}")
 
     async def receipt_of(self, key: str) -> Receipt | None:

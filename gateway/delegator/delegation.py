@@ -27,6 +27,7 @@ from contracts.errors import NameUnknown
 from gateway.config import GatewayConfig
 from gateway.delegator.buying import Asked, Buying, request_key
 from gateway.delegator.calls import Answer, attempt_key
+from gateway.delegator.isolated import IsolatedBuying
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.order import Order, note_of, order_of, planned_of, schedule_text
 from gateway.delegator.plan import Node, Plan, PlanInvalid, one_node_plan
@@ -81,7 +82,7 @@ class Delegator:
         await asyncio.gather(*(buying.close() for buying in self._buyings))
 
     def _buying(self, client_key: ClientKey | None) -> Buying:
-        buying = Buying(self.desk, client_key)
+        buying = (IsolatedBuying if self.settings.workers == "processes" else Buying)(self.desk, client_key)
         self._buyings = [*(each for each in self._buyings if each.is_busy), buying]
         return buying
 
@@ -93,7 +94,7 @@ class Delegation:
         self.id, self.order = run_id, order
         self.course: Course | None = None
         self.sellers: dict[str, str] = {}
-        self._journal, self._settings, self._buying = delegator.journal, delegator.settings, buying
+        self._journal, self._settings, self.buying = delegator.journal, delegator.settings, buying
         self._run = run
         self._started = time.monotonic()
 
@@ -111,9 +112,9 @@ class Delegation:
         async def call_node(node: Node, attempt: Attempt) -> Answer:
             wish = replace(wishes[node.id], avoid=await self._tried(attempt))
             try:
-                return await self._buying.buy(attempt, Asked(node.est_tokens), wish)
+                return await self.buying.buy(attempt, Asked(node.est_tokens), wish)
             finally:
-                if (receipt := await self._buying.receipt_of(attempt.key)) is not None:
+                if (receipt := await self.buying.receipt_of(attempt.key)) is not None:
                     self.sellers[node.id] = receipt.purchase
 
         limits = Limits(self.order.budget_units, left_s, self._settings.parallel)
@@ -126,14 +127,14 @@ class Delegation:
     async def _tried(self, attempt: Attempt) -> frozenset[str]:
         """Return the purchases that earlier attempts at the same node were paid from."""
         keys = [attempt_key(self.id, attempt.node_id, number) for number in range(attempt.number)]
-        receipts = [await self._buying.receipt_of(key) for key in keys]
+        receipts = [await self.buying.receipt_of(key) for key in keys]
         return frozenset(receipt.purchase for receipt in receipts if receipt is not None)
 
     def _begin(self) -> Run:
         now_ms, deadline_s = time.time_ns() // 1_000_000, self.order.deadline_s
         run = Run(
             id=self.id,
-            tenant=self._buying.tenant,
+            tenant=self.buying.tenant,
             plan="",
             schedule=schedule_text(self.order, None, ""),
             budget_units=self.order.budget_units,
@@ -146,7 +147,7 @@ class Delegation:
     async def _course(self, run: Run) -> Course:
         if run.plan:
             return Course(planned_of(run), note_of(run))
-        planning = Planning(run, self.order, self._settings, self._buying, self._journal, self._left_s)
+        planning = Planning(run, self.order, self._settings, self.buying, self._journal, self._left_s)
         try:
             course = await planning.course()
         except (PlanInvalid, BudgetInfeasible, NameUnknown):

@@ -45,8 +45,6 @@ __all__ = [
 # What a worker's prompt holds besides its goal and its inputs, and how many bytes of text are a token.
 _PREAMBLE_TOKENS = 80
 _BYTES_PER_TOKEN = 4
-# Two deviations: 19 of 20 calls are done by then, if the estimates are right.
-_DEVIATIONS = 2
 # A course is planned to end this share into the time it has.
 _AIM_SHARE = 0.9
 
@@ -138,10 +136,10 @@ def wishes_of(planned: Planned, deadline_s: float | None = None) -> Mapping[str,
     wishes = {}
     for job, node in enumerate(planned.plan.nodes):
         takes_s = graph.ways[job][assignment[job]].takes_s
-        spread_s = _DEVIATIONS * (SPREAD_SHARE * takes_s + SPREAD_MIN_S)
-        free_s = whole_s - before[job] - ranks[job]
-        # Of the time up to the deadline, a node gets what it takes of the longest path.
-        wishes[node.id] = Wish(takes_s + spread_s + free_s + late_s * takes_s / whole_s, free_s <= spread_s)
+        path_s = before[job] + ranks[job]
+        spread_s, free_s = SPREAD_SHARE * takes_s + SPREAD_MIN_S, whole_s - path_s
+        # Of the time that is not needed, each node gets as much as it takes of the longest path through it.
+        wishes[node.id] = Wish(takes_s + spread_s + free_s * takes_s / path_s + late_s * takes_s / whole_s, free_s <= 0)
     return wishes
 
 

@@ -63,10 +63,12 @@ def worker_app(models: Mapping[str, float], *, pace: float = 1e6, slots: int = 6
         if quality is None:
             return JSONResponse({"error": {"message": "model: not here", "code": "model_not_found"}}, 404)
         prompt = str(body["messages"][-1]["content"])
-        work = work_of_tokens(body.get("max_tokens", 400), len(prompt) / _BYTES_PER_TOKEN)
+        plans = "response_format" in body
+        text = _plan(prompt) if plans else _answer(prompt, quality)
+        # A plan is as long as it is; the other answers are a number, and stand for as many tokens as they may have.
+        tokens = len(text) / _BYTES_PER_TOKEN if plans else body.get("max_tokens", 400)
         async with free:
-            await asyncio.sleep(work / state["pace"])
-        text = _plan(prompt) if "response_format" in body else _answer(prompt, quality)
+            await asyncio.sleep(work_of_tokens(tokens, len(prompt) / _BYTES_PER_TOKEN) / state["pace"])
         return JSONResponse(_document(str(body["model"]), prompt, text))
 
     async def set_pace(request: Request) -> Response:

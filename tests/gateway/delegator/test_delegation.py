@@ -17,7 +17,8 @@ from gateway.delegator.order import planned_of
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.ways import DeadlineInfeasible, NotForSale
 from tests.gateway.delegator.parts import UNITS_PER_ATOMIC, Town, events_of, order, plan_of, town
-from tests.gateway.parts import eventually, sign_pool
+from tests.gateway.parts import sign_pool
+from tests.patience import eventually
 
 SUM = plan_of("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
 SLOW, FAST = 1_000, 3_000

@@ -1,0 +1,147 @@
+"""A market on this machine: a chain, five sellers of two models at different speeds and prices, and a buyer's pool.
+
+The models are stand-ins whose speed is given; everything that is paid is real: `farebox sell` with its ledger and
+settlement, `farebox buy`, the pool, and the token on the chain.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from coincurve import PrivateKey
+
+from contracts.address import address_text
+from contracts.evm.devnet import Devnet
+from contracts.keccak import keccak
+from gateway.demo.models import ModelForSale
+from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
+from gateway.demo.shop import seller_yaml
+
+__all__ = ["SELLERS", "LiveMarket", "LiveSeller", "live_market"]
+
+QUALITY = {"small": 0.6, "large": 0.95}
+SLOTS = 16
+_WALLET_ATOMIC = 1_000_000_000
+_SETTLED_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSeller:
+    """A seller: what it sells at what price (whole tokens), and how much work a second it does in each slot."""
+
+    name: str
+    model: str
+    price: str
+    pace: float
+
+
+SELLERS = (
+    LiveSeller("small-economy", "small", "0.0002", 1.0),
+    LiveSeller("small-standard", "small", "0.0006", 1.6),
+    LiveSeller("large-economy", "large", "0.0015", 0.36),
+    LiveSeller("large-standard", "large", "0.004", 0.6),
+    LiveSeller("large-fast", "large", "0.009", 1.4),
+)
+
+
+@dataclass
+class LiveMarket:
+    """What runs. `origins` and `payees` are by seller."""
+
+    crew: Crew
+    chain: Devnet
+    home: Path
+    origins: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    payees: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, Child] = field(default_factory=dict)
+    _admins: dict[str, str] = field(default_factory=dict)
+
+    def open(self, seller: LiveSeller, settler_key: bytes) -> None:
+        """Start a seller and the model behind it."""
+        model_port, port, admin_port = free_ports(3)
+        model_url, url, admin = (f"http://127.0.0.1:{each}" for each in (model_port, port, admin_port))
+        arguments = ["--port", str(model_port), "--pace", str(seller.pace), "--slots", str(SLOTS)]
+        worker = ["-m", "gateway.demo.worker_server", "--model", f"{seller.model}={QUALITY[seller.model]}", *arguments]
+        child = self.crew.start(f"model-{seller.name}", [farebox_command()[0], *worker])
+        self.crew.wait_ready(child, f"{model_url}/healthz")
+        payee = _address_of(secrets.token_bytes(32))
+        folder = self.crew.folder / seller.name
+        folder.mkdir()
+        _write_key(folder / "settler.key", settler_key)
+        text = seller_yaml(
+            ModelForSale(model_url, seller.model, "stand-in"),
+            seller.price,
+            listen=f"127.0.0.1:{port}",
+            network=self.chain.network,
+            rpc=self.chain.rpc_url,
+            token=self.chain.token,
+            pay_to=payee,
+        )
+        text = text.replace("settler.key", str(folder / "settler.key")).replace("settle: auto", "settle: async")
+        text = text.replace("seller.db", str(folder / "seller.db")).replace('per_payer: "1.00"', 'per_payer: "100.00"')
+        (folder / "seller.yaml").write_text(text)
+        command = farebox_command("sell", "--config", str(folder / "seller.yaml"), "--admin-listen", admin[7:])
+        self.processes[seller.name] = self.crew.start(f"sell-{seller.name}", command)
+        self.crew.wait_ready(self.processes[seller.name], f"{admin}/readyz")
+        self.origins[seller.name], self.models[seller.name], self._admins[seller.name] = url, model_url, admin
+        self.payees[seller.name] = payee
+
+    def buy(self, seller: LiveSeller, count: int) -> None:
+        """Sign `count` payments to a seller."""
+        where = ["--endpoint", self.origins[seller.name], "--model", seller.model, "--rpc", self.chain.rpc_url]
+        limits = ["--count", str(count), "--max-price", seller.price, "--signer", "keyfile:buyer.key", "--yes"]
+        self.crew.run("farebox buy", farebox_command("buy", seller.name, *where, *limits, "--json"))
+
+    def set_pace(self, seller: str, pace: float) -> None:
+        """Make a seller's model faster or slower from now on."""
+        httpx.post(f"{self.models[seller]}/test/pace/{float(pace)}", timeout=10).raise_for_status()
+
+    def earned_atomic(self) -> int:
+        """Return what the sellers have on the chain, once nothing is owed to them any more."""
+        for name, child in self.processes.items():
+            wait_until(
+                lambda name=name: self._owed_atomic(name) == 0,  # type: ignore[misc]
+                child,
+                "payments were not settled",
+                timeout_s=_SETTLED_TIMEOUT_S,
+            )
+        return sum(self.chain.balance_of(payee) for payee in self.payees.values())
+
+    def _owed_atomic(self, name: str) -> int:
+        status: dict[str, Any] = httpx.get(f"{self._admins[name]}/status", timeout=10).json()
+        return int(status["unsettled_atomic"])
+
+
+@contextmanager
+def live_market(sellers: Sequence[LiveSeller], counts: dict[str, int]) -> Iterator[LiveMarket]:
+    """Give a market in which `counts` payments are signed for each seller by name; all of it ends with the block."""
+    with TemporaryDirectory(prefix="farebox-live-") as name, Devnet() as chain:
+        folder = Path(name)
+        home = folder / "home"
+        home.mkdir(mode=0o700)
+        wallet = secrets.token_bytes(32)
+        chain.mint(_address_of(wallet), _WALLET_ATOMIC)
+        _write_key(folder / "buyer.key", wallet)
+        with Crew(folder, {"FAREBOX_HOME": str(home)}) as crew:
+            market = LiveMarket(crew, chain, home)
+            for seller, account in zip(sellers, chain.accounts[1:], strict=False):
+                market.open(seller, account.key)
+                market.buy(seller, counts[seller.name])
+            yield market
+
+
+def _address_of(key: bytes) -> str:
+    return address_text(keccak(PrivateKey(key).public_key.format(compressed=False)[1:])[12:])
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_text(key.hex() + "\n")
