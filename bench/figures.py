@@ -97,20 +97,22 @@ def _figure(rows: int, columns: int = 1, height_in: float | None = None) -> tupl
 
 
 def _costs(rows: Sequence[Mapping[str, Any]], theme: _Theme) -> Figure:
-    """Draw one dot a row, CPU time or else the median wall time, with its quartiles, on a logarithmic scale."""
+    """Draw one dot a row, on a logarithmic scale: CPU time with its quartiles; wall time where no row has CPU time."""
+    counted = [row for row in rows if row["cpu_us"] is not None]
+    is_cpu = bool(counted)
+    rows = counted or rows
     figure, (axes,) = _figure(len(rows))
-    is_cpu = all(row["cpu_us"] is not None for row in rows)
     for place, row in enumerate(reversed(rows)):
         colour = theme.ours if "farebox" in row["name"].lower() else theme.peer
-        middle = row["cpu_us"]["median"] if row["cpu_us"] else row["p50_us"]
-        low, high = (row["cpu_us"]["low"], row["cpu_us"]["high"]) if row["cpu_us"] else (row["p50_us"], row["p99_us"])
+        spread = row["cpu_us"] or {"median": row["p50_us"], "low": row["p50_us"], "high": row["p99_us"]}
+        middle, low, high = (spread[key] for key in ("median", "low", "high"))
         axes.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.4, solid_capstyle="round")
         axes.plot([middle], [place], "o", color=colour, markersize=6)
         axes.annotate(f" {middle:,.4g}", (high, place), xytext=(5, 0), textcoords="offset points", va="center")
     axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_yticks(range(len(rows)), [row["name"].strip() for row in reversed(rows)])
-    axes.set_xlabel("CPU microseconds, median and quartiles" if is_cpu else "microseconds")
+    axes.set_xlabel("CPU microseconds, median and quartiles" if is_cpu else "microseconds, median to 99th percentile")
     _finish(axes, "x")
     return figure
 
