@@ -21,6 +21,7 @@ import seller.cli
 from buyer.wallet_commands import wallet_commands
 from contracts.console import exit_on_error, out, print_document, progress
 from contracts.redaction import log_to_stderr
+from gateway.background.commands import background_commands
 from gateway.bidder.commands import bid_commands
 from gateway.delegator.commands import delegate_commands
 from gateway.devnet import devnet
@@ -195,6 +196,7 @@ app.add_typer(budget_commands, name="budget", rich_help_panel=_SERVE)
 app.add_typer(gateway.litellm.cli.commands, name="litellm", rich_help_panel=_SERVE)
 app.add_typer(bid_commands, name="bid", rich_help_panel=_SERVE)
 app.add_typer(delegate_commands, name="delegate", rich_help_panel=_BUY)
+app.add_typer(background_commands, name="background", rich_help_panel=_BUY)
 _add(seller.cli.commands, _SELL)
 app.add_typer(register_commands, name="register", rich_help_panel=_SELL)
 app.command(rich_help_panel=_LOOK)(doctor)

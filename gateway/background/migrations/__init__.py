@@ -1,0 +1,1 @@
+"""The backlog's tables, numbered."""
