@@ -24,7 +24,7 @@ from gateway.requests import Call
 from gateway.routing_settings import RoutingSettings
 from gateway.wishes import work_of
 
-__all__ = ["NotWorthIt", "Routed", "Router", "offer_of", "task_of"]
+__all__ = ["NotWorthIt", "NotWorthItNow", "Routed", "Router", "offer_of", "task_of"]
 
 # What an answer is taken to be worth when nobody says: so much that price only orders, and nothing is skipped.
 _VALUE_PRICES = 4
@@ -36,6 +36,13 @@ class NotWorthIt(LocalRefusal):
 
     code = "not_worth_it"
     remedy = "raise x-farebox-value, allow more time, or leave the value out"
+
+
+class NotWorthItNow(NotWorthIt):
+    """Sellers ask more than usual, and the call has time. Nothing was paid."""
+
+    code, http_status, retry_after_s = "not_worth_it_now", 503, 5
+    remedy = "send the call again in a moment, or raise x-farebox-value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,11 @@ class Router:
         ticket = self.bidder.decide(
             task, list(offers.values()), model=call.model.name, policy=settings.policy, explores=settings.explore
         )
-        if ticket.chosen.decision.action != "buy":
+        decision = ticket.chosen.decision
+        if decision.action != "buy":
             if call.wishes.value_units is not None:
-                raise NotWorthIt(f"{call.model.name[:100]}: {ticket.chosen.decision.reason}")
+                refusal = NotWorthItNow if decision.action == "wait" else NotWorthIt
+                raise refusal(f"{call.model.name[:100]}: {decision.reason}")
             return Routed(cheapest_first(usable))
         by_name = {each.name: each for each in usable}
         return Routed([by_name[offer.name] for offer in ticket.offers], ticket)

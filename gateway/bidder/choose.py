@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from random import Random
 
-from gateway.bidder.features import Row, View, view_of
-from gateway.bidder.limits import EXPLORE_OF_CAP_PERCENT, EXPLORE_OF_DAY_PERCENT, EXPLORE_SHARE, OFFERS_MAX
+from gateway.bidder.features import Row, View, column, view_of
+from gateway.bidder.limits import EXPLORE_OF_CAP_PERCENT, EXPLORE_OF_DAY_PERCENT, EXPLORE_SHARE, OFFERS_MAX, WAIT_SLACK
 from gateway.bidder.market import Market
 from gateway.bidder.policy import Policy
 from gateway.bidder.task import Decision, Offer, Task
@@ -37,6 +37,7 @@ class Exploration:
         return self.day_units is None or offer.price_units * 100 <= self.day_units * EXPLORE_OF_DAY_PERCENT
 
 
+_PRICE_VS_USUAL, _SLACK_OVER_NOMINAL = column("unit_price_vs_ewma"), column("slack_over_nominal")
 # Of work and of seconds.
 _SIZE_MIN, _SIZE_MAX = 1e-6, 1e9
 
@@ -159,8 +160,11 @@ def _chosen(
     if propensity is None:
         propensity = best.probability_of(index)
     if index is None:
-        reason = "no offer is worth its price"
-        return Chosen(Decision("skip", policy.name, reason, propensity=propensity), view)
+        if best.p_good is not None and _is_worth_waiting(view, best.p_good):
+            decision = Decision("wait", policy.name, "worth its usual price, not today's", propensity=propensity)
+        else:
+            decision = Decision("skip", policy.name, "no offer is worth its price", propensity=propensity)
+        return Chosen(decision, view)
     decision = Decision(
         "buy",
         policy.name,
@@ -172,6 +176,15 @@ def _chosen(
         None if best.utilities is None else best.utilities[index],
     )
     return Chosen(decision, view, index, _order(best.worth, index))
+
+
+def _is_worth_waiting(view: View, chances: Sequence[float]) -> bool:
+    """Tell whether an offer would be worth what it usually costs, and there is time to wait for that."""
+    for chance, offer, row in zip(chances, view.offers, view.rows, strict=True):
+        usual = offer.price / max(row[_PRICE_VS_USUAL], 1.0)
+        if usual < offer.price and row[_SLACK_OVER_NOMINAL] >= WAIT_SLACK and view.task.value * chance > usual:
+            return True
+    return False
 
 
 def _order(worth: Sequence[float], first: int) -> list[int]:

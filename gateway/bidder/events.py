@@ -7,8 +7,11 @@ store that says no never stops a call. The pool is where money is written down.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from contracts.storage import Connection, Database, Row, open_database
 from gateway.bidder.choose import Chosen
@@ -16,7 +19,9 @@ from gateway.bidder.features import FEATURE_SCHEMA, FEATURES, View
 from gateway.bidder.limits import EVENTS_KEPT, TRAIN_WINDOW
 from gateway.bidder.task import Observation, Offer, Outcome, Task
 
-__all__ = ["Event", "EventLog"]
+__all__ = ["Event", "EventLog", "ModelState"]
+
+ModelState = Literal["shadow", "live", "retired"]
 
 _PACKED = struct.Struct(f"<{len(FEATURES)}d")
 _OUTCOME = "latency_s, is_ok, is_good, is_censored, paid_units, outcomes.at_ms AS ended_ms"
@@ -150,6 +155,33 @@ class EventLog:
             )
 
         await self._database.write(write, durable=False)
+
+    async def models(
+        self, states: Mapping[str, ModelState], outcomes: int, losses: Mapping[str, float], *, at_ms: int
+    ) -> None:
+        """Write down what models, by name, are now; `losses` are the mean log-losses of late, by policy.
+
+        Raises `StoreUnavailable`.
+        """
+        metrics = msgspec.json.encode(losses).decode()
+
+        def write(connection: Connection) -> None:
+            connection.executemany(
+                """INSERT INTO models (name, at_ms, outcomes, state, metrics) VALUES (?, ?, ?, ?, ?)
+                   ON CONFLICT (name) DO UPDATE SET state = excluded.state, metrics = excluded.metrics""",
+                [(name, at_ms, outcomes, state, metrics) for name, state in states.items()],
+            )
+
+        await self._database.write(write, durable=False)
+
+    def model_states(self) -> dict[str, ModelState]:
+        """Return what each model is now, by name, the oldest first. Raises `StoreUnavailable`."""
+
+        def read(connection: Connection) -> dict[str, ModelState]:
+            rows = connection.execute("SELECT name, state FROM models ORDER BY at_ms, name").fetchall()
+            return {row["name"]: row["state"] for row in rows}
+
+        return self._database.read(read)
 
     def observations(self, count: int = TRAIN_WINDOW) -> list[tuple[int, Observation]]:
         """Return the newest market observations with their time (unix ms), oldest first. Raises `StoreUnavailable`."""

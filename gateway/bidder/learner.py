@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, log
 
 from gateway.bidder.drift import Drift
@@ -27,6 +27,7 @@ from gateway.bidder.limits import (
 )
 from gateway.bidder.linucb import LinUCB
 from gateway.bidder.model import Example, Forest
+from gateway.bidder.ope import doubly_robust
 from gateway.bidder.policy import Estimate
 from gateway.bidder.rule import QueueRule
 from gateway.bidder.schedule import Training
@@ -36,6 +37,11 @@ __all__ = ["Learner", "Standing"]
 _CHANCE_MIN = 1e-3
 # A model may be this much worse than the rule in the shadow: noise of two hundred outcomes.
 _TOLERANCE = 0.01
+_PROPENSITY_MIN = 1e-6
+
+
+# Reward, weight of the logged action, and the model's word on the logged action and on its own.
+_Trial = tuple[float, float, float, float]
 
 
 @dataclass(slots=True)
@@ -46,6 +52,25 @@ class _Model:
     forest: Forest
     made_s: float
     losses: deque[tuple[float, float]]
+    trials: list[_Trial] = field(default_factory=list)
+
+    def try_on(self, view: View, index: int, reward: float, propensity: float) -> None:
+        """Note what it would have done in a decision that was taken with `propensity` and brought `reward`."""
+        chances = self.forest.p_good(view.rows)
+        worth = [view.task.value * chance - offer.price for chance, offer in zip(chances, view.offers, strict=True)]
+        best = max(range(len(worth)), key=worth.__getitem__)
+        weight = 1 / max(propensity, _PROPENSITY_MIN) if best == index else 0.0
+        self.trials.append((reward, weight, worth[index], worth[best]))
+
+    def would_have_brought_less(self) -> bool:
+        """Tell whether, by the doubly robust estimate, it would have brought less than was brought, by one sigma."""
+        if not self.trials:
+            return False
+        import numpy as np
+
+        rewards, weights, of_logged, of_target = np.array(self.trials).T
+        estimated = doubly_robust(rewards, weights, of_logged, of_target)
+        return estimated.value < float(rewards.mean()) - estimated.sigma
 
     def ahead_of_rule(self) -> float:
         """Return how much smaller its mean log-loss is than the rule's."""
@@ -124,9 +149,24 @@ class Learner:
     def observe(self, row: Row, arm: str, is_good: bool) -> None:
         """Nothing: outcomes come with more than this; see `learn`."""
 
-    def learn(self, view: View, index: int, example: Example, is_good: bool, now_s: float) -> None:
-        """Take one outcome of a decision: offer `index` of `view` was bought."""
+    def learn(
+        self,
+        view: View,
+        index: int,
+        example: Example,
+        is_good: bool,
+        now_s: float,
+        *,
+        propensity: float | None = None,
+        paid: float = 0.0,
+    ) -> None:
+        """Take one outcome of a decision: offer `index` of `view` was bought, with `propensity`, for `paid` tokens.
+
+        Without a propensity, as of an offer that stood in for another, it teaches and judges no other policy.
+        """
         self._now_s = now_s
+        if self._shadow is not None and propensity is not None:
+            self._shadow.try_on(view, index, view.task.value * is_good - paid, propensity)
         view = View(view.task, (view.offers[index],), (example.row,))
         arm = view.offers[0].arm
         of_rule = self._note("rule", _chance_of(self._rule.estimate(view)), is_good)
@@ -191,7 +231,11 @@ class Learner:
                 self.drop("the rule did better of late")
         if shadow is None or len(shadow.losses) < SHADOW_OUTCOMES:
             return
-        if shadow.ahead_of_rule() >= -_TOLERANCE and not self._is_behind(shadow):
+        if (
+            shadow.ahead_of_rule() >= -_TOLERANCE
+            and not self._is_behind(shadow)
+            and not shadow.would_have_brought_less()
+        ):
             self._live, self._reason = shadow, "it did better than the rule on outcomes it had not seen"
         self._shadow = None
 

@@ -15,6 +15,9 @@ EXPLORE_SHARE_AFTER_DRIFT = 0.05
 EXPLORE_OF_CAP_PERCENT = 50
 EXPLORE_OF_DAY_PERCENT = 3
 
+# A call whose deadline is this many times its work away may wait for a price to come down.
+WAIT_SLACK = 4.0
+
 # Training: the first model, how often a new one is made while little is known and later, and from how many outcomes.
 TRAIN_FIRST = 150
 TRAIN_EVERY_EARLY = 250

@@ -29,6 +29,11 @@ class Estimated:
     plus_minus: float
     effective: float
 
+    @property
+    def sigma(self) -> float:
+        """The standard error of the mean."""
+        return self.plus_minus / _Z_95
+
     def covers(self, truth: float) -> bool:
         """Tell whether the interval holds `truth`."""
         return abs(self.value - truth) <= self.plus_minus

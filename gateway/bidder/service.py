@@ -19,7 +19,7 @@ from random import Random
 
 from contracts.errors import FareboxError
 from gateway.bidder.choose import NO_EXPLORATION, Chosen, Exploration, choose
-from gateway.bidder.events import Event, EventLog
+from gateway.bidder.events import Event, EventLog, ModelState
 from gateway.bidder.learner import Learner, Standing
 from gateway.bidder.limits import CHOOSE_MAX_S, CHOOSE_SLOW_MAX, OBSERVATIONS_QUEUED_MAX
 from gateway.bidder.linucb import LinUCB
@@ -28,7 +28,7 @@ from gateway.bidder.model import Example
 from gateway.bidder.policy import Policy
 from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
-from gateway.bidder.task import Observation, Offer, Outcome, Task
+from gateway.bidder.task import Observation, Offer, Outcome, Task, tokens
 from gateway.bidder.trainer import newest, train_elsewhere
 
 __all__ = ["POLICY_NAMES", "Bidder", "Ticket", "policy_named"]
@@ -90,6 +90,7 @@ class Bidder:
         self._random = random or Random(secrets.randbits(64))  # noqa: S311 - exploration is no secret
         self._clock = clock
         self._slow = 0
+        self._states: dict[str, ModelState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         if log is not None:
             self._restore(log)
@@ -160,7 +161,17 @@ class Bidder:
         is_good = outcome.is_good(view.task)
         self.market.observe(view.task, offer, outcome, now_s)
         example = Example(view.rows[index], outcome.latency_s, outcome.is_ok, outcome.is_censored)
-        self._learner.learn(view, index, example, is_good, now_s)
+        decision = ticket.chosen.decision
+        self._learner.learn(
+            view,
+            index,
+            example,
+            is_good,
+            now_s,
+            propensity=decision.propensity if index == ticket.chosen.index else None,
+            paid=tokens(outcome.paid_units),
+        )
+        self._note_models()
         for policy in self._fixed.values():
             policy.observe(example.row, offer.arm, is_good)
         if self._log is not None:
@@ -187,6 +198,19 @@ class Bidder:
             self._learner.trained(None, "", self._clock())
             return
         self._learner.trained(forest, name, self._clock())
+        self._note_models()
+
+    def _note_models(self) -> None:
+        """Keep in the log which model decides, which is watched, and which is neither any more."""
+        standing = self._learner.standing()
+        states: dict[str, ModelState] = {name: "live" for name in [standing.live] if name is not None}
+        states |= {name: "shadow" for name in [standing.shadow] if name is not None}
+        changed = {name: state for name, state in states.items() if self._states.get(name) != state}
+        changed |= {name: "retired" for name in self._states if name not in states}
+        self._states = states
+        if changed and self._log is not None:
+            at_ms = round(self._clock() * 1000)
+            self._in_background(self._log.models(changed, standing.outcomes, standing.losses, at_ms=at_ms))
 
     def _restore(self, log: EventLog) -> None:
         """Learn again from the log, and look at the newest model, which must show itself anew."""
@@ -210,7 +234,10 @@ class Bidder:
         self.market.observe(event.view.task, offer, event.outcome, at_s)
         outcome = event.outcome
         example = Example(event.view.rows[event.chosen], outcome.latency_s, outcome.is_ok, outcome.is_censored)
-        self._learner.learn(event.view, event.chosen, example, event.is_good, at_s)
+        paid = tokens(outcome.paid_units)
+        self._learner.learn(
+            event.view, event.chosen, example, event.is_good, at_s, propensity=event.propensity, paid=paid
+        )
 
     # Life
 

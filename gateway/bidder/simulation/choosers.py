@@ -92,7 +92,15 @@ class Learning(Chooser):
 
     def _learn(self, chosen: Chosen, example: Example, ended: Ended) -> None:
         assert chosen.index is not None
-        self._learner.learn(chosen.view, chosen.index, example, ended.is_good, ended.at_s)
+        self._learner.learn(
+            chosen.view,
+            chosen.index,
+            example,
+            ended.is_good,
+            ended.at_s,
+            propensity=chosen.decision.propensity,
+            paid=ended.outcome.paid_units / UNITS_PER_TOKEN,
+        )
         examples = self._learner.wanted(ended.at_s)
         if examples is None:
             return

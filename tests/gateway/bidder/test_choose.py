@@ -70,6 +70,18 @@ def test_the_rule_skips_what_is_not_worth_its_price() -> None:
     assert bought(QueueRule(), [offer("a", 4)]) is not None
 
 
+@pytest.mark.parametrize(("slack_s", "action"), [(60.0, "wait"), (3.0, "skip")])
+def test_a_call_with_time_waits_for_a_price_that_is_higher_than_usual(slack_s: float, action: str) -> None:
+    market = Market()
+    for _ in range(300):
+        market.see(TASK, offer("a", 1))
+    task = replace(TASK, value_units=2 * CENT, slack_s=slack_s)
+    chosen = choose(task, [offer("a", 3)], market, 0.0, policy=QueueRule(), random=Random(1))
+    assert chosen.decision.action == action
+    usual = choose(task, [offer("a", 1)], market, 0.0, policy=QueueRule(), random=Random(1))
+    assert usual.decision.action == "buy"
+
+
 def test_the_rule_pays_more_to_pass_a_queue_only_when_time_is_short() -> None:
     crowded = [offer("a", 1, tier=2, queue=4.0), offer("a", 3, tier=0, queue=4.0)]
     assert bought(QueueRule(), crowded, task=replace(TASK, slack_s=60.0)) == crowded[0]

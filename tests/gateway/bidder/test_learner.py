@@ -84,6 +84,32 @@ def test_a_model_that_does_worse_than_the_rule_later_is_dropped() -> None:
     assert "the rule did better" in learner.standing().reason
 
 
+class Fond:
+    """Stands in for a booster that thinks better of one seller, by its place in a view of two."""
+
+    def predict(self, inputs: Any, **_: Any) -> Any:
+        import numpy as np
+
+        return np.array([0.0, 9.0]) if len(inputs) == 2 else np.zeros(len(inputs))
+
+
+@pytest.mark.parametrize("other_brings", [0.0, 1.0])
+def test_a_model_that_would_have_bought_worse_answers_does_not_take_over(other_brings: float) -> None:
+    learner, market = Learner(challenges=False), Market()
+    learner.trained(Forest(Oracle(0.0), Fond()), "fond", 0.0)
+    offers, random = [GOOD_SELLER, BAD_SELLER], Random(1)
+    for number in range(SHADOW_OUTCOMES):
+        chosen = choose(TASK, offers, market, 0.0, policy=learner, random=random)
+        # One decision in five went to the seller that the model is fond of.
+        index = int(number % 5 == 0)
+        is_good = index == 0 or bool(other_brings)
+        example = Example(chosen.view.rows[index], 1.0, True)
+        propensity = 0.2 if index else 0.8
+        learner.learn(chosen.view, index, example, is_good, 0.0, propensity=propensity, paid=0.01)
+    # On single rows it says what the rule says, so that only the choice between the two can tell.
+    assert learner.decides == ("lightgbm" if other_brings else "rule")
+
+
 def test_a_worse_model_does_not_replace_a_better_one() -> None:
     learner = Learner(challenges=False)
     learner.trained(model_that_says(4.0), "first", 0.0)

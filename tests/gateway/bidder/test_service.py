@@ -139,6 +139,10 @@ async def test_trees_take_over_once_they_have_shown_themselves(url: str, tmp_pat
     assert bidder.standing().shadow is not None
     await serve(bidder, SHADOW_OUTCOMES)
     assert bidder.standing().decides == "lightgbm"
+    await settle(bidder)
+    log = EventLog.open(url)
+    assert log.model_states() == {bidder.standing().live: "live"}
+    log.close()
     await bidder.close()
     again = Bidder(EventLog.open(url), models=tmp_path / "models", key_path=tmp_path / "key", clock=Clock(3_000.0))
     assert (again.standing().decides, again.standing().shadow is None) == ("rule", False)
