@@ -17,10 +17,10 @@ from gateway.bidder.task import NORMAL, PRIORITIES
 from gateway.envelope import Problem, Refused
 from gateway.limits import DEADLINE_MS_MAX
 
-__all__ = ["NO_WISHES", "Wishes", "parse_wishes", "work_of", "work_of_tokens"]
+__all__ = ["BYTES_PER_TOKEN", "NO_WISHES", "Wishes", "parse_wishes", "work_of", "work_of_tokens"]
 
 # What a call weighs: tokens that are written cost ten times those that are read, and 500 written ones are one unit.
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 _READ_SHARE = 0.1
 _TOKENS_PER_WORK = 500
 _TOKENS_UNSTATED = 400
@@ -68,7 +68,7 @@ def work_of(fields: Mapping[str, msgspec.Raw], body_bytes: int) -> float:
                 continue
             break
     written = min(max(written, 1.0), _TOKENS_MAX)
-    return work_of_tokens(written, min(body_bytes / _BYTES_PER_TOKEN, _TOKENS_MAX))
+    return work_of_tokens(written, min(body_bytes / BYTES_PER_TOKEN, _TOKENS_MAX))
 
 
 def work_of_tokens(written: float, read: float) -> float:

@@ -13,24 +13,26 @@ from typing import NamedTuple
 
 from buyer.budgets import shown_units
 from contracts.errors import BudgetExceeded, FareboxError, NameUnknown
+from gateway.bidder.rule import SPREAD_SHARE
 from gateway.delegator.buying import Asked, Buying
 from gateway.delegator.calls import Answer, NodeFailed, attempt_key
 from gateway.delegator.journal import Attempt, Journal, Run
-from gateway.delegator.limits import PLANNER_ROUNDS, PLANNER_TOKENS_MAX
+from gateway.delegator.limits import PLAN_TOKENS_USUAL, PLANNER_ROUNDS, PLANNER_TOKENS_MAX
 from gateway.delegator.order import Order
 from gateway.delegator.plan import Plan, PlanInvalid, check_plan, one_node_plan, parse_plan, plan_schema
 from gateway.delegator.planner import PLANNER_NODE, planner_prompt, unfenced
 from gateway.delegator.progress import Planned
 from gateway.delegator.schedule import BudgetInfeasible, cheapest, cost_units
 from gateway.delegator.settings import DelegateSettings
-from gateway.delegator.ways import Priced, Wish, alone, judge, plan_course
+from gateway.delegator.ways import Priced, Wish, alone, judge, model_of, plan_course
 from gateway.models import parse_model
+from gateway.wishes import BYTES_PER_TOKEN, work_of_tokens
 
 __all__ = ["ONE_CALL_TOKENS", "Course", "Planning", "spent_units"]
 
 ONE_CALL_TOKENS = 2_000
-# A planner that was never met is given this long; everybody waits for it.
-_PLANNER_WISH = Wish(60.0, is_urgent=True)
+# Everybody waits for the planner: without a deadline the fastest is wanted, else one within this share of it.
+_PLANNING_SHARE = 0.2
 
 
 class Course(NamedTuple):
@@ -122,12 +124,19 @@ class Planning:
             known = self._attempt(parse_model(model).name, number, problem)
             await self.journal.intend(self.run.id, known)
         try:
-            answer = await self.buying.buy(known, Asked(PLANNER_TOKENS_MAX, plan_schema()), _PLANNER_WISH)
+            answer = await self.buying.buy(known, Asked(PLANNER_TOKENS_MAX, plan_schema()), self._wish(known))
         except NodeFailed as error:
             await self.journal.ended(known.key, paid_units=error.paid_units, result=None, reason=error.message)
             raise
         await self.journal.ended(known.key, paid_units=answer.paid_units, result=answer.text)
         return answer
+
+    def _wish(self, attempt: Attempt) -> Wish:
+        """Return when the plan is needed: as soon as the fastest planner has it, or a share of the time there is."""
+        paces = [offer.work_per_s for offer in self.offers if offer.model == model_of(attempt.offer)]
+        work = work_of_tokens(PLAN_TOKENS_USUAL, len(attempt.prompt.encode()) / BYTES_PER_TOKEN)
+        soonest_s = work / max(paces, default=1.0)
+        return Wish(max(soonest_s * (1 + SPREAD_SHARE), (self.left_s() or 0.0) * _PLANNING_SHARE), is_urgent=True)
 
     def _least_units(self) -> int:
         """Return what one call of the task costs at least. Raises `BudgetInfeasible`, `NotForSale`."""

@@ -28,7 +28,7 @@ from gateway.delegator.schedule import (
     upward_ranks,
 )
 from gateway.delegator.settings import DelegateSettings
-from gateway.wishes import work_of_tokens
+from gateway.wishes import BYTES_PER_TOKEN, work_of_tokens
 
 __all__ = [
     "DeadlineInfeasible",
@@ -42,9 +42,8 @@ __all__ = [
     "wishes_of",
 ]
 
-# What a worker's prompt holds besides its goal and its inputs, and how many bytes of text are a token.
+# What a worker's prompt holds besides its goal and its inputs.
 _PREAMBLE_TOKENS = 80
-_BYTES_PER_TOKEN = 4
 # A course is planned to end this share into the time it has.
 _AIM_SHARE = 0.9
 
@@ -184,7 +183,7 @@ def _ways(place: int, node: Node, work: float, offers: Sequence[Priced], setting
 
 def _work(node: Node, nodes: Mapping[str, Node]) -> float:
     """Return the work of one call: what it writes, and what it reads of its goal and of others' answers."""
-    read = _PREAMBLE_TOKENS + len(node.goal.encode()) / _BYTES_PER_TOKEN
+    read = _PREAMBLE_TOKENS + len(node.goal.encode()) / BYTES_PER_TOKEN
     read += sum(nodes[each.source].est_tokens for each in node.inputs)
     return work_of_tokens(node.est_tokens, read)
 
