@@ -72,6 +72,60 @@ def settle(
         asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
 
 
+@commands.command("payers", rich_help_panel="Sell")
+def payers(
+    config: _Config = Path("seller.yaml"),
+    lift: Annotated[
+        list[str] | None, typer.Option("--lift", metavar="ADDRESS", help="Trust this payer again; repeatable.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show the payers that settle before any work, because their money once went away after it; or trust one again."""
+    from contracts.address import address_text, parse_address
+    from contracts.console import exit_on_error, out, print_document
+    from contracts.errors import NameUnknown
+    from contracts.money import format_amount
+    from contracts.storage import open_database
+    from seller.config import read_config
+    from seller.limits import PAYERS_SHOWN_MAX
+    from seller.marks import lift_mark, marked
+
+    with exit_on_error(as_json=as_json):
+        settings = read_config(config)
+        chain_id, token = settings.chain.chain_id, settings.token
+        trusted = [parse_address(text, "--lift") for text in lift or []]
+        database = open_database(settings.store, "seller.migrations")
+        try:
+            for payer in trusted:
+                key = (chain_id, token.address, payer)
+                if not database.transact(lambda connection: lift_mark(connection, key)):  # noqa: B023 - runs at once
+                    raise NameUnknown(
+                        f"--lift: {address_text(payer)} is not marked", remedy="run `farebox payers` to see who is"
+                    )
+            found = database.read(lambda connection: marked(connection, chain_id, token.address, PAYERS_SHOWN_MAX))
+        finally:
+            database.close()
+        rows = [
+            {
+                "payer": address_text(each.payer),
+                "withdrawn": each.withdrawn_count,
+                "settled": format_amount(each.settled_atomic, token),
+            }
+            for each in found
+        ]
+
+        def human() -> None:
+            for payer in trusted:
+                out.print(f"{address_text(payer)} is trusted again, as any payer with its history is")
+            for row in rows:
+                out.print(f"{row['payer']}  withdrew {row['withdrawn']} times, paid {row['settled']}: settles first")
+            if not rows:
+                out.print("no payer is marked")
+
+        document = {"lifted": [address_text(payer) for payer in trusted], "settle_first": rows}
+        print_document(document, as_json=as_json, human=human)
+
+
 @commands.command("facilitator", rich_help_panel="Sell")
 def facilitator(
     config: Annotated[
@@ -116,6 +170,7 @@ def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
     from contracts.console import out, print_document
     from contracts.networks import Network
     from seller.admin import price_list
+    from seller.advice import advice
 
     network: Network = seller.config.chain
     document = {
@@ -125,6 +180,7 @@ def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
         "pay_to": seller.config.pay_to,
         "gas_account": seller.gas_account,
         "prices": price_list(seller),
+        "advice": advice(seller.config),
     }
 
     def human() -> None:
@@ -139,5 +195,7 @@ def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
             out.print(f"books on {admin}/status")
         if seller.gas_account:
             out.print(f"settling with gas account {seller.gas_account}")
+        for line in document["advice"]:
+            out.print(line, style="yellow", markup=False)
 
     print_document(document, as_json=as_json, human=human)

@@ -192,3 +192,6 @@ LOAD_STEP_S = 5.0
 SHUTDOWN_GRACE_S = 30
 # Rows `/status` shows per list.
 STATUS_ROWS_MAX = 100
+
+# Marked payers that `farebox payers` shows; those that cost most come first.
+PAYERS_SHOWN_MAX = 1000

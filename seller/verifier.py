@@ -24,8 +24,8 @@ from contracts.errors import (
     TokenPaused,
 )
 from contracts.evm.permit2 import Permit2
-from contracts.evm.rpc import Rpc, RpcRefused
-from contracts.evm.token import Token, call_object
+from contracts.evm.rpc import Rpc
+from contracts.evm.token import Token
 from contracts.keccak import keccak
 from contracts.networks import PERMIT2
 from contracts.offers import Offer
@@ -46,7 +46,6 @@ from seller.wallets import Wallets
 
 __all__ = ["Verifier"]
 
-_PAUSED = keccak(b"paused()")[:4]
 # USDC's word, and USDT's.
 _BLOCKED = (keccak(b"isBlacklisted(address)")[:4], keccak(b"isBlackListed(address)")[:4])
 
@@ -144,11 +143,11 @@ class Verifier:
             )
         if by_permit2 and (payer.allowance_atomic or 0) < authorization.value_atomic:
             return AllowanceRequired("the payer lets Permit2 move less than the price")
-        if await self._says(_PAUSED):
+        if await self._token.is_paused():
             return TokenPaused("the token is paused and moves nothing")
         for party, name in ((authorization.payer, "payer"), (authorization.payee, "payee")):
             for question in _BLOCKED:
-                if await self._says(question + word_of_address(party)):
+                if await self._token.says(question + word_of_address(party)):
                     return PartyBlocked(f"the token's issuer has blocked the {name} {address_text(party)}")
         untimely = why_not_in_time(authorization, int(time.time()), known.chain_time_s, URGENT_LIFE_S)
         return untimely or SettlementFailed("the chain would refuse this transfer")
@@ -196,14 +195,6 @@ class Verifier:
             authorization, now_s = verified.authorization, int(time.time())
             permit = token_permit(payment.extensions, authorization, verified.offer, now_s, URGENT_LIFE_S)
         return msgspec.structs.replace(verified, token_permit=permit, payment_id=payment_id(payment.extensions))
-
-    async def _says(self, question: bytes) -> bool:
-        """Ask the token a question of yes or no; a token that does not know it says no."""
-        try:
-            answer = await self._rpc.call("eth_call", call_object(self._token.address, question), "latest")
-            return int(answer, 16) == 1
-        except (RpcRefused, TypeError, ValueError):
-            return False
 
 
 def _is_over_permit2(payment: VerifiedPayment) -> bool:

@@ -30,6 +30,7 @@ _AUTHORIZATION_STATE = keccak(b"authorizationState(address,bytes32)")[:4]
 _DOMAIN_SEPARATOR = keccak(b"DOMAIN_SEPARATOR()")[:4]
 _DECIMALS = keccak(b"decimals()")[:4]
 _ALLOWANCE = keccak(b"allowance(address,address)")[:4]
+_PAUSED = keccak(b"paused()")[:4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,18 @@ class Token:
         data = _AUTHORIZATION_STATE + bytes(64)
         (state,) = await self._rpc.batch([("eth_call", [call_object(self.address, data), "latest"])])
         return _word(state) is not None
+
+    async def is_paused(self) -> bool:
+        """Tell whether the token says that it moves nothing for anybody now (`paused`, as USDC does)."""
+        return await self.says(_PAUSED)
+
+    async def says(self, question: bytes) -> bool:
+        """Ask a question of yes or no, as call data; a token that does not know it says no."""
+        try:
+            answer = await self._rpc.call("eth_call", call_object(self.address, question), "latest")
+            return int(answer, 16) == 1
+        except (RpcRefused, TypeError, ValueError):
+            return False
 
     async def used_nonces(self, payer: Address, nonces: list[bytes]) -> list[bool]:
         """Return, for each 32-byte nonce, whether the token holds it used or revoked (`authorizationState`)."""

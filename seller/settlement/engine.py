@@ -26,6 +26,7 @@ from contracts.errors import (
     PaymentRevoked,
     SettlementFailed,
     SettlementUnavailable,
+    TokenPaused,
 )
 from contracts.lifecycle import Money
 from seller.claims import Claim
@@ -63,6 +64,7 @@ REFUSALS: dict[str, type[PaymentRefused]] = {
         PaymentReplayed,
         PaymentRevoked,
         SettlementFailed,
+        TokenPaused,
     )
 }
 

@@ -16,6 +16,7 @@ from contracts.errors import (
     PaymentReplayed,
     PaymentRevoked,
     SettlementFailed,
+    TokenPaused,
 )
 from contracts.evm.permit2 import Permit2, transfers
 from contracts.evm.rpc import Rpc, RpcRefused
@@ -116,6 +117,9 @@ class Evidence:
             reason = InsufficientFunds.code
         elif allowance_atomic is not None and allowance_atomic < item.charged_atomic:
             reason = AllowanceRequired.code
+        elif await self._token.is_paused():
+            # Nobody's money moves: no fault of this payer, who is not remembered for it.
+            reason = TokenPaused.code
         else:
             reason = SettlementFailed.code
         return Verdict(item, None, reason=reason, on_chain=on_chain)

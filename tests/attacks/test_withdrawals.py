@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from contracts.evm.devnet import Devnet
+from seller.cli import commands
 from tests.attacks.parts import attacked
 from tests.attacks.test_chain_tricks import Thinking, revoke
 from tests.patience import PATIENCE_S
-from tests.seller.shop import BUYER, PRICE_ATOMIC, Shop, open_shop
+from tests.seller.shop import BUYER, PRICE_ATOMIC, Shop, error_of, open_shop
 
 STRANGERS = range(3, 9)
 """Accounts of the chain that nobody here knows."""
@@ -81,6 +84,49 @@ async def test_who_took_goods_on_credit_and_did_not_pay_gets_no_credit_any_more(
             await asyncio.to_thread(revoke, chain, shop, header)
             assert (await shop.buy(header)).status_code == 402
         assert shop.app.runs == 2
+
+
+@pytest.mark.parametrize("settle", ["auto", "after"])
+async def test_a_token_that_stood_still_is_not_held_against_its_payers(
+    chain: Devnet, tmp_path: Path, settle: str
+) -> None:
+    async with attacked(chain, tmp_path, settle=settle) as (shop, _):
+        thinking = shop.app.behave = Thinking(shop.app.body)
+        header = shop.payment()
+        call = asyncio.ensure_future(shop.buy(header))
+        await thinking.begun.wait()
+        await asyncio.to_thread(chain.set_paused, True)
+        thinking.go_on.set()
+        answer = await call
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "token_paused")
+        await asyncio.to_thread(chain.set_paused, False)
+        earned = paid_at_each_run(shop)
+        assert (await shop.buy(header)).status_code == 200
+        assert earned == [0], "the work came first, as for any stranger"
+
+
+async def test_the_seller_can_trust_a_payer_again_that_withdrew(chain: Devnet, tmp_path: Path) -> None:
+    payer = chain.accounts[BUYER].address
+    async with attacked(chain, tmp_path, settle="auto") as (shop, till):
+        assert told(shop, tmp_path) == {"lifted": [], "settle_first": []}
+        await withdraw_once(chain, shop, "revoked")
+        till.expect(withdrawn_runs=1)
+        (marked,) = told(shop, tmp_path)["settle_first"]
+        assert (marked["payer"], marked["withdrawn"], marked["settled"]) == (payer, 1, "0.00 USDC")
+        assert told(shop, tmp_path, "--lift", payer.lower()) == {"lifted": [payer], "settle_first": []}
+        earned = paid_at_each_run(shop)
+        assert (await shop.buy()).status_code == 200
+        assert earned == [0], "the work came first, as for any stranger"
+        assert told(shop, tmp_path, "--lift", payer)["error"]["code"] == "not_found"
+
+
+def told(shop: Shop, folder: Path, *words: str) -> dict[str, Any]:
+    """Run `farebox payers WORDS` on a shop's settings; return its document."""
+    config = folder / "seller.yaml"
+    config.write_text(shop.seller.config.model_dump_json())
+    result = CliRunner().invoke(commands, ["payers", "--config", str(config), *words, "--json"])
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
 
 
 @pytest.mark.parametrize("status", [422, 200], ids=["a model that refuses", "a client that pays"])

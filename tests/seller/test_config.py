@@ -8,6 +8,7 @@ import pytest
 
 from contracts.errors import ConfigInvalid
 from seller import PaymentMiddleware
+from seller.advice import advice
 from seller.config import CONFIG_VARIABLE, SellerConfig, read_config
 from seller.pricebook import PriceBook
 from seller.service import Seller
@@ -46,6 +47,17 @@ def test_the_shortest_configuration_uses_the_networks_own_dollar(tmp_path: Path)
     assert config.token.symbol == "USDC"
     assert config.settle == "auto"
     assert config.exposure_atomic == (1_000_000, 100_000_000)
+
+
+def test_a_seller_that_trusts_one_endpoint_alone_is_told_what_a_second_is_for(tmp_path: Path) -> None:
+    (told,) = advice(read_config(write(tmp_path, GOOD)))
+    assert told.startswith("rpc: one endpoint alone decides what is paid")
+    two = GOOD.replace('8545"', '8545", "http://127.0.0.1:8546"')
+    assert advice(read_config(write(tmp_path, two))) == []
+    practice = GOOD.replace("base-sepolia", "eip155:31337") + (
+        f'asset: {{address: "0x{"11" * 20}", name: USDC, version: "2", decimals: 6, symbol: USDC}}\n'
+    )
+    assert advice(read_config(write(tmp_path, practice))) == []
 
 
 def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
