@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from bench.harness import Call, Case, Plan, Samples, Slice, measure
 from bench.official import Reach, facilitator_stand_in
 from bench.report import Report, Target, ratio_of, row
+from bench.seller_http import compare
 from bench.stacks import Chain, Request, Stack, StackProcess
+from bench.tree import cores, on_core
 from bench.verify import RAW, raw_recover
 from bench.workload import an_offer, sign_payments
 from contracts.evm.devnet import Devnet
@@ -60,8 +62,11 @@ _ROWS: list[tuple[str, Stack, Request, str | None]] = [
 
 def run(plan: Plan) -> Report:
     """Measure the seller's side of a request."""
-    with Devnet() as devnet, ExitStack() as running:
-        chain = _chain(devnet, running.enter_context(facilitator_stand_in(devnet.network)))
+    core, others_core = cores()
+    with ExitStack() as running:
+        with on_core(others_core):
+            devnet = running.enter_context(Devnet())
+            chain = _chain(devnet, running.enter_context(facilitator_stand_in(devnet.network)))
         processes = {
             stack: running.enter_context(StackProcess(stack, chain))
             for stack in dict.fromkeys(stack for _, stack, _, _ in _ROWS)
@@ -69,16 +74,19 @@ def run(plan: Plan) -> Report:
         cases: list[Case] = [_curve()]
         cases += [_Requests(name, processes[stack], request) for name, stack, request, _ in _ROWS]
         samples = measure(cases, plan)
+        over_http = compare(plan, core, others_core, devnet, chain)
     return Report(
         bench="seller",
-        title="one request to a priced route, ASGI without sockets; settle: async, SQLite, reservations synced",
+        title="one request to a priced route, ASGI without sockets, then over HTTP; SQLite, reservations synced",
         rounds=plan.rounds,
-        rows=[row(RAW, samples), *(row(name, samples, peer, rate=True) for name, _, _, peer in _ROWS)],
-        targets=_targets(samples),
+        rows=[row(RAW, samples), *(row(name, samples, peer, rate=True) for name, _, _, peer in _ROWS), *over_http.rows],
+        targets=[*_targets(samples), *over_http.targets],
         notes=[
+            "Without sockets: settle: async.",
             "Stand-in: the SDK's facilitator verifies and settles nothing and answers at once, by loopback HTTP from",
             "another process whose CPU is not counted, by the SDK's HTTP client without a socket, or by a Python call.",
             "Not in these figures: settling on chain, which `farebox settle` and a real facilitator do elsewhere.",
+            *over_http.notes,
         ],
     )
 
@@ -92,11 +100,11 @@ def _targets(samples: dict[str, Samples]) -> list[Target]:
             "at most", 2.5, ratio_of(middleware, recover),
         ),
         Target(
-            f"paid requests/s, {_CALLERS} at once, times those of the official SDK on the same app",
+            f"paid requests/s without sockets, {_CALLERS} at once, times those of the official SDK on the same app",
             "at least", 20, ratio_of(samples[SDK_PAID].wall_us, samples[PAID_FASTAPI].wall_us),
         ),
         Target(
-            "402 answers/s, times those of the official SDK on the same app",
+            "402 answers/s without sockets, times those of the official SDK on the same app",
             "at least", 5, ratio_of(samples[SDK_UNPAID].wall_us, samples[UNPAID_FASTAPI].wall_us),
         ),
     ]  # fmt: skip

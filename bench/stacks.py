@@ -30,7 +30,7 @@ from seller import PaymentMiddleware, SellerConfig
 from seller.config import AssetSettings
 from seller.service import Seller
 
-__all__ = ["Chain", "Request", "Stack", "StackProcess"]
+__all__ = ["APPLICATIONS", "Chain", "Request", "Stack", "StackProcess", "settings_of"]
 
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
@@ -104,9 +104,9 @@ def _serve(stack: Stack, chain: Chain, commands: Connection) -> None:
 
 async def _answer(stack: Stack, chain: Chain, folder: Path, commands: Connection) -> None:
     async with AsyncExitStack() as life:
-        seller = Seller(_settings(chain, folder), settles=False)
+        seller = Seller(settings_of(chain, folder), settles=False)
         (offer,) = (quote.offer for route in seller.book.routes for quote in route.quotes)
-        app = _APPLICATIONS[stack.application]()
+        app = APPLICATIONS[stack.application]()
         if stack.seller == "Farebox":
             await seller.open()
             life.push_async_callback(seller.close)
@@ -193,7 +193,7 @@ async def _one(app: App, payment: bytes | None) -> int:
     return status
 
 
-def _settings(chain: Chain, folder: Path) -> SellerConfig:
+def settings_of(chain: Chain, folder: Path) -> SellerConfig:
     """Return a shop with one route, whose caps and whose payers' wallets no run exhausts."""
     return SellerConfig.model_validate(
         {
@@ -236,4 +236,19 @@ def _fastapi_application() -> Any:
     return app
 
 
-_APPLICATIONS: dict[str, Callable[[], Any]] = {"raw ASGI": lambda: _raw_application, "FastAPI": _fastapi_application}
+def _starlette_application() -> Any:
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def chat(_: Any) -> JSONResponse:
+        return JSONResponse({"ok": True})
+
+    return Starlette(routes=[Route(PATH, chat, methods=["POST"])])
+
+
+APPLICATIONS: dict[str, Callable[[], Any]] = {
+    "raw ASGI": lambda: _raw_application,
+    "Starlette": _starlette_application,
+    "FastAPI": _fastapi_application,
+}

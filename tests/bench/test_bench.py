@@ -20,7 +20,15 @@ PEERS = {
     "verify": ("libsecp256k1 recover", "Farebox: header to verdict", "eth-account", "official SDK"),
     "sign": ("libsecp256k1 sign", "Farebox: digest and sign", "Farebox: pre-sign", "eth-account", "official SDK"),
     "claims": ("64 bytes appended", "SQLite WAL", "Farebox: claim", "Farebox: claim and sent"),
-    "seller": ("libsecp256k1 recover", "bare raw app", "Farebox on raw app", "bare FastAPI", "official SDK on FastAPI"),
+    "seller": (
+        "libsecp256k1 recover",
+        "bare raw app",
+        "Farebox on raw app",
+        "bare FastAPI",
+        "official SDK on FastAPI",
+        "HTTP: Farebox on Starlette, async: paid",
+        "HTTP: official SDK on FastAPI: paid",
+    ),
     "first_byte": ("bare model server", "farebox sell"),
     "gateway": (
         "JSON: no proxy",

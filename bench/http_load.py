@@ -1,0 +1,158 @@
+"""Sends prebuilt HTTP requests over connections that stay open, from a process and a core of its own.
+
+Each connection sends its next request when it has its answer. Nothing is built, signed or read into a document between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import uvloop
+
+__all__ = ["Load", "LoadGenerator", "Taken"]
+
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
+_STARTED_S, _STOP_TIMEOUT_S = 60.0, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Which bytes to send where, and the status that every answer must have."""
+
+    port: int
+    requests: Sequence[bytes]
+    connections: int
+    status: int
+
+
+@dataclass(slots=True)
+class Taken:
+    """What it took: seconds for all, and microseconds of each request."""
+
+    wall_s: float = 0.0
+    latencies_us: list[float] = field(default_factory=list)
+
+
+class LoadGenerator:
+    """The process, running. Use as a context manager."""
+
+    def __init__(self, core: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_main, args=(core, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        assert self._ours.poll(_STARTED_S), "the load generator did not start"
+        self._ours.recv()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ours.close()
+        self._process.join(_STOP_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def send(self, load: Load) -> Taken:
+        """Send all requests and return what they took. Raises `RuntimeError` for an answer of another status."""
+        self._ours.send(load)
+        taken = self._ours.recv()
+        if isinstance(taken, str):
+            raise RuntimeError(taken)  # noqa: TRY004 - what the other process says
+        found: Taken = taken
+        return found
+
+
+def _main(core: int, commands: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    commands.send("ready")
+    while True:
+        try:
+            load: Load = commands.recv()
+        except EOFError:
+            return
+        try:
+            commands.send(uvloop.run(_send(load)))
+        except (OSError, RuntimeError) as error:
+            commands.send(f"{type(error).__name__}: {error}")
+
+
+async def _send(load: Load) -> Taken:
+    taken, waiting = Taken(), iter(load.requests)
+    loop = asyncio.get_running_loop()
+    clients = []
+    for _ in range(min(load.connections, len(load.requests))):
+        _, client = await loop.create_connection(lambda: _Client(waiting, taken, load.status), "127.0.0.1", load.port)
+        clients.append(client)
+    before = time.perf_counter()
+    for client in clients:
+        client.send_next()
+    await asyncio.gather(*(client.done for client in clients))
+    taken.wall_s = time.perf_counter() - before
+    for client in clients:
+        client.close()
+    return taken
+
+
+class _Client(asyncio.Protocol):
+    """One connection. Of an answer it reads the status, and how long it is."""
+
+    def __init__(self, waiting: Iterator[bytes], taken: Taken, status: int) -> None:
+        self._waiting, self._taken, self._status = waiting, taken, b" %d " % status
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: Any = None
+        self._received = b""
+        self._sent_ns = 0
+
+    def send_next(self) -> None:
+        """Send the next request, or end where none is left."""
+        request = next(self._waiting, None)
+        if request is None:
+            if not self.done.done():
+                self.done.set_result(None)
+            return
+        self._sent_ns = time.perf_counter_ns()
+        self._transport.write(request)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(f"the server closed the connection: {error}")
+
+    def data_received(self, data: bytes) -> None:
+        self._received = received = self._received + data if self._received else data
+        if not _is_whole(received):
+            return
+        self._taken.latencies_us.append((time.perf_counter_ns() - self._sent_ns) / 1000)
+        self._received = b""
+        if received[8:13] != self._status:
+            self._fail(f"expected{self._status.decode()}, the server answered {received[:200]!r}")
+            return
+        self.send_next()
+
+    def _fail(self, why: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(why))
+
+
+def _is_whole(received: bytes) -> bool:
+    """Tell whether an HTTP/1.1 answer is all there."""
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return False
+    length = _LENGTH.search(received, 0, end + 2)
+    return received.endswith(b"0\r\n\r\n") if length is None else len(received) >= end + 4 + int(length[1])
