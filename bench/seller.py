@@ -58,28 +58,31 @@ _ROWS: list[tuple[str, Stack, Request, str | None]] = [
     (SDK_PAID_NO_SOCKET, _SDK_NO_SOCKET, _PAID_TOGETHER, PAID_FASTAPI),
     (SDK_PAID_CALL, _SDK_CALL, _PAID_TOGETHER, PAID_FASTAPI),
 ]
+# They take seconds to start, and are left out of a smoke test.
+_SLOW = (_SDK_NO_SOCKET, _SDK_CALL)
 
 
 def run(plan: Plan) -> Report:
     """Measure the seller's side of a request."""
     core, others_core = cores()
+    rows = [each for each in _ROWS if not (plan.quick and each[1] in _SLOW)]
     with ExitStack() as running:
         with on_core(others_core):
             devnet = running.enter_context(Devnet())
             chain = _chain(devnet, running.enter_context(facilitator_stand_in(devnet.network)))
         processes = {
             stack: running.enter_context(StackProcess(stack, chain))
-            for stack in dict.fromkeys(stack for _, stack, _, _ in _ROWS)
+            for stack in dict.fromkeys(stack for _, stack, _, _ in rows)
         }
         cases: list[Case] = [_curve()]
-        cases += [_Requests(name, processes[stack], request) for name, stack, request, _ in _ROWS]
+        cases += [_Requests(name, processes[stack], request) for name, stack, request, _ in rows]
         samples = measure(cases, plan)
         over_http = compare(plan, core, others_core, devnet, chain)
     return Report(
         bench="seller",
         title="one request to a priced route, ASGI without sockets, then over HTTP; SQLite, reservations synced",
         rounds=plan.rounds,
-        rows=[row(RAW, samples), *(row(name, samples, peer, rate=True) for name, _, _, peer in _ROWS), *over_http.rows],
+        rows=[row(RAW, samples), *(row(name, samples, peer, rate=True) for name, _, _, peer in rows), *over_http.rows],
         targets=[*_targets(samples), *over_http.targets],
         notes=[
             "Without sockets: settle: async.",

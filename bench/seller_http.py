@@ -58,7 +58,7 @@ _ROWS: list[tuple[str, Shop, bool, str | None]] = [
     (HONO, _HONO, True, ASYNC),
 ]
 # What a smoke test measures: the others take seconds to start, or to wait for blocks.
-_QUICK = (_BARE, _ASYNC, _SDK)
+_QUICK = (_BARE, _ASYNC)
 
 
 @dataclass(frozen=True, slots=True)

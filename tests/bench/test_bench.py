@@ -27,7 +27,6 @@ PEERS = {
         "bare FastAPI",
         "official SDK on FastAPI",
         "HTTP: Farebox on Starlette, async: paid",
-        "HTTP: official SDK on FastAPI: paid",
     ),
     "first_byte": ("bare model server", "farebox sell"),
     "gateway": (
