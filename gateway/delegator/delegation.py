@@ -34,6 +34,7 @@ from gateway.delegator.plan import Node, Plan, PlanInvalid, one_node_plan
 from gateway.delegator.planner import PLANNER_NODE
 from gateway.delegator.planning import ONE_CALL_TOKENS, Course, Planning, spent_units
 from gateway.delegator.progress import Planned
+from gateway.delegator.replan import Replanned, Rest
 from gateway.delegator.run import Limits, NodeEvent, run_plan
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.settings import DelegateSettings
@@ -103,11 +104,18 @@ class Delegation:
         run = self._run or self._begin()
         if not run.plan and self.order.plan is None and self.order.planner is not None:
             yield NodeEvent("started", self._now_s(), PLANNER_NODE, self.order.planner)
-        self.course = await self._course(run)
+        planning = Planning(run, self.order, self._settings, self.buying, self._journal, self._left_s)
+        self.course = await self._course(run, planning)
         run = self._journal.find(self.id)
         yield NodeEvent("planned", self._now_s(), spent_units=spent_units(run), reason=self.course.note)
         planned, left_s = self.course.planned, self._left_s()
-        wishes = wishes_of(planned, left_s)
+        wishes = dict(wishes_of(planned, left_s))
+
+        async def replan(rest: Rest) -> Replanned | None:
+            if (again := await planning.replan(rest)) is not None:
+                self.course = Course(again.planned, "the rest was planned anew")
+                wishes.update(wishes_of(again.planned, self._left_s()))
+            return again
 
         async def call_node(node: Node, attempt: Attempt) -> Answer:
             wish = replace(wishes[node.id], avoid=await self._tried(attempt))
@@ -118,7 +126,7 @@ class Delegation:
                     self.sellers[node.id] = receipt.purchase
 
         limits = Limits(self.order.budget_units, left_s, self._settings.parallel)
-        happening = run_plan(planned, call_node, self._journal, run, limits)
+        happening = run_plan(planned, call_node, self._journal, run, limits, replan=replan)
         # Whoever stops listening stops the run: its generator must end now, not when it is collected.
         async with contextlib.aclosing(cast("AsyncGenerator[NodeEvent, None]", happening)) as events:
             async for event in events:
@@ -144,10 +152,9 @@ class Delegation:
         self._journal.begin(run)
         return run
 
-    async def _course(self, run: Run) -> Course:
+    async def _course(self, run: Run, planning: Planning) -> Course:
         if run.plan:
             return Course(planned_of(run), note_of(run))
-        planning = Planning(run, self.order, self._settings, self.buying, self._journal, self._left_s)
         try:
             course = await planning.course()
         except (PlanInvalid, BudgetInfeasible, NameUnknown):

@@ -10,9 +10,18 @@ import hashlib
 
 from contracts.errors import FareboxError
 from gateway.delegator.limits import DEPTH_MAX, FAN_OUT_MAX, GOAL_LENGTH_MAX, NODES_MAX, TASK_LENGTH_MAX
+from gateway.delegator.replan import Rest
 from gateway.delegator.settings import DelegateSettings
 
-__all__ = ["PLANNER_NODE", "planner_prompt", "unfenced"]
+__all__ = ["PLANNER_NODE", "planner_prompt", "rest_prompt", "unfenced"]
+
+# Of a goal, where the planner is reminded of it.
+_SHOWN_MAX = 200
+
+_AGAIN = """\
+A first plan could not be carried out. Plan the rest, in another way. Results that are there may be read by their ids,
+in needs and inputs; do not list them as nodes again.
+"""
 
 PLANNER_NODE = "@plan"
 """The planner's place in the journal; no node of a plan can be called so."""
@@ -33,13 +42,29 @@ Plan how several workers do the task below, as one JSON document of the schema y
 
 def planner_prompt(task: str, settings: DelegateSettings, key: str, *, problem: tuple[str, FareboxError] | None) -> str:
     """Return what the planner is asked; `problem` is its first plan and what was wrong with that."""
-    mark = f"<<{hashlib.sha256(f'mark:{key}'.encode()).hexdigest()[:16]}>>"
+    mark = _mark(key)
     rules = _RULES.format(nodes=NODES_MAX, depth=DEPTH_MAX, fan_out=FAN_OUT_MAX, goal=GOAL_LENGTH_MAX)
     parts = [rules, _workers(settings), f"The task is what stands between the marks {mark}:\n{_marked(task, mark)}"]
     if problem is not None:
         plan, error = problem
         parts.append(f"Your first plan was refused: {error.message}\nIt was:\n{_marked(plan, mark)}\nCorrect it.")
     return "\n".join(parts)
+
+
+def rest_prompt(task: str, settings: DelegateSettings, key: str, rest: Rest) -> str:
+    """Return what the planner is asked after a plan that could not be carried out."""
+    mark = _mark(key)
+    goals = {node.id: node.goal for node in rest.planned.plan.nodes}
+    done = "\n".join(f"- {node_id}: {goals.get(node_id, '')[:_SHOWN_MAX]}" for node_id in rest.results) or "nothing"
+    failed = "\n".join(f"- {node_id}: {goals[node_id][:_SHOWN_MAX]}" for node_id in rest.failed)
+    return "\n".join(
+        [
+            planner_prompt(task, settings, key, problem=None),
+            _AGAIN,
+            f"There are results of:\n{_marked(done, mark)}",
+            f"These failed:\n{_marked(failed, mark)}",
+        ]
+    )
 
 
 def unfenced(text: str) -> str:
@@ -58,6 +83,10 @@ def _workers(settings: DelegateSettings) -> str:
         for fitness in sorted(settings.models.values(), key=lambda fitness: fitness.quality)
     ]
     return "\n".join(["Workers that are there:", *lines, ""])
+
+
+def _mark(key: str) -> str:
+    return f"<<{hashlib.sha256(f'mark:{key}'.encode()).hexdigest()[:16]}>>"
 
 
 def _marked(text: str, mark: str) -> str:

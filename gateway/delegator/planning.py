@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from buyer.budgets import shown_units
 from contracts.errors import BudgetExceeded, FareboxError, NameUnknown
 from gateway.bidder.rule import SPREAD_SHARE
 from gateway.delegator.buying import Asked, Buying
 from gateway.delegator.calls import Answer, NodeFailed, attempt_key
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.limits import PLAN_TOKENS_USUAL, PLANNER_ROUNDS, PLANNER_TOKENS_MAX
-from gateway.delegator.order import Order
-from gateway.delegator.plan import Plan, PlanInvalid, check_plan, one_node_plan, parse_plan, plan_schema
-from gateway.delegator.planner import PLANNER_NODE, planner_prompt, unfenced
+from gateway.delegator.order import Order, schedule_text
+from gateway.delegator.plan import Plan, PlanInvalid, check_plan, one_node_plan, parse_plan, plan_schema, read_plan
+from gateway.delegator.planner import PLANNER_NODE, planner_prompt, rest_prompt, unfenced
 from gateway.delegator.progress import Planned
+from gateway.delegator.replan import Replanned, Rest
 from gateway.delegator.schedule import BudgetInfeasible, cheapest, cost_units
 from gateway.delegator.settings import DelegateSettings
 from gateway.delegator.ways import Priced, Wish, alone, judge, model_of, plan_course
@@ -90,6 +90,41 @@ class Planning:
         assert problem is not None
         return self._one_call(f"the planner's plans were refused: {problem.error.message}")
 
+    async def replan(self, rest: Rest) -> Replanned | None:
+        """Return a plan for what a failed one has left; None where nobody plans, or nothing better comes of it.
+
+        Raises `NodeUnknown` where the planner was paid and has not answered.
+        """
+        if self.order.planner is None:
+            return None
+        self.run = self.journal.find(self.run.id)
+        self.offers = await self.buying.offers()
+        model = parse_model(self.order.planner).name
+        within = self._planners(model, rest.free_units // 2)
+        if not within:
+            return None
+
+        def prompt(key: str) -> str:
+            return rest_prompt(self.order.task, self.settings, key, rest)
+
+        try:
+            answer = await self._bought(
+                PLANNER_ROUNDS + self.run.round, lambda number: self._made(number, within[-1], prompt)
+            )
+            plan = _continued(unfenced(answer.text), rest)
+            planned = plan_course(
+                plan,
+                self.offers,
+                self.settings,
+                budget_units=rest.free_units - answer.paid_units,
+                deadline_s=self.left_s(),
+                answered=rest.results.keys(),
+            )
+        except (NodeFailed, PlanInvalid, BudgetInfeasible):
+            return None
+        text = schedule_text(self.order, planned, "the rest was planned anew")
+        return Replanned(planned, text, answer.paid_units)
+
     def _of(self, plan: Plan) -> Planned:
         check_plan(plan)
         left_units = self.order.budget_units - self.spent_units
@@ -112,6 +147,10 @@ class Planning:
         return Course(single, f"one call: {verdict.reason}")
 
     async def _ask(self, model: str, number: int, problem: _Refused | None) -> Answer:
+        """Have a plan written. Raises `NodeFailed`, `NodeUnknown`, `BudgetExceeded`, `NameUnknown`."""
+        return await self._bought(number, lambda number: self._attempt(parse_model(model).name, number, problem))
+
+    async def _bought(self, number: int, make: Callable[[int], Attempt]) -> Answer:
         """Buy a plan, or read in the journal what was bought."""
         known = next(
             (each for each in self.run.attempts if (each.node_id, each.number) == (PLANNER_NODE, number)), None
@@ -121,7 +160,7 @@ class Planning:
         if known is not None and known.state == "failed":
             raise NodeFailed(known.reason or "it failed", paid_units=known.paid_units or 0)
         if known is None:
-            known = self._attempt(parse_model(model).name, number, problem)
+            known = make(number)
             await self.journal.intend(self.run.id, known)
         try:
             answer = await self.buying.buy(known, Asked(PLANNER_TOKENS_MAX, plan_schema()), self._wish(known))
@@ -147,30 +186,54 @@ class Planning:
         return cost_units(one.graph, cheapest(one.graph))
 
     def _attempt(self, model: str, number: int, problem: _Refused | None) -> Attempt:
+        # What one call of the whole task costs is not for planning: there is always an answer to be had.
+        left_units = self.order.budget_units - self.spent_units - self._least_units()
+        within = self._planners(model, left_units)
+        if not within:
+            raise BudgetExceeded("a planner costs more than the budget has left beside the task")
+
+        def prompt(key: str) -> str:
+            return planner_prompt(self.order.task, self.settings, key, problem=problem)
+
+        return self._made(number, within[-1], prompt)
+
+    def _planners(self, model: str, most_units: int) -> Sequence[Priced]:
+        """Return the offers of the planner's model up to a price, the cheapest first. Raises `NameUnknown`."""
         sold = sorted((offer for offer in self.offers if offer.model == model), key=lambda offer: offer.price_units)
         if not sold:
             raise NameUnknown(
                 f"the planner: no purchase of {model[:100]!r} has anything left",
                 remedy=f"run `farebox buy NAME --endpoint URL --model {model[:100]} --count N --max-price P`",
             )
-        # What one call of the whole task costs is not for planning: there is always an answer to be had.
-        left_units = self.order.budget_units - self.spent_units - self._least_units()
-        within = [offer for offer in sold if offer.price_units <= left_units]
-        if not within:
-            raise BudgetExceeded(
-                f"a planner costs {shown_units(sold[0].price_units)} on top, and the budget ends before"
-            )
+        return [offer for offer in sold if offer.price_units <= most_units]
+
+    def _made(self, number: int, offer: Priced, prompt: Callable[[str], str]) -> Attempt:
         key = attempt_key(self.run.id, PLANNER_NODE, number)
         return Attempt(
             key=key,
             node_id=PLANNER_NODE,
             number=number,
-            offer=within[-1].name,
-            prompt=planner_prompt(self.order.task, self.settings, key, problem=problem),
-            price_units=within[-1].price_units,
+            offer=offer.name,
+            prompt=prompt(key),
+            price_units=offer.price_units,
             state="intended",
             started_ms=time.time_ns() // 1_000_000,
         )
+
+
+def _continued(text: str, rest: Rest) -> Plan:
+    """Return a plan for the rest with the answered nodes that it reads. Raises a leaf of `PlanInvalid`."""
+    plan = read_plan(text)
+    named = {node.id for node in plan.nodes}
+    wanted = {need for node in plan.nodes for need in node.needs} | {plan.output}
+    answered = [
+        node.model_copy(update={"needs": [], "inputs": []})
+        for node in rest.planned.plan.nodes
+        if node.id in rest.results and node.id in wanted and node.id not in named
+    ]
+    whole = plan.model_copy(update={"nodes": [*answered, *plan.nodes]})
+    check_plan(whole)
+    return whole
 
 
 def spent_units(run: Run) -> int:

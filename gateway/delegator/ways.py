@@ -6,7 +6,7 @@ sellers of that model who ask no more, by what is known of them when the call is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from buyer.budgets import shown_units
@@ -44,6 +44,9 @@ __all__ = [
 
 # What a worker's prompt holds besides its goal and its inputs.
 _PREAMBLE_TOKENS = 80
+_ANSWERED = Way("", 0.0, 0)
+# Of a path on which all is answered, so that it can be divided by.
+_SHORTEST_S = 1e-6
 # A course is planned to end this share into the time it has.
 _AIM_SHARE = 0.9
 
@@ -101,13 +104,14 @@ def plan_course(
     *,
     budget_units: int,
     deadline_s: float | None = None,
+    answered: Collection[str] = (),
 ) -> Planned:
     """Return who does what: cheap work cheaply, and speed bought where the whole gets shorter.
 
-    A share of the budget is kept for calls that must be repeated. Raises `NotForSale`, `BudgetInfeasible` with the
-    missing amount, `DeadlineInfeasible`.
+    Nodes that are `answered` cost nothing more. A share of the budget is kept for calls that must be repeated. Raises
+    `NotForSale`, `BudgetInfeasible` with the missing amount, `DeadlineInfeasible`.
     """
-    graph = _graph(plan, offers, settings)
+    graph = _graph(plan, offers, settings, answered)
     least = cost_units(graph, cheapest(graph))
     if least > budget_units:
         raise BudgetInfeasible(
@@ -135,10 +139,12 @@ def wishes_of(planned: Planned, deadline_s: float | None = None) -> Mapping[str,
     wishes = {}
     for job, node in enumerate(planned.plan.nodes):
         takes_s = graph.ways[job][assignment[job]].takes_s
-        path_s = before[job] + ranks[job]
+        path_s = max(before[job] + ranks[job], _SHORTEST_S)
         spread_s, free_s = SPREAD_SHARE * takes_s + SPREAD_MIN_S, whole_s - path_s
         # Of the time that is not needed, each node gets as much as it takes of the longest path through it.
-        wishes[node.id] = Wish(takes_s + spread_s + free_s * takes_s / path_s + late_s * takes_s / whole_s, free_s <= 0)
+        wishes[node.id] = Wish(
+            takes_s + spread_s + free_s * takes_s / path_s + late_s * takes_s / max(whole_s, _SHORTEST_S), free_s <= 0
+        )
     return wishes
 
 
@@ -158,9 +164,12 @@ def judge(planned: Planned, single: Planned, *, deadline_s: float | None = None)
     return worth_delegating(course, Single(one.takes_s, one.price_units), overheads, deadline_s=deadline_s)
 
 
-def _graph(plan: Plan, offers: Sequence[Priced], settings: DelegateSettings) -> Graph:
+def _graph(plan: Plan, offers: Sequence[Priced], settings: DelegateSettings, answered: Collection[str]) -> Graph:
     places, nodes = plan.places, {node.id: node for node in plan.nodes}
-    ways = [_ways(place, node, _work(node, nodes), offers, settings) for place, node in enumerate(plan.nodes)]
+    ways = [
+        [_ANSWERED] if node.id in answered else _ways(place, node, _work(node, nodes), offers, settings)
+        for place, node in enumerate(plan.nodes)
+    ]
     fitness = {offer.name: settings.fitness_of(offer.model) for offer in offers}
     slots = {name: each.slots for name, each in fitness.items() if each is not None and each.slots is not None}
     return Graph([[places[need] for need in node.needs] for node in plan.nodes], ways, slots)

@@ -5,11 +5,12 @@ wrongly:
 
     add 7            7 and all numbers among the inputs
     multiply 7       the sum of the inputs, times 7, below 1,000,003
-    say TEXT         TEXT
+    say TEXT         TEXT; without one an empty answer, which nobody can use
     join             the inputs, one a line
 
 Asked for a document of a JSON schema, it plays the planner: it answers with what the task has between ```plan and ```,
-and once its plan was refused with what stands after ```repaired. Anything else is answered as the model server does.
+once its plan was refused with what stands after ```repaired, and for the rest of a plan that failed with what stands
+after ```rest. Anything else is answered as the model server does.
 
 An answer takes `work / pace` seconds, where 500 tokens to write or 5,000 to read are one unit of work, and waits until
 one of the `slots` is free. `POST /test/pace/0.5` makes it slower or faster while it runs.
@@ -42,9 +43,10 @@ __all__ = ["sum_of", "worker_app"]
 MODULUS = 1_000_003
 _INPUT = re.compile(r"<<([0-9a-f]{16})>>\n(.*?)\n<<\1>>", re.DOTALL)
 _GOAL = re.compile(r"^Task: (add|multiply|say|join)(?: (.*?))?(?: at difficulty ([0-9.]+))?$", re.MULTILINE)
-_PLAN = re.compile(r"```(plan|repaired)\n(.*?)\n```", re.DOTALL)
+_PLAN = re.compile(r"```(plan|repaired|rest)\n(.*?)\n```", re.DOTALL)
 _NUMBER = re.compile(r"\d{1,12}")
 _REFUSED = "Your first plan was refused"
+_FAILED = "A first plan could not be carried out"
 _BYTES_PER_TOKEN = 4
 
 
@@ -102,6 +104,8 @@ def _answer(prompt: str, quality: float) -> str:
 
 def _plan(prompt: str) -> str:
     plans: dict[str, str] = dict(reversed(_PLAN.findall(prompt)))
+    if _FAILED in prompt and "rest" in plans:
+        return plans["rest"]
     if _REFUSED in prompt and "repaired" in plans:
         return plans["repaired"]
     return plans.get("plan", "I would rather not.")

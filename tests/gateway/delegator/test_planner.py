@@ -171,6 +171,35 @@ async def test_a_plan_that_was_bought_is_not_bought_again_after_a_death(one: Tow
     assert one.paid["only"] == 4 >= paid
 
 
+async def test_after_a_failure_the_rest_is_planned_anew_and_what_is_answered_is_kept(one: Town) -> None:
+    failing = plan_document("all", a=("add 3", []), b=("say ", []), all=("multiply 10", ["a", "b"]))
+    rest = plan_document("sum", c=("add 4", []), sum=("multiply 10", ["a", "c"]))
+    text = f"{task(failing)}\n```rest\n{json.dumps(rest)}\n```"
+    async with one.delegating() as delegator:
+        delegation = delegator.begin(order(task=text, planner="model", is_judged=False))
+        events = await events_of(delegation)
+        run = delegator.journal.find(delegation.id)
+    assert events[-1].text == "70"
+    assert [node["id"] for node in json.loads(run.plan)["nodes"]] == ["a", "c", "sum"]
+    assert one.paid["only"] == 1 + 1 + 3 + 1 + 2, (
+        "a plan, a, three times b, a plan of the rest, c and sum: never a again"
+    )
+    assert events[-1].spent_units == sum(each.paid_units or 0 for each in run.attempts)
+
+
+@pytest.mark.parametrize("bad", [CYCLE, DANGLING, BRIBED, "no plan"], ids=["circle", "dangling", "bribe", "words"])
+async def test_a_bad_plan_for_the_rest_ends_the_run_with_what_there_is(one: Town, bad: object) -> None:
+    failing = plan_document("all", a=("add 3", []), b=("say ", []), all=("multiply 10", ["a", "b"]))
+    text = f"{task(failing)}\n```rest\n{bad if isinstance(bad, str) else json.dumps(bad)}\n```"
+    async with one.delegating() as delegator:
+        delegation = delegator.begin(order(task=text, planner="model", is_judged=False))
+        events = await events_of(delegation)
+        run = delegator.journal.find(delegation.id)
+    assert events[-1].text is None
+    assert run.state == "partial"
+    assert {each.node_id for each in run.attempts if each.state == "answered"} == {PLANNER_NODE, "a"}
+
+
 def test_a_fence_around_a_plan_is_taken_off() -> None:
     plan = json.dumps(GOOD)
     assert parse_plan(unfenced(f"```json\n{plan}\n```")) == parse_plan(unfenced(f" {plan}\n")) == parse_plan(plan)
