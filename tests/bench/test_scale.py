@@ -44,7 +44,7 @@ class Counted:
         self.steps += 1
         return 0
 
-    def read(self, work: Callable[[Any], T]) -> T:
+    def read(self, work: Callable[[Any], T], *, bare: bool = False) -> T:
         return work(self.connection)
 
     def steps_of(self, work: Callable[[], object]) -> int:
@@ -89,6 +89,15 @@ def grown(counts: list[int]) -> float:
     small, large = counts
     assert small > 0
     return large / small
+
+
+def test_what_is_open_in_a_pool_is_found_in_as_many_steps_however_large_the_pool(pools: list[Pool]) -> None:
+    counts = []
+    for pool in pools:
+        (purchase,) = pool.purchases()
+        counted: Any = pool.database
+        counts.append(counted.steps_of(lambda: pool.open_outcomes(purchase)))  # noqa: B023 - runs at once
+    assert grown(counts) < DEEPER
 
 
 def test_what_is_overdue_in_a_pool_is_found_in_as_many_steps_however_large_the_pool(pools: list[Pool]) -> None:
