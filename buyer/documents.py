@@ -195,7 +195,8 @@ def print_purchase(document: dict[str, Any]) -> None:
     shown = document
     out.print(f"[bold]{escape(shown['name'])}[/]  {shown['state']}")
     out.print(f"  {shown['model']} at {shown['endpoint']}", markup=False)
-    out.print(f"  {shown['price']} a call on {shown['network_name']}, cap {shown['price_cap']}", markup=False)
+    tier = f", {shown['tier']} tier" if shown["tier"] else ""
+    out.print(f"  {shown['price']} a call on {shown['network_name']}, cap {shown['price_cap']}{tier}", markup=False)
     names = ("ready", "claimed", "sent", "unknown", "spent", "expired", "cancelled")
     states = "  ".join(f"{name} {shown[name]}" for name in names if shown[name] or name in ("ready", "spent"))
     out.print(f"  signed {shown['signed']} = {states}", markup=False)
