@@ -196,7 +196,13 @@ class _Carrier:
         await asyncio.gather(*self._losers)
         failed = [node.id for node in progress.planned.plan.nodes if node.id in progress.failed]
         rest = Rest(progress.planned, dict(progress.results), failed, self._ledger.free_units)
-        replanned = await self._replan(rest)
+        try:
+            replanned = await self._replan(rest)
+        except FareboxError as error:
+            # Its planner may have been paid: whoever resumes the run asks again.
+            progress.unknown.add(f"plan {self._round + 1}")
+            self._tell("unknown", reason=error.message)
+            return False
         if replanned is None:
             return False
         self._ledger.reserve(f"plan {self._round + 1}", replanned.paid_units)

@@ -202,6 +202,17 @@ class Behaviours:
         assert list(events[-1].missing) == ["b", "c"]
         assert engine.run.state == "partial"
 
+    async def test_a_run_whose_planner_has_not_answered_stays_open(self, engine: Engine) -> None:
+        seller = Seller()
+        seller.fails["b"] = [NodeFailed("no")] * 3
+
+        async def replan(_: Rest) -> Replanned:
+            raise NodeUnknown("the planner was paid and has not answered")
+
+        events = await engine.carry_out(FORK, seller, replan=replan)
+        assert [event.happening for event in events][-2:] == ["unknown", "finished"]
+        assert engine.run.state == "running"
+
     async def test_what_was_bought_before_is_not_bought_again_by_the_same_tenant(self, engine: Engine) -> None:
         document = json.loads(FORK.model_dump_json())
         for node in document["nodes"]:
