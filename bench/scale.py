@@ -51,7 +51,7 @@ class Sizes:
     """What is measured.
 
     `claims` and `reservations` are those of each process, on SQLite and on PostgreSQL; `teams` are (gateways, sellers)
-    on one store; `apart`: every size in a process of its own.
+    on one store; `apart`: every size, and every gateway and seller, in a process of its own.
     """
 
     pool: Sequence[int] = (100, 1_000, 10_000, 100_000, 1_000_000)
@@ -93,6 +93,7 @@ def measure(sizes: Sizes) -> dict[str, list[dict[str, Any]]]:
                 teams=sizes.teams,
                 claims=sizes.claims[number],
                 reservations=sizes.reservations[number],
+                apart=sizes.apart,
             )
         ]
     return sections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,7 +24,7 @@ __all__ = ["share_store"]
 _AT_ONCE = 64
 _START_TIMEOUT_S = 120.0
 
-_start: Barrier
+_start: Barrier | threading.Barrier
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def share_store(
     teams: Sequence[tuple[int, int]],
     claims: int,
     reservations: int,
+    apart: bool = True,
 ) -> list[dict[str, Any]]:
     """Return what each team of (gateways, sellers) did on one store: operations/s of all its processes, and their p99.
 
@@ -66,7 +68,7 @@ def share_store(
     for gateways, sellers in teams:
         jobs = [_Worker("gateway", urls[0], str(home), claims, number) for number in range(gateways)]
         jobs += [_Worker("seller", urls[1], "", reservations, number) for number in range(sellers)]
-        done = _together(jobs)
+        done = _together(jobs, apart=apart)
         rows.append({"store": store, "gateways": gateways, "sellers": sellers, **_sum(done)})
     return rows
 
@@ -81,15 +83,18 @@ def _sum(done: Sequence[_Done]) -> dict[str, float | None]:
     return found
 
 
-def _together(jobs: Sequence[_Worker]) -> list[_Done]:
-    """Do every job in a process of its own, all beginning at the same moment."""
+def _together(jobs: Sequence[_Worker], *, apart: bool) -> list[_Done]:
+    """Do every job in a process of its own, or at least in a thread, all beginning at the same moment."""
+    if not apart:
+        with ThreadPoolExecutor(len(jobs), initializer=_wait_at, initargs=(threading.Barrier(len(jobs)),)) as threads:
+            return list(threads.map(_work, jobs))
     context = get_context("spawn")
     start = context.Barrier(len(jobs))
     with ProcessPoolExecutor(len(jobs), mp_context=context, initializer=_wait_at, initargs=(start,)) as processes:
         return list(processes.map(_work, jobs))
 
 
-def _wait_at(start: Barrier) -> None:
+def _wait_at(start: Barrier | threading.Barrier) -> None:
     global _start  # noqa: PLW0603 - one a process
     _start = start
 

@@ -125,6 +125,7 @@ def test_a_sellers_status_takes_as_many_steps_however_many_were_settled(ledgers:
     assert grown(counts) < DEEPER
 
 
+@pytest.mark.timeout(400)
 def test_the_bench_measures_every_size_and_every_store() -> None:
     sections = measure(QUICK)
     for section, sizes in (("pool", QUICK.pool), ("purchases", QUICK.purchases), ("ledger", QUICK.ledger)):

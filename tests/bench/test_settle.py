@@ -9,6 +9,7 @@ import pytest
 from bench.settle import main
 
 
+@pytest.mark.timeout(400)
 def test_a_batch_of_fifty_costs_two_thirds_of_single_settlements_on_either_store(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
