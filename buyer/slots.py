@@ -8,7 +8,7 @@ memory here is forgotten, and the next lease begins with what the books then say
 
 from __future__ import annotations
 
-import heapq
+import bisect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ from contracts.storage import Connection, Database, Life, Row
 
 __all__ = ["Slot", "Slots", "patiently"]
 
-# validBefore, row id, what was signed, its signature, its receipt's name: in the order in which they are handed out.
+# validBefore, row id, what was signed, its signature, its receipt's name.
 Slot = tuple[int, int, Authorization, bytes, str]
 
 _TAKE_OVERDUE = move_sql(
@@ -67,6 +67,11 @@ def patiently(lock: threading.Lock) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _later_first(slot: Slot) -> tuple[int, int]:
+    """The order of a list of slots, which is taken from its end."""
+    return -slot[0], -slot[1]
 
 
 class Slots:
@@ -119,14 +124,15 @@ class Slots:
         """
         if self._tails is None:
             return None
-        if not self._lock.acquire(timeout=STORE_BUSY_TIMEOUT_S):
+        # Not `patiently`, and at once where nobody else is in here: that is most of what this costs otherwise.
+        if not self._lock.acquire(False) and not self._lock.acquire(timeout=STORE_BUSY_TIMEOUT_S):
             raise StoreUnavailable("the store is busy, and others wait for it already")
         try:
             slot = self._next(purchase, now_s)
             tail = self.tail
             assert tail is not None, "what is leased is leased with a tail"
             if self._budgeted and self._is_budgeted(purchase, values):
-                heapq.heappush(self._slots[purchase.id, purchase.terms_id], slot)
+                self._slots[purchase.id, purchase.terms_id].append(slot)
                 return None
             try:
                 counts = tail.append(CLAIM, slot[1], values)
@@ -147,7 +153,8 @@ class Slots:
             # What was forgotten since is found again in the books. So is what is in doubt; without a tail the next
             # claim of it asks them, too.
             if epoch == self.epoch and not (in_doubt and self._tails is not None):
-                heapq.heappush(self._slots.setdefault((purchase.id, purchase.terms_id), []), slot)
+                slots = self._slots.setdefault((purchase.id, purchase.terms_id), [])
+                bisect.insort(slots, slot, key=_later_first)
 
     def release(self, slot: Slot) -> None:
         """What became of a slot is written down, or the books alone will tell."""
@@ -159,9 +166,12 @@ class Slots:
 
         With `of_others`, what all have: for a step that looks for another request's.
         """
-        if self._tails is not None and of_others:
+        if self._tails is None:
+            return
+        tail = self.tail
+        if of_others:
             self._tails.enter(connection)
-        elif self._tails is not None:
+        elif tail is None or tail.size:
             self._tails.enter_one(connection, self.worker.id)
 
     def open_signature(self, row: Row) -> bytes:
@@ -202,7 +212,7 @@ class Slots:
             slots = self._slots.get(key)
             if not slots:
                 slots = self._lease(purchase, until_s, now_s)
-            slot = heapq.heappop(slots)
+            slot = slots.pop()
             if slot[0] >= until_s:
                 return slot
 
@@ -289,7 +299,7 @@ class Slots:
             (self.tail,) = fresh
             self._budgeted = budgeted
             self._remove_tails()
-        self._slots.setdefault(key, []).extend(slots)
+        self._slots[key] = slots[::-1]
         self._generation.note_lease(leases)
 
     def _lay_hands_on(self, connection: Connection, values: Values, fresh: list[Tail], *, from_others: bool) -> str:
