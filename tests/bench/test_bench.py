@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[2]
 PEERS = {
     "verify": ("libsecp256k1 recover", "Farebox: header to verdict", "eth-account", "official SDK"),
     "sign": ("libsecp256k1 sign", "Farebox: digest and sign", "Farebox: pre-sign", "eth-account", "official SDK"),
-    "claims": ("64 bytes appended", "SQLite WAL", "Farebox: claim", "Farebox: claim and sent"),
+    "claims": ("64 bytes appended", "SQLite WAL", "Farebox, SQLite", "Farebox, PostgreSQL"),
     "seller": (
         "libsecp256k1 recover",
         "bare raw app",
