@@ -26,8 +26,3 @@ def test_a_run_that_is_killed_again_and_again_pays_once_and_loses_nothing() -> N
     assert missed == []
     assert document["killed_with_a_paid_call_not_written_down"] > 0, "the kills came where it hurts"
     assert document["books"]["payments"] > 0
-
-
-def test_too_few_kills_are_a_usage_error() -> None:
-    command = [sys.executable, "-m", "bench", "executor", "--kill", "0"]
-    assert subprocess.run(command, cwd=REPO, capture_output=True, check=False).returncode == 2

@@ -1,4 +1,4 @@
-"""Delegated runs in a journal on PostgreSQL: the same behaviour, and two processes that both want the same run."""
+"""Delegated runs in a journal on PostgreSQL: two processes that both want the same run."""
 
 from __future__ import annotations
 
@@ -6,32 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from gateway.delegator.journal import Journal
-from tests.gateway.delegator.behaviours import Behaviours
-from tests.gateway.delegator.engines import Engine
 from tests.stores.servers import URL_VARIABLE, Server
 
 REPO = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def engine(postgres: Server) -> Iterator[Engine]:
-    journal = Journal.open(postgres.new_database())
-    yield Engine(journal)
-    journal.close()
-
-
-class TestAsyncioOnPostgres(Behaviours):
-    """The engine without any extra, its journal in a database that machines share."""
-
-
 def test_of_two_processes_that_want_a_run_one_has_it_and_kills_make_nobody_pay_twice(postgres: Server) -> None:
-    command = [sys.executable, "-m", "bench", "executor", "--store", "postgres", "--kill", "12", "--json"]
+    command = [sys.executable, "-m", "bench", "executor", "--store", "postgres", "--kill", "8", "--json"]
     environment = {**os.environ, URL_VARIABLE: postgres.url}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr

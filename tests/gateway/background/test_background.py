@@ -60,7 +60,7 @@ async def true(town: IdleTown, is_so: Any) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_background_work_makes_room_for_others_is_done_later_and_is_paid_once(town: IdleTown) -> None:
+async def test_background_work_makes_room_for_others_and_is_paid_once_as_its_commands_show(town: IdleTown) -> None:
     units = parse_units("0.0005", "price") or 0
     with town.backlog() as backlog:
         town.model.endless.add(1)
@@ -80,18 +80,14 @@ async def test_background_work_makes_room_for_others_is_done_later_and_is_paid_o
     with Pool.open(Home.open(town.homes[BACKGROUND])) as pool:
         counts = pool.counts(BACKGROUND)
     assert (counts.signed, counts.ready, counts.spent) == (3, 2, 1)
-
-
-async def test_tasks_are_added_bought_shown_and_cancelled_from_the_command_line(town: IdleTown) -> None:
     words = ("--model", MODEL, "--max-price", "0.0005", "--max-tokens", "5")
-    added, other = (farebox(town, "add", prompt, *words) for prompt in ("wait a little", "never"))
-    cancelled = farebox(town, "cancel", other["task"])
-    assert (added["state"], cancelled["state"]) == ("waiting", "cancelled")
-    filling = town.start_filling("--once", "--json")
-    assert await asyncio.to_thread(filling.process.wait, PATIENCE_S) == 0, filling.last_words()
+    assert farebox(town, "cancel", too_cheap)["state"] == "cancelled"
+    added = farebox(town, "add", "wait a little", *words)
+    once = town.start_filling("--once", "--json")
+    assert await asyncio.to_thread(once.process.wait, PATIENCE_S) == 0, once.last_words()
     shown = farebox(town, "show", added["task"])
     assert (shown["answer"], shown["paid"], shown["seller"]) == ("done", "0.0005", BACKGROUND)
-    assert {task["state"] for task in farebox(town, "list")["tasks"]} == {"cancelled", "done"}
-    assert farebox(town, "cancel", added["task"])["error"]["code"] == "request_in_progress"
+    assert {each["state"] for each in farebox(town, "list")["tasks"]} == {"cancelled", "done"}
+    assert farebox(town, "cancel", task)["error"]["code"] == "request_in_progress"
     assert farebox(town, "show", "ghost")["error"]["code"] == "not_found"
     assert "PROMPT" in farebox(town, "add", " ", *words)["error"]["message"]
