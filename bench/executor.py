@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ class Books:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the bench from the command line and return its exit code: 1 where a gate is missed."""
+    if "--live" in arguments:
+        live: Any = import_module("bench.executor_live")
+        return int(live.main([each for each in arguments if each != "--live"]))
     parser = argparse.ArgumentParser(prog="python -m bench executor", description=__doc__)
+    parser.add_argument("--live", action="store_true", help="with a real pool, seller and chain; has its own --help")
     parser.add_argument("--kill", type=int, default=_KILLS, metavar="N", help=f"children to kill ({_KILLS})")
     parser.add_argument("--store", choices=_STORES, default="sqlite", help="where the journal is (sqlite)")
     parser.add_argument("--engine", choices=_LIFE_S_MAX, default="asyncio", help="what carries runs out (asyncio)")
