@@ -60,7 +60,6 @@ LEFT_BEHIND_S = 20.0
 
 # The planner's call, and how often it may try.
 PLANNER_TOKENS_MAX = 4_000
-PLAN_TOKENS_USUAL = 800
 PLANNER_ROUNDS = 2
 
 # Tasks that a gateway carries out at once.

@@ -16,7 +16,7 @@ from gateway.bidder.rule import SPREAD_SHARE
 from gateway.delegator.buying import Asked, Buying
 from gateway.delegator.calls import Answer, NodeFailed, attempt_key
 from gateway.delegator.journal import Attempt, Journal, Run
-from gateway.delegator.limits import PLAN_TOKENS_USUAL, PLANNER_ROUNDS, PLANNER_TOKENS_MAX
+from gateway.delegator.limits import PLANNER_ROUNDS, PLANNER_TOKENS_MAX
 from gateway.delegator.order import Order, schedule_text
 from gateway.delegator.plan import Plan, PlanInvalid, check_plan, one_node_plan, parse_plan, plan_schema, read_plan
 from gateway.delegator.planner import PLANNER_NODE, planner_prompt, rest_prompt, unfenced
@@ -173,7 +173,8 @@ class Planning:
     def _wish(self, attempt: Attempt) -> Wish:
         """Return when the plan is needed: as soon as the fastest planner has it, or a share of the time there is."""
         paces = [offer.work_per_s for offer in self.offers if offer.model == model_of(attempt.offer)]
-        work = work_of_tokens(PLAN_TOKENS_USUAL, len(attempt.prompt.encode()) / BYTES_PER_TOKEN)
+        # As the bidder reckons it: a plan may be as long as the request says.
+        work = work_of_tokens(PLANNER_TOKENS_MAX, len(attempt.prompt.encode()) / BYTES_PER_TOKEN)
         soonest_s = work / max(paces, default=1.0)
         return Wish(max(soonest_s * (1 + SPREAD_SHARE), (self.left_s() or 0.0) * _PLANNING_SHARE), is_urgent=True)
 
