@@ -20,7 +20,7 @@ from gateway.config import Listen
 from gateway.delegator.model import DelegateModel
 from gateway.desk import Desk
 from gateway.envelope import Problem, Refused, error_body
-from gateway.limits import BUSY_RETRY_AFTER_S, CONCURRENT_MAX
+from gateway.limits import BUSY_RETRY_AFTER_S, CONCURRENT_MAX, GOOD_HOSTS_MAX
 from gateway.requests import ClientGone, parse_call, read_body
 
 __all__ = ["PAID_ROUTES", "GatewayApp", "HostCheck"]
@@ -40,6 +40,7 @@ class GatewayApp:
         self._delegates = delegates
         self._concurrent_max = concurrent_max
         self._in_flight = 0
+        desk.metrics.in_flight.set_function(lambda: self._in_flight)
         self._rest = _rest_of_the_api(desk, delegates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +65,6 @@ class GatewayApp:
             await self._refuse(scope["path"], client, busy)
             return
         self._in_flight += 1
-        self._desk.metrics.in_flight.set(self._in_flight)
         try:
             key = await self._desk.caller(scope["headers"])
             call = parse_call(scope, await read_body(scope, receive), key)
@@ -84,7 +84,6 @@ class GatewayApp:
         finally:
             client.stop_watching()
             self._in_flight -= 1
-            self._desk.metrics.in_flight.set(self._in_flight)
 
     async def _refuse(self, path: str, client: Client, problem: Problem) -> None:
         """Answer with an error; an answer that had begun is broken off instead, which the server does for us."""
@@ -102,6 +101,8 @@ class HostCheck:
     def __init__(self, app: ASGIApp, listen: Listen) -> None:
         self._app = app
         self._allowed = {"localhost", "127.0.0.1", "::1", listen.host} if listen.is_loopback else None
+        # Spellings of our own name that were found good; a client uses one.
+        self._good_hosts: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._allowed is not None and scope["type"] == "http":
@@ -113,12 +114,21 @@ class HostCheck:
 
     def _check(self, scope: Scope) -> Problem | None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) != 1 or not self._is_ours("//" + hosts[0].decode("latin-1")):
+        if len(hosts) != 1 or not self._is_good_host(hosts[0]):
             return Problem(421, "host_not_allowed", "host: this gateway answers to localhost only")
         for name, value in scope["headers"]:
             if name == b"origin" and not self._is_ours(value.decode("latin-1")):
                 return Problem(403, "origin_not_allowed", "origin: web pages of other origins may not spend here")
         return None
+
+    def _is_good_host(self, host: bytes) -> bool:
+        if host in self._good_hosts:
+            return True
+        if not self._is_ours("//" + host.decode("latin-1")):
+            return False
+        if len(self._good_hosts) < GOOD_HOSTS_MAX:
+            self._good_hosts.add(host)
+        return True
 
     def _is_ours(self, url: str) -> bool:
         assert self._allowed is not None

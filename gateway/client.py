@@ -5,28 +5,53 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from gateway.envelope import Headers, Problem, error_body
 
-__all__ = ["Client", "problem_answer"]
+__all__ = ["Client", "problem_answer", "ready"]
+
+
+def ready(receive: Receive) -> Message | None:
+    """Return the server's next message, or None where one would have to wait for it."""
+    asking = receive().__await__()
+    try:
+        next(asking)
+    except StopIteration as answered:
+        message: Message = answered.value
+        return message
+    finally:
+        asking.close()
+    return None
 
 
 class Client:
-    """Writes one HTTP answer. Once the client is gone, writing goes on silently: the rest is for the books."""
+    """Writes one HTTP answer. Once the client is gone, writing goes on silently: the rest is for the books.
 
-    __slots__ = ("_on_gone", "_receive", "_send", "_watch", "delivered", "gone", "started")
+    `started` tells whether its status line has left, `delivered` whether all of it went to somebody who was there.
+    """
+
+    __slots__ = ("_has_ended", "_is_gone", "_on_gone", "_receive", "_send", "_watch", "delivered", "started")
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._watch: asyncio.Task[None] | None = None
         self._on_gone: Callable[[], None] = lambda: None
-        self.gone = False
+        self._is_gone = self._has_ended = False
         self.started = False
         self.delivered = False
 
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left. The request's body must have been read."""
+        if not self._is_gone and not self._has_ended and self._watch is None:
+            # No task waits for that message in every call.
+            message = ready(self._receive)
+            self._is_gone = message is not None and message["type"] == "http.disconnect"
+        return self._is_gone
+
     def watch(self) -> None:
-        """Notice from now on when the client leaves. The request's body must have been read."""
+        """Notice at once when the client leaves, from now on."""
         if self._watch is None:
             self._watch = asyncio.create_task(self._wait_until_gone())
 
@@ -38,7 +63,7 @@ class Client:
     async def _wait_until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
+        self._is_gone = True
         self._on_gone()
 
     def when_gone(self, act: Callable[[], None]) -> None:
@@ -46,21 +71,24 @@ class Client:
         self._on_gone = act
         if self.gone:
             act()
+        else:
+            self.watch()
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status line and headers."""
-        if not self.gone:
+        if not self._is_gone:
             self.started = True
             await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def body(self, chunk: bytes) -> None:
         """Send a part of the body, now."""
-        if not self.gone:
+        if not self._is_gone:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self, chunk: bytes = b"") -> None:
         """Send the last part of the body; `delivered` then tells whether somebody was there to take all of it."""
         gone = self.gone
+        self._has_ended = True
         if not gone:
             await self._send({"type": "http.response.body", "body": chunk})
         self.delivered = not gone

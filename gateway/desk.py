@@ -98,6 +98,7 @@ class Desk:
         self.metrics = Metrics(self.shelf.counts)
         self.router = Router(config.routing, bidder or Bidder())
         self._upstream = upstream
+        self._needs_keys = config.needs_keys
         self._fallback_key = config.fallback_key()
         self._spender: Spender = pool.spender()
         # Sellers by usage that found a request too large. What they refuse before a payment takes none out of the pool.
@@ -125,7 +126,7 @@ class Desk:
 
     async def caller(self, headers: Headers) -> ClientKey | None:
         """Return the client key a request came with. Raises `Refused` (401) or `StoreUnavailable`."""
-        return await self.in_store(lambda: caller_key(self.pool, headers, required=self.config.needs_keys))
+        return await self.in_store(lambda: caller_key(self.pool, headers, required=self._needs_keys))
 
     async def in_store(self, work: Callable[[], T], *, writes: bool = False) -> T:
         """Run `work`, which asks the store: at once where that takes microseconds, else in a thread.
@@ -150,7 +151,6 @@ class Desk:
 
     async def _replay(self, call: Call, client: Client, record: Record) -> None:
         self.metrics.repeated.labels("replayed").inc()
-        client.watch()
         await client.start(record.status, [*record.headers, _REPLAYED])
         for chunk in record.chunks:
             await client.body(chunk)
@@ -159,7 +159,6 @@ class Desk:
 
     async def _join(self, call: Call, client: Client, attempt: Attempt) -> None:
         self.metrics.repeated.labels("joined").inc()
-        client.watch()
         attempt.client_gone = lambda: client.gone
         try:
             await attempt.record.started()
@@ -224,7 +223,6 @@ class Desk:
 
     async def _buy(self, call: Call, client: Client, order: _Order) -> None:
         attempt = self.attempts.begin(call.key, call.digest, lambda: client.gone)
-        client.watch()
         served = False
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -326,7 +324,7 @@ class Desk:
                 flow = pay_when_asked(request, flow)
             started = time.perf_counter()
             outcome, answer = await drive(flow, self._upstream, blocking=lambda: not self.pool.database.is_free)
-            self.metrics.calls.labels(purchase.name, outcome.kind).inc()
+            self.metrics.of(self.metrics.calls, purchase.name, outcome.kind).inc()
             self.router.heard(purchase, outcome, self.clock())
             if _was_too_large(outcome):
                 self._asked_first[purchase.name] = True
@@ -334,7 +332,7 @@ class Desk:
                 answer.close()  # refused before a payment; what it said is read
                 answer = None
             if outcome.claim is not None:
-                self.metrics.first_byte.labels(purchase.name).observe(time.perf_counter() - started)
+                self.metrics.of(self.metrics.first_byte, purchase.name).observe(time.perf_counter() - started)
             if outcome.error is not None and not isinstance(outcome.error, _NOT_THE_SELLERS):
                 self._note_failure(purchase, outcome.error)
             if outcome.claim is not None or outcome.error is None:
@@ -351,7 +349,7 @@ class Desk:
     def _note_success(self, purchase: Purchase, outcome: Outcome) -> None:
         self.shelf.note_success(purchase)
         if outcome.claim is not None and not outcome.claim.spent and not sold_by_usage(purchase):
-            self.metrics.spent.labels(purchase.name).inc(outcome.claim.authorization.value_atomic)
+            self.metrics.of(self.metrics.spent, purchase.name).inc(outcome.claim.authorization.value_atomic)
         if outcome.claim is not None and outcome.receipt is None:
             self.metrics.no_receipt.labels(purchase.name).inc()
 

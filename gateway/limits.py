@@ -6,6 +6,8 @@ from __future__ import annotations
 BODY_BYTES_MAX = 10 * 1024 * 1024
 # All header names and values of one request. Servers in front of us usually stop at a quarter of this.
 HEADERS_BYTES_MAX = 64 * 1024
+# Spellings of our own Host header that are remembered; the port makes the difference.
+GOOD_HOSTS_MAX = 64
 # An id a client chooses for one logical request.
 REQUEST_ID_CHARS_MAX = 256
 # A model name; the longest public ones have about 100 characters.
@@ -15,6 +17,8 @@ MODEL_CHARS_MAX = 512
 BODY_TIMEOUT_S = 60.0
 # Calls in flight at once; past it a client is told to come back, with nothing claimed.
 CONCURRENT_MAX = 512
+# Label sets of metrics that are kept at hand; purchases times outcomes, and the rest is looked up.
+METRICS_KEPT_MAX = 1_000
 # What those clients are told to wait.
 BUSY_RETRY_AFTER_S = 1
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
+from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from buyer.pool import Counts
+from gateway.limits import METRICS_KEPT_MAX
 
 __all__ = ["Metrics"]
 
 _FIRST_BYTE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+Labelled = TypeVar("Labelled", Counter, Histogram)
 
 PoolCounts = Callable[[], Iterable[tuple[str, Counts]]]
 
@@ -55,6 +60,14 @@ class Metrics:
         )
         self.in_flight = Gauge("farebox_gateway_in_flight", "Calls being answered now.", registry=self._registry)
         self._registry.register(_PoolCollector(pool_counts))
+        self._at_hand: LRUCache[tuple[object, ...], Any] = LRUCache(METRICS_KEPT_MAX)
+
+    def of(self, metric: Labelled, *labels: str) -> Labelled:
+        """Return one metric's child, as `labels` does, which checks the labels and takes a lock at every call."""
+        child: Labelled | None = self._at_hand.get((metric, *labels))
+        if child is None:
+            child = self._at_hand[metric, *labels] = metric.labels(*labels)
+        return child
 
     def text(self) -> bytes:
         """Return the exposition text."""

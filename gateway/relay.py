@@ -7,6 +7,7 @@ error and not as a broken success.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
@@ -29,6 +30,7 @@ __all__ = ["CHARGED_NO", "CHARGED_UNKNOWN", "Relay", "sold_by_usage"]
 
 # Besides letters, digits and "-._~": what may stand in a header of ours as it is.
 _HEADER_SAFE = "/:@,;+=!*()[]"
+_MODELS_CACHED = 256
 CHARGED_UNKNOWN = (b"x-farebox-charged", b"unknown")
 CHARGED_NO = (b"x-farebox-charged", b"false")
 _CHARGED_BEFORE = (b"x-farebox-charged", b"true")
@@ -165,10 +167,15 @@ def _purchase_headers(claim: Claim | None) -> Headers:
         return []
     return [
         (b"x-farebox-purchase", claim.purchase.name.encode()),
-        (b"x-farebox-model", quote(claim.purchase.model, safe=_HEADER_SAFE).encode()),
+        (b"x-farebox-model", _quoted(claim.purchase.model)),
         (b"x-farebox-price-atomic", b"%d" % claim.authorization.value_atomic),
         (b"x-farebox-receipt", claim.receipt_id.encode()),
     ]
+
+
+@lru_cache(_MODELS_CACHED)
+def _quoted(model: str) -> bytes:
+    return quote(model, safe=_HEADER_SAFE).encode()
 
 
 def _receipt_headers(outcome: Outcome) -> Headers:

@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from buyer.client_keys import ClientKey
 from contracts.nesting import check_nesting
+from gateway.client import ready
 from gateway.envelope import Headers, Problem, Refused
 from gateway.gate import KEY_BYTES
 from gateway.limits import BODY_BYTES_MAX, BODY_TIMEOUT_S, HEADERS_BYTES_MAX, MODEL_CHARS_MAX, REQUEST_ID_CHARS_MAX
@@ -99,29 +101,40 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-length" and (not value.isdigit() or int(value) > BODY_BYTES_MAX):
             raise _too_large()
+    message = ready(receive)
+    if message is not None and message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        _check_size(body)
+        return body
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read_body(receive)
+            return await _read_body(receive, message)
     except TimeoutError:
         problem = Problem(408, "body_timed_out", f"body: it was not complete after {BODY_TIMEOUT_S:.0f} s")
         raise Refused(problem) from None
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive, message: Message | None) -> bytes:
+    """Read on from `message`, which has come already."""
     body = bytearray()
-    while (message := await receive())["type"] == "http.request":
+    while (message := message or await receive())["type"] == "http.request":
         body += message.get("body", b"")
-        if len(body) > BODY_BYTES_MAX:
-            raise _too_large()
+        _check_size(body)
         if not message.get("more_body"):
             return bytes(body)
+        message = None
     raise ClientGone
+
+
+def _check_size(body: bytes | bytearray) -> None:
+    if len(body) > BODY_BYTES_MAX:
+        raise _too_large()
 
 
 def parse_call(scope: Scope, body: bytes, client_key: ClientKey | None = None) -> Call:
     """Return the call in an ASGI scope and its body. Raises `Refused` naming the header or field that is wrong."""
     headers: Headers = scope["headers"]
-    if sum(len(name) + len(value) for name, value in headers) > HEADERS_BYTES_MAX:
+    if sum(map(len, chain.from_iterable(headers))) > HEADERS_BYTES_MAX:
         raise Refused(Problem(431, "headers_too_large", f"headers: at most {HEADERS_BYTES_MAX} bytes are read"))
     ours = _our_headers(headers)
     fields = _parse_fields(headers, body)
@@ -204,11 +217,7 @@ def _caller(headers: Headers) -> bytes:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join([len(part).to_bytes(8, "big") + part for part in parts])).hexdigest()
 
 
 def _allowed(headers: Headers, names: frozenset[bytes]) -> list[tuple[str, str]]:

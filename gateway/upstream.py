@@ -88,7 +88,7 @@ class Answer:
         self._connection = connection
         self._exchange = exchange
         self.status = exchange.status
-        self.headers = exchange.headers
+        self.headers: Mapping[str, str] = exchange.headers
 
     @property
     def is_event_stream(self) -> bool:
