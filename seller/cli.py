@@ -185,9 +185,10 @@ def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
 
     def human() -> None:
         if port:
-            table = Table("route", "model", "price", box=None, header_style="dim", pad_edge=False)
+            tier = ["tier"] if seller.config.tiers else []
+            table = Table("route", "model", *tier, "price", box=None, header_style="dim", pad_edge=False)
             for row in document["prices"]:
-                table.add_row(row["match"], row["model"] or "", row["price"])
+                table.add_row(row["match"], row["model"] or "", *(row.get(name, "") for name in tier), row["price"])
             out.print(table)
             out.print(f"selling on [bold]{port}[/]")
         out.print(f"money goes to {seller.config.pay_to} on {network.label}")
