@@ -93,7 +93,10 @@ class Reservations:
 
 
 class _Standings:
-    """Where payers stand while one payment after the other is judged; each that may enter counts for the next."""
+    """Where payers stand while one payment after the other is judged; each that may enter counts for the next.
+
+    Also one that turns out to be here already, so that at the edge of a cap the next may settle first without need.
+    """
 
     def __init__(self, payers: Mapping[Address, books.PayerSums], total_outstanding_atomic: int) -> None:
         self.payers = payers
