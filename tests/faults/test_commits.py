@@ -20,6 +20,7 @@ from tests.patience import PATIENCE_S
 from tests.seller.shop import PRICE_ATOMIC, open_shop
 
 COMMITS_MAX = 40
+AT_ONCE = 8
 
 
 class FailingCommits:
@@ -78,3 +79,34 @@ async def test_when_any_one_commit_fails_the_payment_ends_in_goods_for_one_price
     else:
         raise AssertionError("one purchase made more commits than can be")
     assert failed, "no commit mattered"
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["not written", "written all the same"])
+async def test_when_a_commit_of_many_purchases_fails_each_ends_in_goods_for_one_price(
+    chain: Devnet, tmp_path: Path, written: bool
+) -> None:
+    for number in range(1, COMMITS_MAX):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        # Nobody settles here, so that all commits are those of the purchases.
+        async with open_shop(chain, folder, settle="async", settles=False) as shop:
+            database = shop.seller.ledger.database
+            assert isinstance(database, SqliteDatabase)
+            headers = [shop.payment() for _ in range(AT_ONCE)]
+            assert (await shop.buy(shop.payment())).status_code == 200
+            commits = FailingCommits(database, number, written=written)
+            statuses = [answer.status_code for answer in await asyncio.gather(*map(shop.buy, headers))]
+            mattered = commits.count >= number
+            assert not mattered or 503 in statuses
+            async with asyncio.timeout(PATIENCE_S):
+                for header in headers:
+                    while (answer := await shop.buy(header)).status_code != 200:
+                        assert answer.status_code in (409, 503), answer.text
+                        await asyncio.sleep(0.05)
+            sums = shop.seller.ledger.sums()
+            assert sums.payments == {"queued": AT_ONCE + 1}, f"commit {number}"
+            assert sums.outstanding_atomic == (AT_ONCE + 1) * PRICE_ATOMIC
+        if not mattered:
+            break
+    else:
+        raise AssertionError("so many purchases at once made more commits than can be")

@@ -173,12 +173,19 @@ async def test_payments_of_one_commit_are_claimed_and_delivered_together(ledger:
     assert sums.outstanding_atomic == 100 * PRICE_ATOMIC
 
 
-@pytest.mark.parametrize("setting", ["async", "before", "auto"])
+@pytest.mark.parametrize(
+    ("setting", "caps"),
+    [
+        pytest.param("async", Caps(2 * PRICE_ATOMIC, 10**8), id="async, near the cap of a payer"),
+        pytest.param("async", Caps(10**6, 6 * PRICE_ATOMIC), id="async, near the cap of all"),
+        pytest.param("before", CAPS, id="before"),
+        # At the edge of the total cap it may settle first where it would not have to.
+        pytest.param("auto", CAPS, id="auto"),
+    ],
+)
 async def test_whatever_comes_in_one_commit_ends_as_it_would_one_after_the_other(
-    ledgers: Callable[[int], Ledger], setting: Setting
+    ledgers: Callable[[int], Ledger], setting: Setting, caps: Caps
 ) -> None:
-    # At the edge of the total cap `auto` may settle first where it would not have to.
-    caps = CAPS if setting == "auto" else Caps(3 * PRICE_ATOMIC, 6 * PRICE_ATOMIC)
     asked = [
         (paid(1, 1), ONE),  # was here before, and is worked for
         (paid(1, 2), OTHER),  # was here before, for another request
