@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from buyer.cli import commands
 from buyer.pool import Counts, Pool
+from contracts.offers import Offer
 from tests.buyer.parts import closed_port_url, hanging_up, serving
 from tests.buyer.signing_server import SigningServer
 from tests.buyer.town import FAILED, OK, OVER_CAP, REFUSED, UNKNOWN, UNREACHABLE, USAGE, Town
@@ -113,6 +114,25 @@ def test_the_signer_is_written_nowhere_that_a_spending_process_reads(town: Town)
         content = path.read_bytes()
         assert str(town.key_file).encode() not in content
         assert town.chain.accounts[0].key not in content
+
+
+def test_a_tier_is_bought_by_name_and_refilled_in_itself_when_prices_move(town: Town) -> None:
+    plain = town.shop.offers[0]
+
+    def priced(factor: int) -> list[Offer]:
+        tiers = {"normal": 200, "urgent": 400, "background": 100}
+        return [replace(plain, amount_atomic=base * factor, extra={"tier": tier}) for tier, base in tiers.items()]
+
+    town.shop.offers = priced(1)
+    code, document, _ = town.buy("--max-price", "0.001", "--yes", "--tier", "urgent", count=2)
+    assert (code, document["tier"], document["price_atomic"]) == (OK, "urgent", "400")
+    assert town.buy("--max-price", "0.001", "--yes", name="q", count=2)[1]["tier"] == "normal"
+    code, document, _ = town.buy("--max-price", "0.001", "--yes", "--tier", "background", count=2)
+    assert code == USAGE
+    assert "another tier" in document["error"]["message"]
+    town.shop.offers = priced(2)
+    code, document, _ = town.run("refill", "p", "--count", "3", *town.wallet)
+    assert (code, document["tier"], document["price_atomic"]) == (OK, "urgent", "800")
 
 
 def test_process_refills_with_the_remembered_signer_and_reports_each_purchase(town: Town) -> None:
