@@ -111,6 +111,15 @@ def test_a_bench_that_measures_another_limit_than_the_designs_is_not_believed() 
         judge({"verify": result})
 
 
+def test_fewer_kills_than_the_design_asks_for_do_not_count_as_a_thousand() -> None:
+    kills: dict[str, Any] = {"bound": "at most", "limit": 0, "measured": 0.0, "met": True}
+    for count, word in (("1,000", "met"), ("425", "not measured")):
+        promise = {**kills, "promise": f"acknowledged claims lost in {count} kill -9 (17,804 acknowledged)"}
+        verdicts = judge({"claims": {"gates": [promise]}})
+        (verdict,) = [each for each in verdicts if each.goal.target.startswith("acknowledged claims lost")]
+        assert verdict.word == word
+
+
 def test_a_report_comes_back_from_its_document() -> None:
     (document,) = load_results()["verify"]["benches"]
     report = Report.from_document(document)
