@@ -27,7 +27,8 @@ from bench.machine import this_machine
 from bench.stores import postgres
 from contracts.console import print_document
 from gateway.delegator.calls import Answer
-from gateway.delegator.dbos_engine import DbosEngine, Job
+from gateway.delegator.dbos_engine import DbosEngine
+from gateway.delegator.job import Job
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.plan import Node
 from gateway.delegator.run import Limits, run_plan

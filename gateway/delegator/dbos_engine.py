@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,17 +20,18 @@ from contracts.errors import ConfigInvalid, FareboxError, RequestInProgress
 from contracts.storage.url import is_postgres
 from gateway.delegator.calls import Answer, CallNode, NodeFailed, NodeUnknown
 from gateway.delegator.events import NodeEvent
+from gateway.delegator.job import Job, Limits, TakeUp
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.limits import ATTEMPTS_MAX, NODES_MAX, REPLANS_MAX
 from gateway.delegator.plan import Node
 from gateway.delegator.progress import Planned
 from gateway.delegator.replan import Replan, Replanned, Rest
-from gateway.delegator.run import Limits, run_plan
+from gateway.delegator.run import run_plan
 
 if TYPE_CHECKING:
     from dbos import StepReservation
 
-__all__ = ["DbosEngine", "Job", "TakeUp"]
+__all__ = ["DbosEngine"]
 
 _WORKFLOW = "farebox.run"
 _SCHEMA = "farebox_dbos"
@@ -38,20 +39,6 @@ _SCHEMA = "farebox_dbos"
 _VERSION = "farebox-1"
 _STEPS_A_ROUND = NODES_MAX * ATTEMPTS_MAX
 _LISTED_MAX = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """All it takes to carry out a run, however long ago it was begun."""
-
-    planned: Planned
-    call_node: CallNode
-    limits: Limits
-    replan: Replan | None = None
-
-
-TakeUp = Callable[[Run], Awaitable[Job]]
-"""Makes a run's job again, from what the journal has of it, in a process that did not begin it."""
 
 
 @dataclass(slots=True)
@@ -169,7 +156,12 @@ class DbosEngine:
             if run.state != "running":
                 self._journal.release(run_id)
                 return "over"
-            hand = _InHand(run, await self._take_up(run), has_listener=False)
+            try:
+                hand = _InHand(run, await self._take_up(run), has_listener=False)
+            except FareboxError:
+                # Somebody who knows what to do about it may resume it.
+                self._journal.release(run_id)
+                raise
         hand.work = asyncio.create_task(self._work(hand, _Steps(hand, steps)))
         try:
             await hand.work

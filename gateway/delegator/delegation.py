@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -19,7 +20,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 from buyer.budgets import parse_units
-from buyer.client_keys import ClientKey
+from buyer.client_keys import ClientKey, read_keys
 from buyer.home import Home
 from buyer.pool import Pool
 from buyer.receipts import Receipt
@@ -27,15 +28,18 @@ from contracts.errors import NameUnknown
 from gateway.config import GatewayConfig
 from gateway.delegator.buying import Asked, Buying, request_key
 from gateway.delegator.calls import Answer, attempt_key
+from gateway.delegator.dbos_engine import DbosEngine
 from gateway.delegator.isolated import IsolatedBuying
+from gateway.delegator.job import Engine, Job, Limits
 from gateway.delegator.journal import Attempt, Journal, Run
+from gateway.delegator.limits import RECOVER_EVERY_S
 from gateway.delegator.order import Order, note_of, order_of, planned_of, schedule_text
 from gateway.delegator.plan import Node, Plan, PlanInvalid, one_node_plan
 from gateway.delegator.planner import PLANNER_NODE
 from gateway.delegator.planning import ONE_CALL_TOKENS, Course, Planning, spent_units
 from gateway.delegator.progress import Planned
 from gateway.delegator.replan import Replanned, Rest
-from gateway.delegator.run import Limits, NodeEvent, run_plan
+from gateway.delegator.run import NodeEvent, run_plan
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.settings import DelegateSettings
 from gateway.delegator.ways import plan_course, wishes_of
@@ -53,12 +57,16 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("farebox.gateway")
+
+
 class Delegator:
     """Carries out delegations at one desk."""
 
     def __init__(self, desk: Desk, journal: Journal, settings: DelegateSettings) -> None:
         self.desk, self.settings = desk, settings
         self.journal = journal
+        self.engine: Engine = run_plan
         self._buyings: list[Buying] = []
 
     def begin(self, order: Order, client_key: ClientKey | None = None, run_id: str | None = None) -> Delegation:
@@ -70,6 +78,18 @@ class Delegator:
         """Return a delegation that goes on from where it stands. Raises `NameUnknown`, `RequestInProgress`."""
         run = self.journal.take_over(run_id)
         return Delegation(self, self._buying(client_key), run_id, order_of(run), run)
+
+    async def take_up(self, run: Run) -> Job:
+        """Return what it takes to go on with a run that this process has, on whose account it was begun.
+
+        Raises `NameUnknown` when that client key is gone, and as `Delegation.events`.
+        """
+        database = self.desk.pool.database
+        found = await self.desk.in_store(lambda: database.read(read_keys))
+        keys = {key.name: key for key in found if key.revoked_s is None}
+        if run.tenant and run.tenant not in keys:
+            raise NameUnknown(f"run {run.id}: there is no client key {run.tenant!r} any more")
+        return await Delegation(self, self._buying(keys.get(run.tenant)), run.id, order_of(run), run).job()
 
     async def course(self, order: Order) -> Planned:
         """Return how the order's plan, or one call, would be carried out, and pay nothing. Raises as `plan_course`."""
@@ -96,18 +116,30 @@ class Delegation:
         self.course: Course | None = None
         self.sellers: dict[str, str] = {}
         self._journal, self._settings, self.buying = delegator.journal, delegator.settings, buying
+        self._engine = delegator.engine
         self._run = run
         self._started = time.monotonic()
 
     async def events(self) -> AsyncGenerator[NodeEvent, None]:
         """Do it, and yield what happens. Raises as `Planning.course`; nothing but the planner is paid by then."""
-        run = self._run or self._begin()
+        run = self._run = self._run or self._begin()
         if not run.plan and self.order.plan is None and self.order.planner is not None:
             yield NodeEvent("started", self._now_s(), PLANNER_NODE, self.order.planner)
+        job = await self.job()
+        run = self._journal.find(self.id)
+        assert self.course is not None
+        yield NodeEvent("planned", self._now_s(), spent_units=spent_units(run), reason=self.course.note)
+        happening = self._engine(job.planned, job.call_node, self._journal, run, job.limits, replan=job.replan)
+        # Whoever stops listening stops the run: its generator must end now, not when it is collected.
+        async with contextlib.aclosing(cast("AsyncGenerator[NodeEvent, None]", happening)) as events:
+            async for event in events:
+                yield event
+
+    async def job(self) -> Job:
+        """Return who does what, by whom it is paid, and within which limits. Raises as `events`."""
+        run = self._run or self._begin()
         planning = Planning(run, self.order, self._settings, self.buying, self._journal, self._left_s)
         self.course = await self._course(run, planning)
-        run = self._journal.find(self.id)
-        yield NodeEvent("planned", self._now_s(), spent_units=spent_units(run), reason=self.course.note)
         planned, left_s = self.course.planned, self._left_s()
         wishes = dict(wishes_of(planned, left_s))
 
@@ -125,12 +157,7 @@ class Delegation:
                 if (receipt := await self.buying.receipt_of(attempt.key)) is not None:
                     self.sellers[node.id] = receipt.purchase
 
-        limits = Limits(self.order.budget_units, left_s, self._settings.parallel)
-        happening = run_plan(planned, call_node, self._journal, run, limits, replan=replan)
-        # Whoever stops listening stops the run: its generator must end now, not when it is collected.
-        async with contextlib.aclosing(cast("AsyncGenerator[NodeEvent, None]", happening)) as events:
-            async for event in events:
-                yield event
+        return Job(planned, call_node, Limits(self.order.budget_units, left_s, self._settings.parallel), replan)
 
     async def _tried(self, attempt: Attempt) -> frozenset[str]:
         """Return the purchases that earlier attempts at the same node were paid from."""
@@ -182,14 +209,29 @@ async def delegating(config: GatewayConfig) -> AsyncIterator[Delegator]:
 
 @contextlib.asynccontextmanager
 async def delegator_at(desk: Desk, settings: DelegateSettings) -> AsyncIterator[Delegator]:
-    """Give a delegator that buys at a desk. Raises `StoreUnavailable`."""
-    journal = await asyncio.to_thread(Journal.open, journal_url(desk.pool.home))
+    """Give a delegator that buys at a desk. Raises `StoreUnavailable`, `ConfigInvalid` for an engine that cannot be."""
+    url = journal_url(desk.pool.home)
+    journal = await asyncio.to_thread(Journal.open, url)
     delegator = Delegator(desk, journal, settings)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(journal.close)
+        stack.push_async_callback(delegator.close)
+        if settings.engine == "dbos":
+            engine = DbosEngine.launch(url, journal, delegator.take_up)
+            stack.callback(engine.close)
+            delegator.engine = engine.run
+            stack.callback(asyncio.create_task(_recover(engine)).cancel)
         yield delegator
-    finally:
-        await delegator.close()
-        journal.close()
+
+
+async def _recover(engine: DbosEngine) -> None:
+    """Have what processes leave behind finished, for as long as this one lives."""
+    while True:
+        try:
+            await engine.recover()
+        except Exception:
+            log.exception("runs of processes that have ended cannot be looked for")
+        await asyncio.sleep(RECOVER_EVERY_S)
 
 
 def journal_url(home: Home) -> str:

@@ -35,6 +35,9 @@ HEDGE_AFTER = 1.5
 # How long a finished run waits for the slower of two sellers; later its price counts in full, until a `resume` asks.
 LOSERS_WAIT_S = 5.0
 
+# How often a process looks for runs of processes that have ended.
+RECOVER_EVERY_S = 10.0
+
 # Answers of cacheable nodes, of each tenant.
 ANSWERS_KEPT_MAX = 1_000
 ANSWER_KEPT_S = 7 * 86_400

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from contracts.errors import BudgetExceeded, FareboxError
@@ -19,13 +18,12 @@ from gateway.delegator.calls import Answer, CallNode, NodeFailed, NodeUnknown, a
 from gateway.delegator.events import Happening, NodeEvent
 from gateway.delegator.hedge import hedge_after_s, is_in_time
 from gateway.delegator.inputs import InputMissing, cache_key, prompt_of, resolve
+from gateway.delegator.job import Limits
 from gateway.delegator.journal import Attempt, Journal, Run
 from gateway.delegator.ledger import Ledger
 from gateway.delegator.limits import (
-    ATTEMPTS_MAX,
     EVENTS_QUEUED_MAX,
     LOSERS_WAIT_S,
-    PARALLEL_MAX,
     REPLANS_MAX,
     RESULT_LENGTH_MAX,
 )
@@ -53,17 +51,6 @@ __all__ = [
 
 CACHE = "cache"
 """The seller's name of an answer that was bought before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a run may take: money, time, and calls at once. `hedges`: ask a second seller where the first is late."""
-
-    budget_units: int
-    deadline_s: float | None = None
-    parallel: int = PARALLEL_MAX
-    attempts: int = ATTEMPTS_MAX
-    hedges: bool = True
 
 
 async def run_plan(

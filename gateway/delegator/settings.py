@@ -33,7 +33,8 @@ class DelegateSettings(StrictModel):
     `planner` is the model that plans where a call names none. `budget` and `deadline_s` are what a run may take when
     nobody says; the `max_` of each is what a client of the gateway may ask for. `models`, where given, are the only
     ones that work is given to; without it, everything that was bought is taken to be fit for all but images. With
-    `workers: processes`, each worker is a process, which costs a second and can be killed without the others.
+    `workers: processes`, each worker is a process, which costs a second and can be killed without the others. With
+    `engine: dbos`, runs of a machine that died are finished by another one; it needs a pool in PostgreSQL.
     """
 
     planner: str | None = None
@@ -42,6 +43,7 @@ class DelegateSettings(StrictModel):
     deadline_s: Seconds = 120.0
     max_deadline_s: Seconds = 600.0
     workers: Literal["tasks", "processes"] = "tasks"
+    engine: Literal["asyncio", "dbos"] = "asyncio"
     parallel: Annotated[int, pydantic.Field(ge=1, le=PARALLEL_MAX)] = PARALLEL_MAX
     models: Annotated[dict[str, Fitness], pydantic.Field(max_length=MODELS_MAX)] = pydantic.Field(default_factory=dict)
 

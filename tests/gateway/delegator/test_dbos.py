@@ -8,18 +8,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import psycopg
 import pytest
 import pytest_asyncio
 
 from contracts.errors import ConfigInvalid
 from gateway.delegator.calls import CallNode
-from gateway.delegator.dbos_engine import DbosEngine, Job
+from gateway.delegator.dbos_engine import DbosEngine
 from gateway.delegator.events import NodeEvent
+from gateway.delegator.job import Job
 from gateway.delegator.journal import Journal, Run
 from gateway.delegator.replan import Replan
 from gateway.delegator.run import Limits, Planned
 from tests.gateway.delegator.behaviours import Behaviours
 from tests.gateway.delegator.engines import FORK, Engine, Seller, planned
+from tests.gateway.delegator.parts import events_of, order, plan_of, town
 from tests.stores.servers import own_server
 
 T = TypeVar("T")
@@ -67,6 +70,23 @@ def engine(journal: Journal, dbos: DbosEngine) -> Engine:
         return dbos.run(planned, call_node, journal, run, limits, replan=replan)
 
     return Engine(journal, carry)
+
+
+async def test_a_delegation_whose_settings_say_dbos_is_a_workflow(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool stays where it is; only the journal must be where other machines see it."""
+    monkeypatch.setattr("gateway.delegator.delegation.journal_url", lambda _: url)
+    with town(tmp_path, chat=("model", 1_000, 1e6)) as built:
+        built.settings["delegate"] = {"engine": "dbos"}
+        async with built.delegating() as delegator:
+            delegation = delegator.begin(order(plan_of("sum", a=("add 3", []), sum=("add 4", ["a"]))))
+            events = await events_of(delegation)
+            run = delegator.journal.find(delegation.id)
+    assert (events[-1].text, run.state, built.paid["chat"]) == ("7", "done", 2)
+    with psycopg.connect(url) as connection:
+        steps = connection.execute("SELECT function_name FROM farebox_dbos.operation_outputs").fetchall()
+    assert {attempt.key for attempt in run.attempts} <= {name for (name,) in steps}, "a step is named by its key"
 
 
 class TestDbosOnPostgres(Behaviours):
