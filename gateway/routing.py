@@ -67,6 +67,7 @@ class Router:
 
     def __init__(self, settings: dict[str, RoutingSettings], bidder: Bidder) -> None:
         self._settings = settings
+        self._for_the_rest = settings.get(_EVERY_MODEL) or RoutingSettings()
         self.bidder = bidder
         self.breakers = Breakers()
         self.queues = Queues(bidder.saw)
@@ -148,7 +149,7 @@ class Router:
         return [each for each in purchases if _is_allowed(each, self._settings_for(each.model))]
 
     def _settings_for(self, model: str) -> RoutingSettings:
-        return self._settings.get(model) or self._settings.get(_EVERY_MODEL) or RoutingSettings()
+        return self._settings.get(model) or self._for_the_rest
 
 
 def offer_of(purchase: Purchase, queue: QueueFacts | None = None) -> Offer:
