@@ -20,10 +20,10 @@ from contracts.errors import (
     SettlementUnavailable,
     UpstreamFailed,
 )
-from contracts.headers import PAYMENT_REQUIRED, PAYMENT_RESPONSE, X_PAYMENT_RESPONSE, encode_header
+from contracts.headers import PAYMENT_REQUIRED, encode_header
 from contracts.money import format_amount
 from contracts.offers import requirements, requirements_v1
-from contracts.wire import PaymentRequired, ResourceInfo, SettlementResponse
+from contracts.wire import PaymentRequired, ResourceInfo
 from seller.body import Busy
 from seller.pricebook import PriceBook, Quote
 
@@ -35,7 +35,6 @@ __all__ = [
     "failure_answer",
     "json_answer",
     "price_text",
-    "receipt_headers",
 ]
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -151,12 +150,6 @@ def failure_answer(error: FareboxError, path: str, extra: RawHeaders | None = No
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % retry_after_s))
     return json_answer(status, msgspec.json.encode(error_document(path, status, error.code, sentence)), headers)
-
-
-def receipt_headers(receipt: SettlementResponse, x402_version: int) -> RawHeaders:
-    """Return the receipt header in the spelling of the client's protocol version."""
-    name = PAYMENT_RESPONSE if x402_version == 2 else X_PAYMENT_RESPONSE
-    return [(name.lower().encode(), encode_header(receipt).encode())]
 
 
 def json_answer(status: int, body: bytes, headers: RawHeaders) -> Answer:

@@ -79,9 +79,11 @@ class Changes:
 
     outstanding_atomic: Counter[Address] = field(default_factory=Counter)
     exposure_atomic: Counter[Address] = field(default_factory=Counter)
+    total_atomic: int = 0
 
     def add(self, payer: Address, value_atomic: int, *, on_credit: bool) -> None:
         """Count one more payment: money on its way is outstanding; where the goods leave first, it is also exposure."""
+        self.total_atomic += value_atomic
         self.outstanding_atomic[payer] += value_atomic
         if on_credit:
             self.exposure_atomic[payer] += value_atomic
@@ -128,7 +130,7 @@ def count_entered(
             ),
         )
     key = {"chain_id": chain_id, "token": token}
-    _add_to_book(connection, key, "outstanding", changes.outstanding_atomic.total())
+    _add_to_book(connection, key, "outstanding", changes.total_atomic)
     _add_to_book(connection, key, "exposure", changes.exposure_atomic.total())
 
 

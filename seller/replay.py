@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from contracts.crash import checkpoint
-from seller.answers import RawHeaders, error_document, receipt_headers
+from seller.answers import RawHeaders, error_document
 from seller.claims import Replay
 from seller.ledger import Ledger
-from seller.receipts import receipt
+from seller.receipts import receipt_headers
 from seller.spool import State
 
 __all__ = ["send_replay"]
@@ -28,7 +28,7 @@ async def send_replay(ledger: Ledger, replay: Replay, path: str, send: Callable[
     answer = replay.answer
     await ledger.count_replay(answer.payment_id)
     checkpoint("seller.replaying")
-    receipts = receipt_headers(receipt(replay.claim, replay.claim.transaction_hash), replay.claim.payment.x402_version)
+    receipts = receipt_headers(replay.claim, replay.claim.transaction_hash)
     headers = [*_headers_of(replay), *receipts, _REPLAYED]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": True})

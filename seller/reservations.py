@@ -100,7 +100,7 @@ class _Standings:
 
     def __init__(self, payers: Mapping[Address, books.PayerSums], total_outstanding_atomic: int) -> None:
         self.payers = payers
-        self._total_atomic = total_outstanding_atomic
+        self._before_atomic = total_outstanding_atomic
         self._changes = books.Changes()
 
     def of(self, wanted: Wanted) -> Standing:
@@ -111,7 +111,7 @@ class _Standings:
             settled_count=sums.settled_count,
             outstanding_atomic=sums.outstanding_atomic + changes.outstanding_atomic[payer],
             exposure_atomic=sums.exposure_atomic + changes.exposure_atomic[payer],
-            total_outstanding_atomic=self._total_atomic + changes.outstanding_atomic.total(),
+            total_outstanding_atomic=self._before_atomic + changes.total_atomic,
             withdrawn_count=sums.withdrawn_count,
             balance_atomic=wanted.balance_atomic(sums.settled_atomic),
         )

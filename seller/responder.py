@@ -18,7 +18,7 @@ from typing import Any
 from contracts.crash import checkpoint
 from contracts.errors import FareboxError, UpstreamFailed
 from contracts.stream_receipts import receipt_comment
-from seller.answers import NOT_CHARGED, RawHeaders, receipt_headers
+from seller.answers import NOT_CHARGED, RawHeaders
 from seller.body import Busy
 from seller.claims import Claim
 from seller.hygiene import for_client
@@ -26,7 +26,7 @@ from seller.limits import HELD_BODY_BYTES_MAX, QUEUED_LIFE_S
 from seller.metering import Meter
 from seller.policy import Mode
 from seller.pricebook import Quote
-from seller.receipts import receipt
+from seller.receipts import receipt, receipt_headers
 from seller.recorder import Recorder
 from seller.service import Seller
 from seller.spool import Beginning, State, is_event_stream
@@ -73,6 +73,7 @@ class Responder:
         self._tail = b""
         self._time_is_up: asyncio.TimerHandle | None = None
         self._start: Message | None = None
+        self._start_headers: RawHeaders = []
         self._held: list[Message] = []
         self._held_bytes = 0
         self._released = False
@@ -133,12 +134,12 @@ class Responder:
 
     def _begin(self, message: Message) -> None:
         self._start = message
-        headers = self._start_headers()
+        headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", [])]
         self._is_stream = is_event_stream(headers)
         if self._meter is not None and self._is_stream:
             # An event may be taken out of it.
-            kept = [(name, value) for name, value in headers if name != b"content-length"]
-            self._start = {**message, "headers": kept}
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
+        self._start_headers = headers
 
     def _metered(self, message: Message) -> Message:
         """Count what passes of a stream, and take out of it what its client did not ask for."""
@@ -177,7 +178,7 @@ class Responder:
         claim, seller = self._claim, self._seller
         assert self._start is not None
         checkpoint("seller.first_byte_held")
-        headers = for_client(self._start_headers())
+        headers = for_client(self._start_headers)
         body = b"".join(message.get("body", b"") for message in self._held)
         answer = Beginning(self._start["status"], headers, body, self._is_whole())
         if self._meter is not None and answer.whole:
@@ -242,7 +243,7 @@ class Responder:
         """Whether all of the answer is held."""
         if not self._held[-1].get("more_body", False):
             return True
-        lengths = [value for name, value in self._start_headers() if name == b"content-length"]
+        lengths = [value for name, value in self._start_headers if name == b"content-length"]
         return lengths == [b"%d" % self._held_bytes]
 
     async def _pass(self, message: Message) -> None:
@@ -282,12 +283,12 @@ class Responder:
     async def _end_recording(self) -> None:
         """The application ended before its answer did."""
         if self._recorder is not None and not self._recorder.is_finished:
-            useless = self._watch.is_given_up and not is_event_stream(self._start_headers())
+            useless = self._watch.is_given_up and not is_event_stream(self._start_headers)
             await self._finish(self._recorder, State.DROPPED if useless else State.BROKEN)
 
     async def _pass_failure(self) -> None:
         """The upstream said no: its answer goes through as it is, and nothing is charged for it."""
-        headers = for_client(self._start_headers())
+        headers = for_client(self._start_headers)
         await self._end_without_goods(UpstreamFailed.code)
         self._seller.metrics.served(self._quote.route, "not_charged")
         await self._release(headers + self._failure_headers())
@@ -306,8 +307,7 @@ class Responder:
         claim = self._claim
         await self._end_without_goods(error.code)
         self._seller.metrics.refused(self._quote.route, error.code)
-        failed = receipt(claim, "", error)
-        extra = receipt_headers(failed, claim.payment.x402_version) if error.http_status == 402 else []
+        extra = receipt_headers(claim, "", error) if error.http_status == 402 else []
         await self._seller.answers.refused(error, self._quote.path, self._quote, extra=extra).send(self._send)
 
     async def _end_without_goods(self, reason: str) -> None:
@@ -325,12 +325,7 @@ class Responder:
         return [*self._receipts(), _CREDIT]
 
     def _receipts(self) -> RawHeaders:
-        told = receipt(self._claim, self._transaction, charged_atomic=self._charged_atomic)
-        return receipt_headers(told, self._claim.payment.x402_version)
-
-    def _start_headers(self) -> RawHeaders:
-        assert self._start is not None
-        return [(bytes(name).lower(), bytes(value)) for name, value in self._start.get("headers", [])]
+        return receipt_headers(self._claim, self._transaction, charged_atomic=self._charged_atomic)
 
     async def _release(self, headers: RawHeaders) -> None:
         assert self._start is not None

@@ -210,12 +210,14 @@ class Seller:
         life_s = QUEUED_LIFE_S if is_queued else URGENT_LIFE_S
         if self.admission is not None:
             life_s += int(QUEUE_WAIT_S)
-        await self.open()
+        if not self.is_open:
+            await self.open()
         if isinstance(payment, PaymentPayload):
             check_echo(payment.extensions, quote.extensions)
         verified = await self.verifier.verify(payment, quote.offers, life_s)
         checkpoint("seller.verified")
-        await self.check_token()
+        if not self._token_is_checked:
+            await self.check_token()
         verified, facts = await self.verifier.facts(verified)
         in_doubt = self.verifier.in_doubt(verified, facts)
         try:
