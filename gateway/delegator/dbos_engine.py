@@ -29,7 +29,7 @@ from gateway.delegator.replan import Replan, Replanned, Rest
 from gateway.delegator.run import run_plan
 
 if TYPE_CHECKING:
-    from dbos import StepReservation
+    from dbos import StepReservation, WorkflowHandleAsync
 
 __all__ = ["DbosEngine"]
 
@@ -114,19 +114,16 @@ class DbosEngine:
 
         Should this process die meanwhile, `recover` of another one lets it be finished.
         """
-        from dbos import DBOS, SetWorkflowID
-
         assert journal is self._journal, "an engine works with one journal"
-        workflow_id = f"{run.id}.{secrets.token_hex(8)}"
-        hand = self._in_hand[workflow_id] = _InHand(run, Job(planned, call_node, limits, replan))
-        with SetWorkflowID(workflow_id):
-            handle = await DBOS.start_workflow_async(_workflow(), run.id)
+        hand = _InHand(run, Job(planned, call_node, limits, replan))
+        handle = await self._start(run.id, hand)
         try:
             while (event := await hand.events.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
                 yield event
         finally:
+            hand.has_listener = False
             if hand.work is not None:
                 hand.work.cancel()
             await handle.get_result()
@@ -140,7 +137,28 @@ class DbosEngine:
             if status.executor_id is not None and not self._journal.is_alive(status.executor_id):
                 await DBOS.resume_workflow_async(status.workflow_id)
                 found.append(status.workflow_id.rpartition(".")[0])
+        # Some died between writing a run down and making it a workflow.
+        for run_id in self._journal.abandoned(_LISTED_MAX):
+            if run_id not in found and not await self._is_workflow(run_id):
+                await self._start(run_id)
+                found.append(run_id)
         return found
+
+    async def _is_workflow(self, run_id: str) -> bool:
+        from dbos import DBOS
+
+        prefix, open_ones = f"{run_id}.", ["PENDING", "ENQUEUED"]
+        return bool(await DBOS.list_workflows_async(workflow_id_prefix=prefix, status=open_ones, limit=1))
+
+    async def _start(self, run_id: str, hand: _InHand | None = None) -> WorkflowHandleAsync[str]:
+        """Begin a workflow for a run: this process's own, or one to be taken up."""
+        from dbos import DBOS, SetWorkflowID
+
+        workflow_id = f"{run_id}.{secrets.token_hex(8)}"
+        if hand is not None:
+            self._in_hand[workflow_id] = hand
+        with SetWorkflowID(workflow_id):
+            return await DBOS.start_workflow_async(_workflow(), run_id)
 
     async def carry_out(self, run_id: str) -> str:
         """Do a workflow's work: for the caller of `run` in this process, or for a process that has ended."""
@@ -148,6 +166,8 @@ class DbosEngine:
 
         steps = [DBOS.reserve_step() for _ in range(_STEPS_A_ROUND * (REPLANS_MAX + 1))]
         hand = self._in_hand.pop(DBOS.workflow_id or "", None)
+        if hand is not None and not hand.has_listener:
+            return "nobody waits for it any more"
         if hand is None:
             try:
                 run = self._journal.take_over(run_id)

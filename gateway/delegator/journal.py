@@ -166,6 +166,13 @@ class Journal:
 
         return self._database.read(read)
 
+    def abandoned(self, count: int) -> Sequence[str]:
+        """Return up to `count` runs that a process had which has ended, the oldest first."""
+        query = "SELECT id, owner FROM runs WHERE state = 'running' AND owner IS NOT NULL ORDER BY started_ms LIMIT ?"
+        rows = self._database.read(lambda connection: connection.execute(query, (count,)).fetchall())
+        dead = {owner for owner in {row["owner"] for row in rows} if not self.is_alive(owner)}
+        return [row["id"] for row in rows if row["owner"] in dead]
+
     async def intend(self, run_id: str, attempt: Attempt) -> None:
         """Write down, synced, that a call is about to be paid for.
 

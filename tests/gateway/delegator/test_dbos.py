@@ -143,9 +143,21 @@ async def test_a_run_whose_process_was_killed_is_finished_by_another(
     await came_true(dbos.recover, lambda found: run_id in found)
     run = await came_true(lambda: asyncio.to_thread(journal.find, run_id), lambda run: run.state != "running")
     assert (run.state, [attempt.number for attempt in run.attempts]) == ("done", [0, 0, 0])
-    (seller,) = taken_up
+    seller = taken_up[-1]
     asked = {attempt.node_id: attempt.key for attempt in seller.asked}
     assert asked == {each.node_id: each.key for each in run.attempts if each.node_id != "a"}, "a was answered before"
+
+
+async def test_a_run_whose_process_died_before_it_was_a_workflow_is_finished_too(
+    url: str, journal: Journal, dbos: DbosEngine
+) -> None:
+    dying = Journal.open(url)
+    dying.begin(Run("hardly-begun", "t", FORK.model_dump_json(), "", 100, None, 0))
+    dying.close()
+    await came_true(dbos.recover, lambda found: "hardly-begun" in found)
+    assert "hardly-begun" not in await dbos.recover(), "it is in hand"
+    run = await came_true(lambda: asyncio.to_thread(journal.find, "hardly-begun"), lambda run: run.state != "running")
+    assert (run.state, len(run.attempts)) == ("done", 3)
 
 
 async def test_dbos_is_started_once_and_only_on_postgres(dbos: DbosEngine, url: str, journal: Journal) -> None:
