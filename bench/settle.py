@@ -33,8 +33,9 @@ from contracts.networks import MULTICALL3
 from contracts.schemes.authorization import Authorization
 from contracts.schemes.exact_eip3009 import settle_call, transfer_digest
 from contracts.signature import SigningKey
+from seller.claims import Claim
 from seller.ledger import Ledger
-from seller.limits import RECEIPT_POLL_S
+from seller.limits import LEASE_RENEW_S, RECEIPT_POLL_S
 from seller.policy import Caps
 from seller.settlement.chain import ChainSettler
 from seller.settlement.key import GasKey
@@ -100,7 +101,6 @@ class _Shop:
     async def settle(self, payments: Sequence[VerifiedPayment], row: Settled) -> None:
         """Queue payments, settle them in transactions of `row.batch`, and note what that took."""
         ids = [await self._owe(payment) for payment in payments]
-        assert await self._outbox.hold(self._settler.account, self._ledger.is_gone)
         first_block = int(self._chain.devnet.rpc("eth_blockNumber"), 16) + 1
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         await self._empty_queue(row.batch)
@@ -124,13 +124,16 @@ class _Shop:
             since_block=0,
             now_s=self._chain.day_end_s - 3600,
         )
-        # A contract wallet pays first by policy; here it is served on credit like everybody, to fill the queue.
-        await self._ledger.owe(claim)  # type: ignore[arg-type]
-        return claim.id  # type: ignore[union-attr]
+        assert isinstance(claim, Claim)
+        await self._ledger.owe(claim)
+        return claim.id
 
     async def _empty_queue(self, batch: int) -> None:
-        stalled = time.monotonic() + _STALLED_S
+        stalled, renewal = time.monotonic() + _STALLED_S, 0.0
         while True:
+            if time.monotonic() >= renewal:
+                renewal = time.monotonic() + LEASE_RENEW_S
+                assert await self._outbox.hold(self._settler.account, self._ledger.is_gone)
             _, open_ones = await self._settler.resolve()
             due = self._outbox.due(batch)
             if not due and not open_ones:
