@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,6 +42,10 @@ class IsolatedBuying(Buying):
         self._home = desk.pool.home
         self.processes: dict[str, asyncio.subprocess.Process] = {}
 
+    def command(self, key: str) -> Sequence[str]:  # noqa: ARG002 - others may start each worker in its own way
+        """Return what the worker of an attempt is started with."""
+        return (sys.executable, "-m", "gateway.delegator.isolated")
+
     async def buy(self, attempt: Attempt, asked: Asked, wish: Wish) -> Answer:
         """See `Buying.buy`."""
         job = {
@@ -64,9 +69,7 @@ class IsolatedBuying(Buying):
     async def _end_of(self, key: str, job: bytes) -> dict[str, Any] | None:
         """Return what a worker says in the end; None when it died."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "gateway.delegator.isolated",
+            *self.command(key),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=RESULT_LENGTH_MAX * 8,

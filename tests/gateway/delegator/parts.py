@@ -85,7 +85,7 @@ class Town:
 
 
 @contextmanager
-def town(folder: Path, *, count: int = 40, **sellers: tuple[str, int, float]) -> Iterator[Town]:
+def town(folder: Path, *, count: int = 20, **sellers: tuple[str, int, float]) -> Iterator[Town]:
     """Give a town of sellers: by name, each a model, a price in atomic units, and a pace in work per second."""
     built = Town(folder / "home")
     with ExitStack() as stack:

@@ -33,6 +33,15 @@ def running(built: Town) -> Iterator[Gateway]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def unpaid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Town, Gateway]]:
+    """One gateway for all tests in which nothing may be paid."""
+    with town(tmp_path_factory.mktemp("unpaid"), only=("model", PRICE, 1e6)) as one:
+        one.settings["delegate"] = SETTINGS
+        with gateway(one.home, one.config) as served:
+            yield one, served
+
+
 def ask(running: Gateway, task: str = TASK, **extra: Any) -> httpx.Response:
     headers = {f"x-farebox-{name.replace('_', '-')}": value for name, value in extra.pop("ours", {}).items()}
     body = {"model": "delegate/model", "messages": [{"role": "user", "content": task}], **extra}
@@ -107,8 +116,9 @@ def test_repeating_a_request_by_its_id_gives_its_answer_again_and_buys_nothing(b
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_paid(
-    built: Town, running: Gateway, extra: dict[str, Any], status: int, said: str
+    unpaid: tuple[Town, Gateway], extra: dict[str, Any], status: int, said: str
 ) -> None:
+    built, running = unpaid
     for streams in (False, True):
         refused = ask(running, **{"stream": streams, **extra})
         assert refused.status_code == status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,30 +47,40 @@ async def test_two_workers_choose_different_sellers_when_the_load_has_changed_be
     assert built.paid == {"near": 2, "far": 1}
 
 
-async def test_a_worker_that_is_killed_before_it_pays_returns_its_money_and_the_others_finish(built: Town) -> None:
+async def test_a_worker_that_is_killed_before_it_pays_returns_its_money_and_the_others_finish(
+    built: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built.settings["delegate"] = {"workers": "processes"}
     both = plan_of("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
     async with built.delegating() as delegator:
         delegation = delegator.begin(order(both, budget=BUDGET))
         buying = delegation.buying
         assert isinstance(buying, IsolatedBuying)
-        killed: list[str] = []
-        async for event in delegation.events():
-            if event.happening == "started" and event.node_id == "a" and not killed:
-                killed.append(await _kill(buying))
+        hanging: list[str] = []
+
+        def command(key: str) -> Sequence[str]:
+            # The first worker hangs, as one that waits for a disk does, so that it is killed before it pays.
+            hanging.append(key)
+            return ("sleep", "600") if len(hanging) == 1 else IsolatedBuying.command(buying, key)
+
+        monkeypatch.setattr(buying, "command", command)
+        events = asyncio.create_task(events_of(delegation))
+        await asyncio.to_thread(eventually, lambda: hanging and hanging[0] in buying.processes, "a worker began")
+        buying.processes[hanging[0]].kill()
+        last = (await events)[-1]
         run = delegator.journal.find(delegation.id)
-    dead = next(attempt for attempt in run.attempts if attempt.key in killed)
+    dead = next(attempt for attempt in run.attempts if attempt.key == hanging[0])
     assert (dead.state, dead.paid_units, dead.reason) == ("failed", 0, "its worker died before it paid")
     assert run.state == "done"
     assert sum(built.paid.values()) == 3, "its node was bought once, by the worker that came after it"
-    assert event.text == "70"
-    assert event.spent_units == (built.paid["near"] * NEAR + built.paid["far"] * FAR) * UNITS_PER_ATOMIC
+    assert last.text == "70"
+    assert last.spent_units == (built.paid["near"] * NEAR + built.paid["far"] * FAR) * UNITS_PER_ATOMIC
 
 
 async def test_a_worker_that_is_killed_after_it_paid_leaves_its_answer_to_the_run(built: Town) -> None:
     built.settings["delegate"] = {"workers": "processes"}
-    built.set_pace("near", 0.05)
-    built.set_pace("far", 0.05)
+    built.set_pace("near", 0.005)
+    built.set_pace("far", 0.005)
     async with built.delegating() as delegator:
         delegation = delegator.begin(order(ONE, budget=BUDGET))
         buying = delegation.buying
@@ -85,11 +95,3 @@ async def test_a_worker_that_is_killed_after_it_paid_leaves_its_answer_to_the_ru
     assert last.text == "3"
     assert sum(built.paid.values()) == 1
     assert [attempt.state for attempt in run.attempts] == ["answered"]
-
-
-async def _kill(buying: IsolatedBuying) -> str:
-    """Kill the worker that began first, as soon as there is one, and return its attempt's key."""
-    await asyncio.to_thread(eventually, lambda: bool(buying.processes), "a worker began")
-    key, process = next(iter(buying.processes.items()))
-    process.kill()
-    return key
