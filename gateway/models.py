@@ -61,6 +61,8 @@ def find(name: str, offered: Mapping[str, Sequence[Purchase]], seller: str | Non
 
 def cheapest_first(purchases: Sequence[Purchase]) -> list[Purchase]:
     """Order by price in whole tokens (tokens differ in decimals), then by name."""
+    if len(purchases) < 2:
+        return list(purchases)  # of most models there is one, and exact prices cost more than the rest of the choice
     return sorted(purchases, key=lambda purchase: (_price(purchase), purchase.name))
 
 
