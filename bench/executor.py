@@ -106,8 +106,10 @@ def main(arguments: Sequence[str]) -> int:
         Gate("payments without an intent", "at most", 0, books.without_intent),
         Gate("spent by the journal less what was paid", "at most", 0, abs(books.journal_units - books.paid_units)),
         Gate("runs over their budget", "at most", 0, books.over_budget),
-        Gate("the engine's CPU time per node, in us", "at most", _CPU_US_MAX, cpu_us),
     ]
+    if options.store == "sqlite":
+        # With a server it is mostly the driver's time, and told without a promise.
+        gates.append(Gate("the engine's CPU time per node, in us", "at most", _CPU_US_MAX, cpu_us))
     document: dict[str, Any] = {
         "machine": this_machine(),
         "seed": options.seed_base,
