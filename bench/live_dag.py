@@ -233,11 +233,12 @@ def _report(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     }
     factors = {}
     for name, (low, high) in _FACTORS.items():
-        merged: dict[str, list[float]] = {}
-        # The factor's own effect: over the four combinations of the other two, on each graph.
-        for arm in (each for each in names if low in each and each not in (PREMIUM, WHOLE)):
-            for shape, each in _ratios(rows, "took_s", arm.replace(low, high), arm).items():
-                merged.setdefault(shape, []).extend(each)
+        low_arms = [each for each in names if low in each and each not in (PREMIUM, WHOLE)]
+        found = [_ratios(rows, "took_s", arm.replace(low, high), arm) for arm in low_arms]
+        # One value a graph, over the four combinations of the other two: what is resampled are graphs.
+        merged = {
+            shape: [fmean(each) for each in zip(*(one[shape] for one in found), strict=True)] for shape in found[0]
+        }
         factors[name] = _groups(merged, seed)
     return {"against_standard": against, "factors": factors}
 
