@@ -36,9 +36,22 @@ CHAINS = (
 # What a call of an agent may cost, for comparison.
 _CALL_USD = 0.001
 _DAY_S = 86_400
+# What counts as work over sockets, by the beginning of its row.
+_WORK = {"seller": "HTTP: ", "gateway": ("JSON: ", "stream")}
 # Calls a day: a busy seller, a large one, and everybody.
 _CALLS_PER_DAY = (1_000_000, 100_000_000, 10_000_000_000)
 _STORES = (1, 4, 16, 64)
+
+
+def _one_core(results: Results) -> str:
+    """Return what a core carries of each kind of work, if it does nothing else: a second over its CPU time."""
+    rows = ["| Work | CPU, median | a second, on one core |", "|---|---|---|"]
+    for bench, kinds in _WORK.items():
+        for row in results[bench]["benches"][0]["rows"] if bench in results else ():
+            if row["name"].startswith(kinds) and "farebox" in row["name"].lower() and row["cpu_us"] is not None:
+                cpu_us = row["cpu_us"]["median"]
+                rows.append(f"| {row['name']} | {shown(cpu_us)} \N{MICRO SIGN}s | {1e6 / cpu_us:,.0f} |")
+    return _block(rows)
 
 
 def _processes(results: Results) -> str:
@@ -128,6 +141,7 @@ def _block(rows: Sequence[str]) -> str:
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "one_core": ("gateway", _one_core),
     "processes": ("scale", _processes),
     "databases": ("scale", _databases),
     "gas_by_chain": ("settle", _gas_by_chain),
