@@ -16,7 +16,7 @@ from contracts.offers import Offer, offer_from_wire
 from contracts.tiers import QueueStatus, load_of, queue_in_headers, read_queue_status, tier_of
 from seller.limits import LOAD_STEP_S
 from tests.paying import sign_payment
-from tests.seller.shop import BUYER, CHAT, PRICE_ATOMIC, Shop, error_of, open_shop
+from tests.seller.shop import BUYER, CHAT, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop
 
 TIERS = {
     "urgent": {"price_bp": 20_000, "queue": 2},
@@ -144,6 +144,37 @@ async def test_a_full_queue_answers_503_before_anything_is_claimed(shop: Shop, k
     assert shop.earned == 5 * PRICE_ATOMIC
 
 
+async def test_nobody_waits_with_a_payment_that_is_worth_nothing(shop: Shop, kitchen: Kitchen) -> None:
+    calls = [asyncio.create_task(buy(shop, name)) for name in "ab"]
+    await until(lambda: len(kitchen.started) == 2)
+    offer = (await offers(shop))["normal"]
+    penniless = [sign_payment(shop.chain.accounts[OTHER].key, offer) for _ in range(5)]
+    wrong = [sign_payment(shop.chain.accounts[BUYER].key, offer, value_atomic=1) for _ in range(5)]
+    answers = [await shop.buy(header) for header in (*penniless, *wrong)]
+    assert {answer.status_code for answer in answers} == {402}
+    assert shop.seller.admission is not None
+    assert shop.seller.admission.facts.waiting == 0
+    kitchen.holds = False
+    for name in "ab":
+        kitchen.finish(name)
+    assert [(await call).status_code for call in calls] == [200, 200]
+
+
+async def test_one_payment_sent_twice_takes_one_place(shop: Shop, kitchen: Kitchen) -> None:
+    calls = [asyncio.create_task(buy(shop, name)) for name in "ab"]
+    await until(lambda: len(kitchen.started) == 2)
+    header = sign_payment(shop.chain.accounts[BUYER].key, (await offers(shop))["normal"])
+    waiting = asyncio.create_task(shop.buy(header))
+    await until(lambda: shop.seller.admission.facts.waiting == 1)  # type: ignore[union-attr]
+    assert [(await shop.buy(header)).status_code for _ in range(3)] == [409] * 3
+    assert shop.seller.admission is not None
+    assert shop.seller.admission.facts.waiting == 1
+    kitchen.holds = False
+    for name in "ab":
+        kitchen.finish(name)
+    assert [(await call).status_code for call in (*calls, waiting)] == [200] * 3
+
+
 async def test_whoever_paid_for_haste_goes_first_and_the_rest_in_order(shop: Shop, kitchen: Kitchen) -> None:
     first = [asyncio.create_task(buy(shop, name)) for name in ("a", "b")]
     await until(lambda: len(kitchen.started) == 2)
@@ -160,8 +191,9 @@ async def test_whoever_paid_for_haste_goes_first_and_the_rest_in_order(shop: Sho
 
 async def test_one_slot_stays_free_of_background_work(shop: Shop, kitchen: Kitchen) -> None:
     calls = [asyncio.create_task(buy(shop, name, "background")) for name in "xy"]
-    await until(lambda: shop.seller.admission.facts.waiting == 1)  # type: ignore[union-attr]
-    assert len(kitchen.started) == 1
+    await until(lambda: shop.seller.admission.facts.waiting == 1 and bool(kitchen.started))  # type: ignore[union-attr]
+    assert shop.seller.admission is not None
+    assert shop.seller.admission.facts.busy == 1
     kitchen.holds = False
     assert (await buy(shop, "n")).status_code == 200
     for name in "xy":
