@@ -18,7 +18,7 @@ TINY = Step("dag", ("--dags", "1", "--draws", "1"), knows_quick=False)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where results go instead of the repository; no page is written."""
     monkeypatch.setattr(suite, "RESULTS", tmp_path)
-    monkeypatch.setattr(suite, "load_results", lambda: {})
+    monkeypatch.setattr(suite, "load_results", dict)
     monkeypatch.setattr(suite, "write_pages", lambda _: None)
     return tmp_path
 
@@ -48,7 +48,7 @@ def test_a_bench_that_fails_is_named_and_the_others_still_run(
     assert [path.name for path in kept.iterdir()] == ["dag.json"]
 
 
-def test_the_order_begins_with_what_needs_least_and_leaves_no_target_out() -> None:
+def test_the_benches_run_in_their_order_and_leave_no_target_out() -> None:
     names = [step.name for step in STEPS]
     assert names[:8] == ["verify", "sign", "claims", "seller", "gateway", "settle", "scale", "first_byte"]
     assert {goal.bench for goal in GOALS} <= set(names)
