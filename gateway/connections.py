@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
         exchange.feed(data)
         if exchange.is_over:
             self._exchange = None
-            if exchange.keeps_alive:
+            if exchange.keeps_alive and self._has_sent_all():
                 self._resume()
                 self._free(self)
             else:
@@ -133,6 +133,10 @@ class Connection(asyncio.Protocol):
                 exchange.end_of_stream()
             exchange.fail("the connection broke")
         self._gone(self)
+
+    def _has_sent_all(self) -> bool:
+        """Tell whether a seller that has answered was sent the whole request; it may answer before."""
+        return self._transport is not None and self._transport.get_write_buffer_size() == 0
 
     def _resume(self) -> None:
         if self._is_paused and self._transport is not None:

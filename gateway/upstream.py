@@ -76,7 +76,7 @@ class Upstream:
         try:
             await exchange.head()
         except BaseException:
-            connection.drop()
+            _drop(connection, exchange)
             raise
         return Answer(connection, exchange)
 
@@ -118,9 +118,8 @@ class Answer:
         return bytes(body)
 
     def close(self) -> None:
-        """Drop the connection, unless the answer is whole and others may use it already."""
-        if not self._exchange.is_over:
-            self._connection.drop()
+        """Drop the connection, unless the answer is whole."""
+        _drop(self._connection, self._exchange)
 
 
 def passed_on(headers: Mapping[str, str]) -> Headers:
@@ -131,6 +130,12 @@ def passed_on(headers: Mapping[str, str]) -> Headers:
         for name, value in headers.raw
         if (name in _TO_CLIENT or name.startswith(_TO_CLIENT_PREFIX)) and not _CONTROL.search(value)
     ]
+
+
+def _drop(connection: Connection, exchange: Exchange) -> None:
+    """Drop the connection of an exchange that is under way; after it, another one may use it already."""
+    if not exchange.is_over:
+        connection.drop()
 
 
 def _head(request: Outgoing) -> tuple[Origin, bytes]:

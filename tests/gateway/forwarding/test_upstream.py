@@ -243,6 +243,41 @@ async def test_giving_up_while_waiting_hangs_up() -> None:
         await seller.ended.wait()
 
 
+async def test_giving_up_in_the_turn_in_which_the_answer_came_breaks_nobody_elses_call() -> None:
+    async def answer_the_second(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(seller.asked) == 2:
+            writer.write(OK)
+
+    async with selling(answer_the_second) as seller, Upstream() as upstream:
+        given_up = asyncio.ensure_future(upstream.open(call(seller.url)))
+        await seller.was_asked.wait()
+        (connection,) = upstream._connections._all
+        connection.data_received(OK)  # as the event loop would, in the turn in which the caller is cancelled
+        given_up.cancel()
+        assert await body_of(await upstream.open(call(seller.url))) == b"ok"
+        assert (given_up.cancelled(), seller.connections) == (True, 1)
+
+
+async def test_an_answer_that_comes_before_the_request_has_left_ends_its_connection() -> None:
+    """What is left of the first request must not stand before a second one."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    def answer_at_once() -> socket.socket:
+        connection, _ = listener.accept()
+        connection.recv(1000)
+        connection.sendall(OK)
+        return connection
+
+    with listener, contextlib.ExitStack() as kept_open:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with Upstream() as upstream, asyncio.timeout(PATIENCE_S):
+            for _ in range(2):
+                serving = asyncio.ensure_future(asyncio.to_thread(answer_at_once))
+                assert await body_of(await upstream.open(call(url, body=bytes(8 * 2**20)))) == b"ok"
+                kept_open.enter_context(await serving)
+
+
 async def test_where_nobody_listens_nothing_left() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
