@@ -10,42 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import uvicorn
 import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from bench.live_parts import ROUTE, Stall, funded_signer, open_stall, serving, sign_ahead
 from buyer.home import Home
-from buyer.key_signer import KeySigner
 from buyer.pool import Pool
-from buyer.presign import Draft, carry_out, prepare
-from buyer.purchase import terms_from_wire
-from contracts.address import address_text
 from contracts.evm.devnet import Devnet
-from contracts.offers import requirements
 from contracts.tiers import BACKGROUND, NORMAL
 from gateway.background.backlog import Backlog
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports
-from seller.config import SellerConfig, read_config
+from seller.config import SellerConfig
 from seller.pricebook import PriceBook
 
 __all__ = ["MODEL", "IdleTown", "open_idle_town"]
 
 MODEL = "patient"
 PRICE = "0.001"
-_CHAT = "/v1/chat/completions"
-_TTL_S = 86_400
-_WALLET_ATOMIC = 10**12
-_GAS_WEI = 10**21
 _STEPS_S = 0.02
 
 
@@ -55,7 +45,7 @@ class Model:
     def __init__(self) -> None:
         self.calls = 0
         self.endless: set[int] = set()
-        self.app = Starlette(routes=[Route(_CHAT, self._chat, methods=["POST"])])
+        self.app = Starlette(routes=[Route(ROUTE, self._chat, methods=["POST"])])
 
     async def _chat(self, request: Request) -> Response:
         document = await request.json()
@@ -130,75 +120,24 @@ async def open_idle_town(
         chain = chain or stack.enter_context(Devnet(log_file=folder / "anvil.log"))
         crew = stack.enter_context(Crew(folder, {}))
         model = Model()
-        port = await stack.enter_async_context(_serving(model.app))
-        path, admin_url = _seller_config(chain, folder, slots, port)
-        seller = read_config(path)
-        command = farebox_command("sell", "--config", str(path), "--admin-listen", admin_url.removeprefix("http://"))
-        await asyncio.to_thread(crew.wait_ready, crew.start("seller", command), f"{admin_url}/readyz")
+        port = await stack.enter_async_context(serving(model.app))
+        stall = await open_stall(chain, crew, folder, "seller", upstream_port=port, settings=_settings(slots))
         homes = {tier: folder / f"home-{tier}" for tier in payments}
         for tier, count in payments.items():
-            await _stock(chain, homes[tier], seller, tier, count)
-        yield IdleTown(folder, chain, crew, model, seller, homes)
+            await _stock(chain, homes[tier], stall, tier, count)
+        yield IdleTown(folder, chain, crew, model, stall.config, homes)
 
 
-@contextlib.asynccontextmanager
-async def _serving(app: Starlette) -> AsyncIterator[int]:
-    """Serve an application on a free port of this process."""
-    bound = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical", ws="none"))
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
-    try:
-        yield bound.getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        await serving
+def _settings(slots: int) -> dict[str, Any]:
+    return {
+        "capacity": {"slots": slots, "queue": 1_000},
+        "tiers": {NORMAL: {}, BACKGROUND: {"price_bp": 5_000}},
+        "routes": [{"match": f"POST {ROUTE}", "models": {MODEL: PRICE}}],
+    }
 
 
-def _seller_config(chain: Devnet, folder: Path, slots: int, upstream_port: int) -> tuple[Path, str]:
-    secret, payee = secrets.token_bytes(32), KeySigner(secrets.token_bytes(32))
-    (key_file := folder / "settler.key").write_text(secret.hex())
-    key_file.chmod(0o600)
-    chain.fund_gas(address_text(KeySigner(secret).address), _GAS_WEI)
-    port, admin_port = free_ports(2)
-    path = folder / "seller.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "upstream": f"http://127.0.0.1:{upstream_port}",
-                "listen": f"127.0.0.1:{port}",
-                "network": chain.network,
-                "rpc": [chain.rpc_url],
-                "asset": {"address": chain.token, "name": "USDC", "version": "2", "decimals": 6, "symbol": "USDC"},
-                "pay_to": address_text(payee.address),
-                "settle": "async",
-                "settler": {"kind": "chain", "key_file": key_file.name},
-                "exposure": {"per_payer": "1000", "total": "1000"},
-                "capacity": {"slots": slots, "queue": 1_000},
-                "tiers": {NORMAL: {}, BACKGROUND: {"price_bp": 5_000}},
-                "store": "sqlite:///seller.db",
-                "routes": [{"match": f"POST {_CHAT}", "models": {MODEL: PRICE}}],
-            }
-        )
-    )
-    return path, f"http://127.0.0.1:{admin_port}"
-
-
-async def _stock(chain: Devnet, home: Path, seller: SellerConfig, tier: str, count: int) -> None:
+async def _stock(chain: Devnet, home: Path, stall: Stall, tier: str, count: int) -> None:
     """Sign `count` payments of one tier of the seller."""
-    signer = KeySigner(secrets.token_bytes(32))
-    chain.mint(address_text(signer.address), _WALLET_ATOMIC)
-    offer = PriceBook(seller).routes[0].quote_for(MODEL).tiers[tier].offer
-    draft = Draft(
-        name=tier,
-        kind="pool",
-        endpoint=seller.base_url,
-        model=MODEL,
-        payer=signer.address,
-        terms=terms_from_wire(requirements(offer)),
-        price_cap_atomic=offer.amount_atomic,
-        ttl_s=_TTL_S,
-        refill=None,
-        rpc_urls=(chain.rpc_url,),
-    )
+    offer = PriceBook(stall.config).routes[0].quote_for(MODEL).tiers[tier].offer
     with Pool.open(Home.open(home)) as pool:
-        carry_out(pool, await prepare(pool, draft, count, int(time.time())), signer)
+        await sign_ahead(pool, chain, funded_signer(chain), stall, offer, name=tier, model=MODEL, count=count)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import socket
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,30 +16,20 @@ from random import Random
 from typing import Any
 
 import msgspec
-import uvicorn
 import yaml
 
+from bench.live_parts import ROUTE, Stall, funded_signer, open_stall, serving, sign_ahead
 from buyer.home import Home
-from buyer.key_signer import KeySigner
 from buyer.pool import Pool
-from buyer.presign import Draft, carry_out, prepare
-from buyer.purchase import terms_from_wire
-from contracts.address import address_text
 from contracts.evm.devnet import Devnet
-from contracts.offers import requirements
 from contracts.tiers import load_of, tier_of
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports
-from seller.config import SellerConfig, read_config
 from seller.pricebook import PriceBook
 
 __all__ = ["MODEL", "SELLERS", "Gateway", "SellerSpec", "Town", "open_town"]
 
 MODEL = "live"
-ROUTE = "/v1/chat/completions"
 TOKENS_PER_WORK = 500
-_TTL_S = 86_400
-_WALLET_ATOMIC = 10**12
-_GAS_WEI = 10**21
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +97,8 @@ class Gateway:
 @dataclass(frozen=True, slots=True)
 class _Shop:
     spec: SellerSpec
-    config: SellerConfig
+    stall: Stall
     model: Model
-    admin_url: str
 
 
 class Town:
@@ -130,11 +116,11 @@ class Town:
     @property
     def admin_urls(self) -> list[str]:
         """Where each seller's books are shown."""
-        return [shop.admin_url for shop in self._shops]
+        return [shop.stall.admin_url for shop in self._shops]
 
     def earned_atomic(self) -> int:
         """Return what the sellers hold on chain."""
-        return sum(self.chain.balance_of(shop.config.pay_to) for shop in self._shops)
+        return sum(self.chain.balance_of(shop.stall.config.pay_to) for shop in self._shops)
 
 
 @contextlib.asynccontextmanager
@@ -144,11 +130,13 @@ async def open_town(folder: Path, policies: Sequence[str], calls: int, seed: int
         chain = stack.enter_context(Devnet(log_file=folder / "anvil.log"))
         crew = stack.enter_context(Crew(folder, {}))
         models = [Model(spec, seed) for spec in SELLERS]
-        ports = [await stack.enter_async_context(_serving(model)) for model in models]
-        shops = [_open_shop(chain, folder, model, port) for model, port in zip(models, ports, strict=True)]
-        for shop in shops:
-            child = crew.start(f"seller-{shop.spec.name}", _sell_command(folder, shop))
-            await asyncio.to_thread(crew.wait_ready, child, f"{shop.admin_url}/readyz")
+        shops = []
+        for model in models:
+            port = await stack.enter_async_context(serving(model))
+            stall = await open_stall(
+                chain, crew, folder, model.spec.name, upstream_port=port, settings=_settings(model.spec)
+            )
+            shops.append(_Shop(model.spec, stall, model))
         gateways = {}
         for policy in policies:
             home = folder / f"home-{policy}"
@@ -157,73 +145,23 @@ async def open_town(folder: Path, policies: Sequence[str], calls: int, seed: int
         yield Town(chain, crew, shops, gateways)
 
 
-@contextlib.asynccontextmanager
-async def _serving(model: Model) -> AsyncIterator[int]:
-    """Serve a model on a free port of this process."""
-    bound = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(model, lifespan="off", log_level="critical", ws="none"))
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
-    try:
-        yield bound.getsockname()[1]
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        await serving
-
-
-def _open_shop(chain: Devnet, folder: Path, model: Model, upstream_port: int) -> _Shop:
-    spec = model.spec
-    settler, payee = KeySigner(secrets.token_bytes(32)), KeySigner(secrets.token_bytes(32))
-    (key_file := folder / f"{spec.name}.key").write_text(settler._secret.hex())
-    key_file.chmod(0o600)
-    chain.fund_gas(address_text(settler.address), _GAS_WEI)
-    port, admin_port = free_ports(2)
-    document = {
-        "upstream": f"http://127.0.0.1:{upstream_port}",
-        "listen": f"127.0.0.1:{port}",
-        "network": chain.network,
-        "rpc": [chain.rpc_url],
-        "asset": {"address": chain.token, "name": "USDC", "version": "2", "decimals": 6, "symbol": "USDC"},
-        "pay_to": address_text(payee.address),
-        "settle": "async",
-        "settler": {"kind": "chain", "key_file": key_file.name},
-        "exposure": {"per_payer": "1000", "total": "1000"},
+def _settings(spec: SellerSpec) -> dict[str, Any]:
+    return {
         "capacity": {"slots": spec.slots, "load_price": {"max_bp": 15_000, "steps": 1, "quote_valid_s": 5}},
         "tiers": spec.tiers,
-        "store": f"sqlite:///{spec.name}.db",
         "routes": [{"match": f"POST {ROUTE}", "models": {MODEL: spec.price}}],
     }
-    path = folder / f"{spec.name}.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return _Shop(spec, read_config(path), model, f"http://127.0.0.1:{admin_port}")
-
-
-def _sell_command(folder: Path, shop: _Shop) -> list[str]:
-    admin = shop.admin_url.removeprefix("http://")
-    return farebox_command("sell", "--config", str(folder / f"{shop.spec.name}.yaml"), "--admin-listen", admin)
 
 
 async def _stock(chain: Devnet, home: Path, shops: Sequence[_Shop], calls: int) -> None:
     """Sign `calls` payments of every offer of every seller: each tier, at the list price and at the risen one."""
-    signer = KeySigner(secrets.token_bytes(32))
-    chain.mint(address_text(signer.address), _WALLET_ATOMIC)
+    signer = funded_signer(chain)
     with Pool.open(Home.open(home)) as pool:
         for shop in shops:
-            quote = PriceBook(shop.config).routes[0].quote_for(MODEL)
+            quote = PriceBook(shop.stall.config).routes[0].quote_for(MODEL)
             for offer in (each.offer for step in quote.steps for each in step.tiers.values()):
-                draft = Draft(
-                    name=f"{shop.spec.name}-{tier_of(offer.extra)}-{load_of(offer.extra)}",
-                    kind="pool",
-                    endpoint=shop.config.base_url,
-                    model=MODEL,
-                    payer=signer.address,
-                    terms=terms_from_wire(requirements(offer)),
-                    price_cap_atomic=offer.amount_atomic,
-                    ttl_s=_TTL_S,
-                    refill=None,
-                    rpc_urls=(chain.rpc_url,),
-                )
-                carry_out(pool, await prepare(pool, draft, calls, int(time.time())), signer)
+                name = f"{shop.spec.name}-{tier_of(offer.extra)}-{load_of(offer.extra)}"
+                await sign_ahead(pool, chain, signer, shop.stall, offer, name=name, model=MODEL, count=calls)
 
 
 async def _open_gateway(crew: Crew, folder: Path, home: Path, policy: str) -> Gateway:
