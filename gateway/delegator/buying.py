@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from gateway.delegator.ways import Priced, Wish, model_of
 from gateway.desk import Desk
 from gateway.envelope import Headers
 from gateway.inside import CHAT, LATER, Reply, ask_inside, cost_units
+from gateway.limits import CALL_TIMEOUT_S
 from gateway.models import PAID_PREFIX
 from gateway.requests import named_key
 from gateway.routing import offer_of
@@ -86,7 +88,8 @@ class Buying:
             reply = await self._ask(headers, body)
             receipt = await self.receipt_of(attempt.key)
             paid_units = await cost_units(self._desk, receipt)
-            if reply.status == 200 and receipt is not None and reply.is_whole:
+            is_free = receipt is None and "x-farebox-receipt" not in reply.headers
+            if reply.status == 200 and reply.is_whole and (receipt is not None or is_free):
                 return Answer(_text(reply, paid_units), paid_units)
             if receipt is None and (reply.status not in LATER or reply.error()["code"] == SellerUnreachable.code):
                 raise NodeFailed(_reason(reply))
@@ -96,7 +99,7 @@ class Buying:
                 raise NodeFailed(_reason(reply), paid_units=paid_units)
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
-        if receipt is None and reply.error()["code"] != RequestInProgress.code:
+        if receipt is None and not _is_in_progress(reply):
             raise NodeFailed(_reason(reply))
         if receipt is None:
             raise NodeUnknown(f"another process is paying for it: {_reason(reply)}")
@@ -115,13 +118,20 @@ class Buying:
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     async def _ask(self, headers: Headers, body: bytes) -> Reply:
-        """Make one call. A worker that is stopped leaves it to end by itself: its payment may be on its way."""
-        reply = Reply()
-        call = asyncio.create_task(ask_inside(self._desk, headers, body, reply, self._client_key))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        await asyncio.shield(call)
-        return reply
+        """Make one call. A worker that is stopped leaves it to end by itself: its payment may be on its way.
+
+        While a worker before this one is still being answered, that is what is waited for.
+        """
+        until_s = time.monotonic() + CALL_TIMEOUT_S
+        while True:
+            reply = Reply()
+            call = asyncio.create_task(ask_inside(self._desk, headers, body, reply, self._client_key))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+            await asyncio.shield(call)
+            if not _is_in_progress(reply) or time.monotonic() > until_s:
+                return reply
+            await asyncio.sleep(ASK_PAUSE_S)
 
 
 def request_key(attempt_key: str) -> str:
@@ -162,6 +172,10 @@ def _text(reply: Reply, paid_units: int) -> str:
     if text is None:
         raise NodeFailed("the answer has no text", paid_units=paid_units)
     return text[:RESULT_LENGTH_MAX]
+
+
+def _is_in_progress(reply: Reply) -> bool:
+    return reply.status == RequestInProgress.http_status and reply.error()["code"] == RequestInProgress.code
 
 
 def _is_final(reply: Reply) -> bool:

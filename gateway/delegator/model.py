@@ -10,6 +10,7 @@ same `x-farebox-request-id` goes on with the run it began, or gives its answer a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import Any
@@ -93,16 +94,27 @@ class DelegateModel:
         await _Teller(call, client, run.id).end(last, run)
 
     async def _carry_out(self, call: Call, client: Client, delegation: Delegation) -> None:
-        teller, last = _Teller(call, client, delegation.id), None
+        """Carry a run out for as long as its client is there: nothing is bought for nobody."""
+        telling = asyncio.create_task(self._tell(_Teller(call, client, delegation.id), delegation))
+        client.when_gone(lambda: _stop(telling))
         client.watch()
+        try:
+            await telling
+        except asyncio.CancelledError:
+            if not client.gone:
+                raise
+
+    async def _tell(self, teller: _Teller, delegation: Delegation) -> None:
+        last = None
         async with contextlib.aclosing(delegation.events()) as events:
             async for last in events:
-                if client.gone:
-                    # Nothing more is bought for nobody; the run can be taken up again.
-                    return
                 await teller.tell(last, delegation)
         assert last is not None
         await teller.end(last, self._delegator.journal.find(delegation.id))
+
+
+def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 class _Teller:

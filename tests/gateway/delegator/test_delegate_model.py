@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,12 @@ import httpx
 import openai
 import pytest
 
+from contracts.errors import RequestInProgress
+from gateway.delegator.delegation import journal_url
+from gateway.delegator.journal import Journal
 from tests.gateway.delegator.parts import Town, plan_document, town
-from tests.gateway.parts import Gateway, gateway
+from tests.gateway.parts import Gateway, RawCall, gateway
+from tests.patience import eventually
 
 PRICE = 1_000
 GOOD = plan_document("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
@@ -145,6 +150,36 @@ def test_a_run_that_ends_without_an_answer_says_what_is_missing(built: Town, run
         text = streamed.read().decode()
     assert '"code":"node_failed"' in text
     assert "[DONE]" not in text
+
+
+def test_a_client_that_leaves_ends_the_buying_and_finds_the_answer_when_it_comes_back(
+    built: Town, running: Gateway
+) -> None:
+    built.set_pace("only", 0.05)
+    chain = plan_document("b", a=("add 3", []), b=("multiply 10", ["a"]))
+    body = {"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": chain}
+    call = RawCall(running.url, json.dumps(body).encode(), {"x-farebox-request-id": "mine"})
+    eventually(lambda: built.shown["only"] == 1, "the first payment was shown")
+    call.leave()
+    with contextlib.closing(Journal.open(journal_url(running.home))) as journal:
+        (run,) = journal.recent(1)
+        eventually(lambda: _is_free(journal, run.id), "the run was let go")
+        assert len(journal.find(run.id).attempts) == 1
+        journal.release(run.id)
+    built.set_pace("only", 1e6)
+    again = ask(running, "x", plan=chain, ours={"request_id": "mine"})
+    assert again.status_code == 200, again.text
+    assert again.json()["choices"][0]["message"]["content"] == "30"
+    assert built.paid["only"] == 2, "the first payment was shown again for the answer it had bought"
+
+
+def _is_free(journal: Journal, run_id: str) -> bool:
+    """Tell whether a run is in nobody's hands, and take it."""
+    try:
+        journal.take_over(run_id)
+    except RequestInProgress:
+        return False
+    return True
 
 
 def test_without_a_delegate_section_there_is_no_such_model(tmp_path: Path) -> None:
