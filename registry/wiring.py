@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.environment import Environment
-
 if TYPE_CHECKING:
     from registry.index import Index
     from registry.retrieve import Gateways
@@ -18,6 +16,8 @@ __all__ = ["gateways", "index_path", "the_index"]
 
 def index_path(given: Path | None = None) -> Path:
     """Return the index file: given, else `$FAREBOX_INDEX`, else `registry.db` in `$FAREBOX_HOME` (`~/.farebox`)."""
+    from contracts.environment import Environment
+
     environment = Environment()
     if named := given or environment.index:
         return Path(named).expanduser().absolute()
@@ -47,6 +47,7 @@ def gateways(ipfs: str | None, *, allow_private: bool) -> Gateways:
 
     Raises `UsageError` for one that the network guard would not reach.
     """
+    from contracts.environment import Environment
     from contracts.errors import UsageError
     from registry.guard import NetworkPolicy, Refused
     from registry.retrieve import IPFS_GATEWAY, Gateways

@@ -21,7 +21,7 @@ from tests.gateway.parts import Listening, StandInSeller, sign_pool
 from tests.gateway.test_serve_process import run
 from tests.processes import farebox_process
 
-HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai"}
+HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai", "pydantic", "httpx", "uvicorn"}
 
 
 @pytest.mark.parametrize(
