@@ -38,7 +38,7 @@ from starlette.routing import Route
 from gateway.demo.dialects import answer_text, models_document
 from gateway.wishes import work_of_tokens
 
-__all__ = ["sum_of", "worker_app"]
+__all__ = ["answer_to", "sum_of", "worker_app"]
 
 MODULUS = 1_000_003
 _INPUT = re.compile(r"<<([0-9a-f]{16})>>\n(.*?)\n<<\1>>", re.DOTALL)
@@ -66,7 +66,7 @@ def worker_app(models: Mapping[str, float], *, pace: float = 1e6, slots: int = 6
             return JSONResponse({"error": {"message": "model: not here", "code": "model_not_found"}}, 404)
         prompt = str(body["messages"][-1]["content"])
         plans = "response_format" in body
-        text = _plan(prompt) if plans else _answer(prompt, quality)
+        text = _plan(prompt) if plans else answer_to(prompt, quality)
         # A plan is as long as it is; the other answers are a number, and stand for as many tokens as they may have.
         tokens = len(text) / _BYTES_PER_TOKEN if plans else body.get("max_tokens", 400)
         async with free:
@@ -87,7 +87,8 @@ def worker_app(models: Mapping[str, float], *, pace: float = 1e6, slots: int = 6
     )
 
 
-def _answer(prompt: str, quality: float) -> str:
+def answer_to(prompt: str, quality: float) -> str:
+    """Return what a model of this quality answers."""
     found = _GOAL.search(prompt)
     if found is None:
         return answer_text(prompt)

@@ -85,6 +85,12 @@ def test_a_seller_that_answers_badly_loses_the_next_calls(market: Market) -> Non
     assert market.dear.presented
 
 
+def test_a_purchase_that_is_avoided_is_paid_only_where_there_is_no_other(market: Market) -> None:
+    assert market.ask(1, avoid="cheap").headers["x-farebox-purchase"] == "dear"
+    assert market.ask(2, avoid="dear, nobody").headers["x-farebox-purchase"] == "cheap"
+    assert market.ask(3, avoid="cheap,dear").status_code == 200
+
+
 def test_when_a_seller_is_not_there_the_other_is_paid_and_nothing_is_lost(market: Market, tmp_path: Path) -> None:
     market.gateway.top_up("http://127.0.0.1:9", 3, name="gone", price_atomic=10)
     answer = market.ask()
