@@ -30,8 +30,8 @@ __all__ = ["Place", "Proxy", "direct", "farebox", "farebox_to_farebox", "litellm
 
 _SECRET = b"\x01" * 32
 _LITELLM_KEY = "sk-bench"
-# It imports thousands of modules; on a busy machine that takes minutes.
-_LITELLM_START_S = 240.0
+# LiteLLM imports thousands of modules; on a busy machine that takes minutes.
+_START_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def nginx(place: Place) -> Iterator[Proxy]:
         command = [str(program), "-p", str(folder), "-e", str(folder / "nginx.err"), "-c", str(settings)]
         with on_core(place.core):
             child = crew.start("nginx", command)
-        wait_until(_listens(port), child, "nginx does not answer")
+        wait_until(_listens(port), child, "nginx does not answer", timeout_s=_START_S)
         yield Proxy((port,), Tree((child.process.pid,)))
 
 
@@ -105,7 +105,7 @@ def farebox_to_farebox(place: Place) -> Iterator[Proxy]:
         sell = farebox_command("sell", "--config", "seller.yaml", "--admin-listen", f"127.0.0.1:{admin_port}")
         with on_core(place.others_core):
             child = crew.start("sell", sell)
-        crew.wait_ready(child, f"http://127.0.0.1:{admin_port}/readyz")
+        crew.wait_ready(child, f"http://127.0.0.1:{admin_port}/readyz", timeout_s=_START_S)
         endpoint = f"http://127.0.0.1:{port}"
         asked = httpx.post(endpoint + PATH, json={"model": MODEL, "messages": []}, trust_env=False)
         offer = offer_from_wire(decode_payment_required(asked.headers["PAYMENT-REQUIRED"]).accepts[0])
@@ -131,7 +131,7 @@ def litellm(place: Place) -> Iterator[Proxy]:
     with Crew(folder, {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}) as crew:
         with on_core(place.core):
             child = crew.start("litellm", command)
-        crew.wait_ready(child, f"http://127.0.0.1:{port}/health/liveliness", timeout_s=_LITELLM_START_S)
+        crew.wait_ready(child, f"http://127.0.0.1:{port}/health/liveliness", timeout_s=_START_S)
         yield Proxy((port,), Tree((child.process.pid,)), headers=(("authorization", f"Bearer {_LITELLM_KEY}"),))
 
 
@@ -144,7 +144,7 @@ def official_sdk(place: Place) -> Iterator[Proxy]:
     with Crew(folder, {"PYTHONPATH": str(Path(__file__).parents[1])}) as crew:
         with on_core(place.core):
             child = crew.start("sdk", command)
-        wait_until(_listens(port), child, "the proxy does not answer")
+        wait_until(_listens(port), child, "the proxy does not answer", timeout_s=_START_S)
         yield Proxy((port,), Tree((child.process.pid,)))
 
 
@@ -155,7 +155,7 @@ def _serve(crew: Crew, place: Place, workers: int) -> Proxy:
         addresses = ("--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{admin_port}")
         with on_core(place.core):
             child = crew.start(f"serve-{number}", farebox_command("serve", *addresses))
-        crew.wait_ready(child, f"http://127.0.0.1:{admin_port}/readyz")
+        crew.wait_ready(child, f"http://127.0.0.1:{admin_port}/readyz", timeout_s=_START_S)
         ports.append(port)
         children.append(child)
     return Proxy(tuple(ports), Tree([child.process.pid for child in children]), model=f"paid/{MODEL}")
