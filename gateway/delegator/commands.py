@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +12,9 @@ import typer
 from contracts.console import exit_on_error, out, print_document, printable
 
 if TYPE_CHECKING:
+    from buyer.home import Home
     from gateway.delegator.delegation import Delegation
-    from gateway.delegator.journal import Run
+    from gateway.delegator.journal import Journal, Run
     from gateway.delegator.order import Order
     from gateway.delegator.progress import Planned
     from gateway.delegator.run import NodeEvent
@@ -98,56 +101,24 @@ def show(
     with exit_on_error(as_json=as_json):
         import time
 
+        from buyer.budgets import shown_units
         from buyer.pool import Pool
-        from gateway.delegator.delegation import journal_url, receipts_in
+        from gateway.delegator.delegation import receipts_in
+        from gateway.delegator.documents import shown_document
         from gateway.delegator.gantt import bars_of, gantt_svg
-        from gateway.delegator.journal import Journal
         from gateway.delegator.order import planned_of
 
         home = _settings(config).open_home()
-        journal = Journal.open(journal_url(home))
-        try:
+        with _journal(home) as journal:
             found = journal.find(run_id)
-        finally:
-            journal.close()
         with Pool.open(home) as pool:
             receipts = receipts_in(pool, found)
         sellers = {key: receipt.purchase for key, receipt in receipts.items()}
         planned = planned_of(found) if found.plan else None
         bars = [] if planned is None else bars_of(found, planned, sellers, time.time_ns() // 1_000_000)
         if svg is not None:
-            svg.write_text(gantt_svg(f"{found.id}: planned and actual", bars))
-        document = _run_document(found)
-        document["attempts"] = [
-            {
-                "node": attempt.node_id,
-                "number": attempt.number,
-                "key": attempt.key,
-                "model": attempt.offer,
-                "seller": sellers.get(attempt.key),
-                "state": attempt.state,
-                "price": _amount(attempt.price_units),
-                "paid": None if attempt.paid_units is None else _amount(attempt.paid_units),
-                "reason": attempt.reason,
-                "receipt": None if attempt.key not in receipts else receipts[attempt.key].receipt_id,
-                "payment": None if attempt.key not in receipts else receipts[attempt.key].state,
-                "transaction": None if attempt.key not in receipts else receipts[attempt.key].transaction,
-                "started_ms": attempt.started_ms,
-                "ended_ms": attempt.ended_ms,
-            }
-            for attempt in found.attempts
-        ]
-        document["nodes"] = [
-            {
-                "id": bar.node_id,
-                "state": bar.state,
-                "seller": bar.seller or None,
-                "paid": _amount(bar.paid_units),
-                "planned_s": bar.planned,
-                "actual_s": bar.actual,
-            }
-            for bar in bars
-        ]
+            _write(svg, gantt_svg(f"{found.id}: planned and actual", bars))
+        document = shown_document(found, bars, receipts)
 
         def human() -> None:
             out.print(
@@ -158,7 +129,7 @@ def show(
             out.print(f"{'node':<20}{'state':<11}{'seller':<18}{'paid':>10}{'planned':>18}{'actual':>18}")
             for bar in bars:
                 out.print(
-                    f"{bar.node_id:<20}{bar.state:<11}{printable(bar.seller):<18}{_amount(bar.paid_units):>10}"
+                    f"{bar.node_id:<20}{bar.state:<11}{printable(bar.seller):<18}{shown_units(bar.paid_units):>10}"
                     f"{_span(bar.planned):>18}{_span(bar.actual):>18}",
                     markup=False,
                 )
@@ -170,28 +141,22 @@ def show(
 
 @delegate_commands.command("list")
 def list_runs(
-    last: Annotated[int, typer.Option("--last", min=1, max=10_000, help="How many.")] = 20,
+    last: Annotated[int, typer.Option("--last", min=1, max=1_000, help="How many.")] = 20,
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
     """List the latest runs. One that is "running" and in nobody's hands can be resumed."""
     with exit_on_error(as_json=as_json):
-        from gateway.delegator.delegation import journal_url
-        from gateway.delegator.journal import Journal
+        from gateway.delegator.documents import run_document
 
-        journal = Journal.open(journal_url(_settings(config).open_home()))
-        try:
-            found = journal.recent(last)
-        finally:
-            journal.close()
-        documents = [_run_document(each) for each in found]
+        with _journal(_settings(config).open_home()) as journal:
+            documents = [run_document(journal.find(each.id)) for each in journal.recent(last)]
 
         def human() -> None:
             for document in documents:
-                task = printable(" ".join(document["task"].split()))
-                out.print(
-                    f"{document['run']}  {document['state']:<8}  {document['budget']:>8}  {task[:70]}", markup=False
-                )
+                task = printable(" ".join(document["task"].split()))[:60]
+                spent = f"{document['spent']:>10} of {document['budget']:<8}"
+                out.print(f"{document['run']}  {document['state']:<8}{spent}  {task}", markup=False)
 
         print_document({"ok": True, "runs": documents}, as_json=as_json, human=human)
 
@@ -269,8 +234,10 @@ def _seconds(text: str) -> float:
 def _carry_out(settings: Any, start: Any, *, as_json: bool) -> int:
     """Carry a delegation out before the user's eyes and return the exit code: 6 while an answer is unknown."""
     import asyncio
+    import sys
 
     from gateway.delegator.delegation import delegating
+    from gateway.delegator.documents import run_document
     from gateway.delegator.live import showing, tell
 
     async def work() -> tuple[Delegation, NodeEvent, Run]:
@@ -283,11 +250,12 @@ def _carry_out(settings: Any, start: Any, *, as_json: bool) -> int:
             return delegation, event, delegator.journal.find(delegation.id)
 
     delegation, last, found = asyncio.run(work())
-    document = {**_run_document(found), "ok": last.text is not None, "text": last.text, "missing": list(last.missing)}
+    document = {**run_document(found), "ok": last.text is not None, "text": last.text, "missing": list(last.missing)}
 
     def human() -> None:
         if last.text is not None:
-            out.print(printable(last.text), markup=False)
+            # Somebody's words must not steer a terminal; in a file they are what they are.
+            sys.stdout.write((printable(last.text) if sys.stdout.isatty() else last.text) + "\n")
         else:
             _tell_missing(delegation, found, last)
 
@@ -312,58 +280,48 @@ def _dry_run(settings: Any, order: Order, *, as_json: bool) -> None:
     import asyncio
 
     from gateway.delegator.delegation import delegating
-    from gateway.delegator.schedule import carry_out
+    from gateway.delegator.documents import course_document
 
     async def work() -> Planned:
         async with delegating(settings) as delegator:
             return await delegator.course(order)
 
     planned = asyncio.run(work())
-    course = carry_out(planned.graph, planned.assignment)
-    nodes = [
-        {
-            "id": planned.plan.nodes[span.job].id,
-            "model": planned.graph.ways[span.job][span.way].seller,
-            "price": _amount(planned.graph.ways[span.job][span.way].price_units),
-            "planned_s": (span.starts_s, span.ends_s),
-        }
-        for span in sorted(course.spans, key=lambda span: span.starts_s)
-    ]
-    document = {"ok": True, "price": _amount(course.price_units), "takes_s": course.takes_s, "nodes": nodes}
+    document = course_document(planned)
 
     def human() -> None:
         if order.plan is None and order.planner is not None:
             out.print("a planner is paid, so it was not asked; one call of the whole task would be:")
-        for node in nodes:
+        for node in document["nodes"]:
             out.print(
-                f"{node['id']:<20}{node['model']:<28}{node['price']:>10}{_span(node['planned_s']):>18}", markup=False
+                f"{node['id']:<20}{node['offer']:<28}{node['price']:>10}{_span(node['planned_s']):>18}", markup=False
             )
-        out.print(f"at most {document['price']} in all, about {course.takes_s:.1f} s; nothing was paid")
+        out.print(f"at most {document['price']} in all, about {document['takes_s']:.1f} s; nothing was paid")
 
     print_document(document, as_json=as_json, human=human)
 
 
-def _run_document(run: Run) -> dict[str, Any]:
-    from gateway.delegator.order import note_of, order_of
-    from gateway.delegator.planning import spent_units
+@contextmanager
+def _journal(home: Home) -> Iterator[Journal]:
+    """Give the journal of a home for reading."""
+    from gateway.delegator.delegation import journal_url
+    from gateway.delegator.journal import Journal
 
-    return {
-        "ok": True,
-        "run": run.id,
-        "state": run.state,
-        "task": order_of(run).task if run.schedule else "",
-        "note": note_of(run),
-        "budget": _amount(run.budget_units),
-        "spent": _amount(spent_units(run)),
-        "started_ms": run.started_ms,
-        "ended_ms": run.ended_ms,
-    }
+    journal = Journal.open(journal_url(home))
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
-def _amount(units: int) -> str:
-    from buyer.budgets import shown_units
+def _write(file: Path, text: str) -> None:
+    from contracts.errors import UsageError
 
-    return shown_units(units)
+    try:
+        file.write_text(text)
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise UsageError(f"--svg: {file}: {problem}", remedy="name a file that can be written") from None
 
 
 def _span(span: Any) -> str:

@@ -89,7 +89,7 @@ def test_as_json_a_run_is_one_document_that_list_and_show_know_too(farebox: Fare
     done = json.loads(farebox("run", "sum it up", "--budget", "0.05", "--plan", plan, "--json").stdout)
     assert (done["ok"], done["text"], done["spent"], done["state"]) == (True, "70", "0.003", "done")
     (listed,) = json.loads(farebox("list", "--json").stdout)["runs"]
-    assert (listed["run"], listed["task"]) == (done["run"], "sum it up")
+    assert (listed["run"], listed["task"], listed["spent"]) == (done["run"], "sum it up", "0.003")
     picture = tmp_path / "run.svg"
     shown = json.loads(farebox("show", done["run"], "--svg", str(picture), "--json").stdout)
     assert [node["id"] for node in shown["nodes"]][-1] == "all"
@@ -98,6 +98,9 @@ def test_as_json_a_run_is_one_document_that_list_and_show_know_too(farebox: Fare
     assert all(attempt["receipt"] for attempt in shown["attempts"])
     drawn = ET.fromstring(picture.read_text())
     assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 1 + 2 * 3
+    refused = farebox("show", done["run"], "--svg", str(tmp_path / "nowhere" / "run.svg"))
+    assert refused.exit_code == 2
+    assert "--svg" in refused.stderr
     table = farebox("show", done["run"]).stdout
     assert "0.003 of 0.05 spent" in table
     assert "0.001" in table
