@@ -103,9 +103,9 @@ $(INTEROP)/node_modules/.installed: $(INTEROP)/package.json $(INTEROP)/package-l
 demo: setup
 	@$(BIN)/farebox demo $(ARGS)
 
-# Three at a time, a file never divided: most tests wait for processes, blocks and disks.
+# Three at a time, a file never divided: most tests wait for processes, blocks and disks. The order is tests/conftest.py's.
 test: setup setup-litellm setup-weights setup-interop
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-attacks: setup
 	@FAREBOX_MUTATIONS=10000 $(BIN)/python -m tests.attacks.score $(ARGS)

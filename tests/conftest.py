@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,39 @@ from contracts.evm.devnet import Devnet
 
 # A run in the background of a shell starts with interrupts ignored, and every process it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+TESTS = Path(__file__).parent
+# Workers are dealt whole files, and none shall be left alone with a long one at the end: these come first, the longest
+# of them at the head, and then the others, those of many tests before those of few.
+LONG = (
+    "e2e/test_kill9.py",
+    "docs/test_commands.py",
+    "faults/test_every_step.py",
+    "bench/test_bench.py",
+    "litellm/test_proxy.py",
+    "stores/test_two_of_each.py",
+    "e2e/test_demo_options.py",
+    "stores/test_store_gone.py",
+    "faults/test_clock.py",
+    "seller/test_tiers.py",
+    "stores/test_pool.py",
+    "e2e/test_registry.py",
+    "faults/test_kills.py",
+    "gateway/test_cli.py",
+    "contracts/test_stolen_agent_key.py",
+    "contracts/test_artifacts.py",
+    "interop/test_core.py",
+    "stores/test_gateway.py",
+    "buyer/test_wallet_commands.py",
+    "faults/test_leaving.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first."""
+    tests = Counter(item.path for item in items)
+    rank = {TESTS / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), -tests[item.path], item.path))
 
 
 @pytest.fixture(scope="session")
