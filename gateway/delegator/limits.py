@@ -67,3 +67,5 @@ PLANNER_ROUNDS = 2
 
 # Tasks that a gateway carries out at once.
 RUNS_MAX = 32
+# A stream in which nothing happens says so this often: proxies end silent connections after a minute.
+HEARTBEAT_S = 15.0

@@ -23,7 +23,7 @@ from gateway.client import Client
 from gateway.delegator.calls import NodeFailed, NodeUnknown
 from gateway.delegator.delegation import Delegation, Delegator
 from gateway.delegator.journal import Run
-from gateway.delegator.limits import DEADLINE_S_MAX, RUNS_MAX
+from gateway.delegator.limits import DEADLINE_S_MAX, HEARTBEAT_S, RUNS_MAX
 from gateway.delegator.order import Order, order_of
 from gateway.delegator.plan import parse_plan
 from gateway.delegator.planning import spent_units
@@ -95,7 +95,8 @@ class DelegateModel:
 
     async def _carry_out(self, call: Call, client: Client, delegation: Delegation) -> None:
         """Carry a run out for as long as its client is there: nothing is bought for nobody."""
-        telling = asyncio.create_task(self._tell(_Teller(call, client, delegation.id), delegation))
+        teller = _Teller(call, client, delegation.id)
+        telling, beating = asyncio.create_task(self._tell(teller, delegation)), asyncio.create_task(teller.beat())
         client.when_gone(lambda: _stop(telling))
         client.watch()
         try:
@@ -103,6 +104,8 @@ class DelegateModel:
         except asyncio.CancelledError:
             if not client.gone:
                 raise
+        finally:
+            beating.cancel()
 
     async def _tell(self, teller: _Teller, delegation: Delegation) -> None:
         last = None
@@ -139,6 +142,13 @@ class _Teller:
             await self._chunk({"role": "assistant", "content": ""})
         if self._client.started:
             await self._chunk({"reasoning_content": _line(event, document)}, document)
+
+    async def beat(self) -> None:
+        """Keep a stream alive where nothing happens for long; clients skip comments, and proxies count bytes."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if self._streams and self._client.started and not self._client.delivered:
+                await self._client.body(b": at work\n\n")
 
     async def end(self, last: NodeEvent, run: Run) -> None:
         """Give the answer, or say what is missing."""

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from contracts.errors import RequestInProgress
+from gateway.delegator import model
 from gateway.delegator.delegation import journal_url
 from gateway.delegator.journal import Journal
 from tests.gateway.delegator.parts import Town, plan_document, town
@@ -150,6 +151,18 @@ def test_a_run_that_ends_without_an_answer_says_what_is_missing(built: Town, run
         text = streamed.read().decode()
     assert '"code":"node_failed"' in text
     assert "[DONE]" not in text
+
+
+def test_a_stream_in_which_nothing_happens_is_kept_alive(
+    built: Town, running: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "HEARTBEAT_S", 0.02)
+    built.set_pace("only", 0.2)
+    one = plan_document("a", a=("add 3", []))
+    body = {"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": one, "stream": True}
+    text = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=60).text
+    assert text.count(": at work\n\n") > 1
+    assert text.endswith("data: [DONE]\n\n")
 
 
 def test_a_client_that_leaves_ends_the_buying_and_finds_the_answer_when_it_comes_back(
