@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from contracts.crash import checkpoint
 from contracts.errors import BudgetExceeded, FareboxError
 from gateway.delegator.calls import Answer, CallNode, NodeFailed, NodeUnknown, attempt_key
 from gateway.delegator.events import Happening, NodeEvent
@@ -298,6 +299,7 @@ class _Carrier:
             return None
         progress.count(attempt, in_round=self._round)
         await self._journal.intend(self._run.id, attempt)
+        checkpoint("delegator.intended")
         return attempt
 
     def _is_worth_hedging(self, node: Node, way: Way, tried: Sequence[str]) -> bool:
@@ -340,8 +342,10 @@ class _Carrier:
             # Whatever is not certain may have been paid: only its own key may ask again.
             self._tell("unknown", node.id, attempt.offer, reason=error.message)
             return "unknown"
+        checkpoint("delegator.answered")
         text = answer.text[:RESULT_LENGTH_MAX]
         await self._journal.ended(attempt.key, paid_units=answer.paid_units, result=text)
+        checkpoint("delegator.recorded")
         self._ledger.settle(attempt.key, answer.paid_units)
         if node.id in self._progress.results:
             reason = "another seller answered before; this price counts all the same"

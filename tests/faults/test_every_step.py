@@ -46,7 +46,10 @@ SPECIAL = (
 )  # fmt: skip
 # Steps of a claim that is noted beside the books, as of every request without an id.
 NOTED = ("buyer.claimed", "buyer.sent", "buyer.recorded", "gateway.whole")
-ELSEWHERE = ("settle.given_away", "settle.judged", "seller.charged")
+ELSEWHERE = (
+    "settle.given_away", "settle.judged", "seller.charged",
+    "delegator.intended", "delegator.answered", "delegator.recorded",
+)  # fmt: skip
 
 PART = {**dict.fromkeys(SERVING, "serve"), **dict.fromkeys(SELLING, "sell"), **dict.fromkeys(SETTLING, "settle")}
 CASES = [("auto", step) for step in PART] + [("async", step) for step in ON_CREDIT]
