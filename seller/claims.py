@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from contracts.errors import PaymentReplayed, RequestInProgress, SettlementUnavailable
 from contracts.lifecycle import Money, Work
@@ -44,8 +45,7 @@ class PaymentIdReused(PaymentReplayed):
     remedy = "give every payment an id of its own; to repeat a request, send the same payment again"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """One payment to reserve for a request, as `Ledger.reserve` is asked; `owner` will be the claim's name."""
 
     payment: VerifiedPayment
@@ -73,8 +73,7 @@ class Wanted:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """The right to work for one payment. `credit` means the money has moved already, as `transaction_hash`.
 
     `owner` names this claim and no other; "" where there is no work to do. `charged_atomic` is what a metered payment
@@ -90,8 +89,7 @@ class Claim:
     charged_atomic: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """The answer that a payment bought, for the client that asks again. The hash is "" until it is settled."""
 
     claim: Claim

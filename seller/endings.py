@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from contracts.errors import StoreUnavailable
 from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
@@ -46,8 +47,7 @@ def end_work(connection: Connection, payment_id: int, work: Work) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """A claim whose answer is about to leave, and that answer's beginning."""
 
     claim: Claim

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+import msgspec
+
 from contracts.errors import ExposureExceeded, InsufficientFunds, SettlementFailed
 from seller.limits import QUEUED_LIFE_S
 
@@ -29,8 +31,7 @@ class Caps:
     total_atomic: int
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """Where a payer stands at the moment of a claim.
 
     `exposure_atomic` is credit given to it and not settled; `outstanding_atomic` is all of its money that is claimed

@@ -60,8 +60,7 @@ class State(Enum):
     DROPPED = "dropped"
 
 
-@dataclass(frozen=True, slots=True)
-class Beginning:
+class Beginning(msgspec.Struct, frozen=True):
     """An answer at the moment of its release: what the client is sent first. `whole` when nothing follows."""
 
     status: int

@@ -15,9 +15,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
@@ -87,8 +88,7 @@ Work = Callable[[Connection], T]
 _Answer = Future[T] | asyncio.Future[T]
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(msgspec.Struct, frozen=True):
     """How a write is done together with those like it: `run(connection, items)` does all that wait, in few statements.
 
     It returns what each caller is told, in order; an exception among that is raised at its caller. Where it raises
