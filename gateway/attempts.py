@@ -56,7 +56,8 @@ class Record:
             self.fail()
             return
         self.chunks.append(chunk)
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def finish(self) -> None:
         """Note that the body is complete."""
@@ -96,8 +97,6 @@ class Record:
         await future
 
     def _wake(self) -> None:
-        if not self._waiting:
-            return
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():

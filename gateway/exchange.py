@@ -14,7 +14,7 @@ from typing import Any
 import httptools
 
 from buyer.flow import Lost
-from gateway.limits import HEAD_BYTES_MAX
+from gateway.limits import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
 
 __all__ = ["Exchange", "ResponseHeaders"]
 
@@ -48,7 +48,7 @@ class ResponseHeaders(Mapping[str, str]):
 
 
 class Exchange:
-    """What has come of one request. `drained` is called when everything that waited was read and more may come."""
+    """What has come of one request. `drained` is called when more than `UNREAD_BYTES_MAX` waited, and now is read."""
 
     __slots__ = (
         "_arrived",
@@ -101,7 +101,7 @@ class Exchange:
             self.keeps_alive = False
             self.fail("it switched protocols")
         if self._arrived == arrived and not self.is_over:
-            # In the middle of a line: of a head, a chunk's size or a trailer, which the parser keeps.
+            # In the middle of a line, of a head, a chunk's size or a trailer, which the parser keeps.
             self._quiet_bytes += len(data)
             if self._quiet_bytes > HEAD_BYTES_MAX:
                 self.fail("its head is too large")
@@ -136,10 +136,13 @@ class Exchange:
             if self.failure is not None:
                 raise Lost(self.failure)
             await self._change()
-        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
+        is_much = self.waiting_bytes > UNREAD_BYTES_MAX
+        piece = self._pieces.popleft()
+        if self._pieces:
+            piece += b"".join(self._pieces)
+            self._pieces.clear()
         self.waiting_bytes = 0
-        if not self.is_over:
+        if is_much and not self.is_over:
             self._drained()
         return piece
 
@@ -182,9 +185,6 @@ class Exchange:
         self._head_bytes += _STATUS_LINE_BYTES
         if status == _SWITCHING_PROTOCOLS or self._head_bytes > HEAD_BYTES_MAX:
             raise ValueError
-
-    def on_chunk_header(self) -> None:
-        self._arrived += 1
 
     def on_body(self, piece: bytes) -> None:
         if self.is_complete:

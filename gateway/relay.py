@@ -6,7 +6,6 @@ error and not as a broken success.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -68,8 +67,9 @@ class Relay:
         last = b""
         self._record.start(answer.status, headers)
         metered, self.charged_atomic = self._meter(outcome, answer), _charged_in_head(outcome)
+        body = answer if metered is None else _Unmarked(metered, answer)
         try:
-            async for chunk in answer.chunks() if metered is None else self._unmarked(metered, answer):
+            while chunk := await body.read():
                 self._record.add(chunk)
                 if not self._client.started:
                     await self._client.start(answer.status, headers)
@@ -101,15 +101,6 @@ class Relay:
             return None
         self._client.when_gone(answer.close)
         return StreamCharge(outcome.claim.authorization.value_atomic)
-
-    @staticmethod
-    async def _unmarked(metered: StreamCharge, answer: Answer) -> AsyncIterator[bytes]:
-        """Yield a stream's chunks without the seller's own last word in them."""
-        async for chunk in answer.chunks():
-            if shown := metered.pass_on(chunk):
-                yield shown
-        if rest := metered.rest():
-            yield rest
 
     async def _broke_off(self, outcome: Outcome, answer: Answer, error: Lost) -> None:
         """Tell the client that it paid and did not get everything. A repetition asks for what its seller has kept."""
@@ -149,6 +140,23 @@ class Relay:
         self._record.add(body)
         self._record.finish()
         await self._client.answer(status, headers, body)
+
+
+class _Unmarked:
+    """The body of a stream without the seller's own last word in it."""
+
+    def __init__(self, metered: StreamCharge, answer: Answer) -> None:
+        self._metered, self._answer = metered, answer
+        self._is_over = False
+
+    async def read(self) -> bytes:
+        """Return the next part that may go on, nothing at the end. Raises `Lost`."""
+        while not self._is_over:
+            chunk = await self._answer.read()
+            self._is_over = not chunk
+            if shown := self._metered.pass_on(chunk) if chunk else self._metered.rest():
+                return shown
+        return b""
 
 
 def _charged(outcome: Outcome) -> tuple[bytes, bytes]:

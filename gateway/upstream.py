@@ -87,6 +87,7 @@ class Answer:
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
         self._connection = connection
         self._exchange = exchange
+        self._size = 0
         self.status = exchange.status
         self.headers: Mapping[str, str] = exchange.headers
 
@@ -97,13 +98,19 @@ class Answer:
         return kind == "text/event-stream" and self.headers.get("content-encoding", "identity") == "identity"
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives. Raises `Lost` when it breaks off or passes the cap."""
-        size = 0
-        while chunk := await self._exchange.read():
-            size += len(chunk)
-            if size > ANSWER_BYTES_MAX:
-                raise Lost(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+        """Yield the body as it arrives. Raises `Lost` as `read` does."""
+        while chunk := await self.read():
             yield chunk
+
+    async def read(self) -> bytes:
+        """Return what has arrived since the last read, nothing at the end. Raises `Lost` when the body breaks off or
+        passes the cap.
+        """
+        chunk = await self._exchange.read()
+        self._size += len(chunk)
+        if self._size > ANSWER_BYTES_MAX:
+            raise Lost(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+        return chunk
 
     async def read_error(self) -> bytes:
         """Return the body of an error answer; empty when it breaks off or is larger than an error can be."""
