@@ -139,11 +139,12 @@ async def _call(client: httpx.AsyncClient, gateway: Gateway, task: Task, row: Ro
         row.good += in_time
         row.late += not in_time
         row.worth += task.value if in_time else 0.0
-    elif answer.status_code == 402 and answer.json()["error"]["code"] == "not_worth_it":
+        return
+    code = _code_of(answer)
+    if code.startswith("not_worth_it"):
         row.skipped += 1
     else:
         row.failed += 1
-        code = _code_of(answer)
         row.failures[code] = row.failures.get(code, 0) + 1
 
 

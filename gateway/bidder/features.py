@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, log, nan
 
-from gateway.bidder.market import REPUTATION_UNKNOWN, SLOWDOWN_AT_FIRST, UNMET, Market
+from gateway.bidder.market import QUEUE_MAX, REPUTATION_UNKNOWN, SLOWDOWN_AT_FIRST, UNMET, Market
 from gateway.bidder.task import TIERS, Offer, Task
 
 __all__ = ["FEATURES", "FEATURE_SCHEMA", "Row", "View", "column", "row_of", "view_of"]
@@ -43,7 +43,6 @@ FEATURE_SCHEMA = 1
 _VALUE_MIN = 1e-12
 # A price that is a thousand times what it should be is as bad as any dearer one.
 _RATIO_MAX = 1e3
-_QUEUE_MAX = 1e3
 _BUSY_UNKNOWN = 0.5
 DIFFICULTY_UNKNOWN = 0.5
 
@@ -76,9 +75,9 @@ def row_of(task: Task, offer: Offer, market: Market, now_s: float) -> Row:
     usual_price = memory.unit_price.get(offer.tier, unit_price)
     slowdown = memory.slowdown.get(offer.tier, SLOWDOWN_AT_FIRST)
     queue = offer.queue_per_slot
-    if queue is None or not 0 <= queue <= _QUEUE_MAX:
+    if queue is None or not 0 <= queue <= QUEUE_MAX:
         # What our own calls waited there, as a queue: one mean job more for each nominal time they took longer.
-        queue = min(max(slowdown - 1.0, 0.0) * task.work, _QUEUE_MAX)
+        queue = min(max(slowdown - 1.0, 0.0) * task.work, QUEUE_MAX)
     busy = offer.busy_share
     reputation = offer.reputation
     return (

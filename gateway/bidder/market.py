@@ -27,6 +27,10 @@ SPEED_MIN, SPEED_MAX = 1e-3, 1e6
 _PACE_MIN = 1e-3
 _LATENCY_MIN_S, _LATENCY_MAX_S = 1e-6, 1e6
 UNMET = -1
+QUEUE_MAX = 1e3
+
+QUEUE_SHARE = (0.25, 0.8, 1.6)
+"""How much of the queue a tier waits for: those ahead of it, and for the last tier also those who come later."""
 
 
 @dataclass(slots=True)
@@ -76,8 +80,10 @@ class Market:
         return self.of(offer.seller).speed
 
     def pace_of(self, offer: Offer) -> float:
-        """Return the work per second that a seller is likely to do now, its usual waiting included."""
-        return self.speed_of(offer) / max(self.of(offer.seller).slowdown.get(offer.tier, SLOWDOWN_AT_FIRST), _PACE_MIN)
+        """Return the work per second to be had of a seller now: its usual waiting, and what must be done again."""
+        memory = self.of(offer.seller)
+        slowdown = max(memory.slowdown.get(offer.tier, SLOWDOWN_AT_FIRST), _PACE_MIN)
+        return self.speed_of(offer) * max(memory.ok, _PACE_MIN) / slowdown
 
     def see(self, task: Task, offer: Offer) -> None:
         """Note the price of an offer, bought or not."""
@@ -98,8 +104,9 @@ class Market:
         # A wait that was given up says only "at least so long".
         if not outcome.is_censored or slowdown > known:
             memory.slowdown[offer.tier] = known + _SLOWDOWN_STEP * (slowdown - known)
-        if speed_is_ours and not outcome.is_censored:
-            speed = min(max(task.work / seen, SPEED_MIN), SPEED_MAX)
+        # A refusal is quick, and says nothing of how quick the work is.
+        if speed_is_ours and outcome.is_ok and not outcome.is_censored:
+            speed = min(max((task.work + _work_ahead(offer)) / seen, SPEED_MIN), SPEED_MAX)
             # The first answers say more than the guess they replace. Times are averaged, not speeds: one slow answer
             # costs more than a quick one saves.
             memory.speeds_seen += 1
@@ -109,3 +116,11 @@ class Market:
         memory.ok += _OK_STEP * (outcome.is_ok - memory.ok)
         if not outcome.is_ok:
             memory.failed_at_s = now_s
+
+
+def _work_ahead(offer: Offer) -> float:
+    """Return the work that a call waits for in the queue its seller told of, in calls of ordinary work."""
+    queue = offer.queue_per_slot
+    if queue is None or not 0 <= queue <= QUEUE_MAX:
+        return 0.0
+    return queue * QUEUE_SHARE[min(max(offer.tier, 0), len(QUEUE_SHARE) - 1)]

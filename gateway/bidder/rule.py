@@ -9,12 +9,11 @@ from __future__ import annotations
 from math import exp, log
 
 from gateway.bidder.features import Row, View, column
+from gateway.bidder.market import QUEUE_SHARE
 from gateway.bidder.policy import Estimate
 
 __all__ = ["SPREAD_MIN_S", "SPREAD_SHARE", "QueueRule", "on_time_logit", "quality_logit"]
 
-# How much of the queue a tier waits for: those ahead of it, and for the last tier also those who come later.
-_QUEUE_SHARE = (0.25, 0.8, 1.6)
 # The spread of the time to an answer, as a share of it, and the least spread there is.
 SPREAD_SHARE, SPREAD_MIN_S = 0.35, 0.1
 _LOGIT_MAX = 30.0
@@ -25,7 +24,7 @@ _QUEUE, _SPEED, _OK = column("queue_per_slot"), column("speed"), column("ok")
 
 def on_time_logit(row: Row) -> float:
     """Return the log-odds that an answer comes before the deadline."""
-    wait_s = row[_QUEUE] / row[_SPEED] * _QUEUE_SHARE[int(row[_TIER])]
+    wait_s = row[_QUEUE] / row[_SPEED] * QUEUE_SHARE[int(row[_TIER])]
     total_s = wait_s + row[_SLACK] / row[_NOMINAL]
     return min(max((row[_SLACK] - total_s) / (SPREAD_SHARE * total_s + SPREAD_MIN_S), -_LOGIT_MAX), _LOGIT_MAX)
 

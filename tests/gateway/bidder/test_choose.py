@@ -111,6 +111,26 @@ def test_our_own_slow_answers_stand_in_for_a_queue_that_is_not_published() -> No
     assert bought(QueueRule(), [silent, open_one], market, task) == open_one
 
 
+def test_a_quick_refusal_does_not_pass_for_a_fast_seller() -> None:
+    market, refusing = Market(), offer("a", 1, speed=None)
+    for _ in range(10):
+        market.observe(TASK, refusing, Outcome(2.0, True, CENT), 0.0)
+    before = market.speed_of(refusing)
+    for _ in range(10):
+        market.observe(TASK, refusing, Outcome(0.01, False, 0), 0.0)
+    assert market.speed_of(refusing) == before
+
+
+def test_the_wait_in_a_queue_that_was_told_of_is_not_held_against_the_sellers_speed() -> None:
+    market, told, untold = Market(), offer("told", 1, speed=None, queue=4.0), offer("untold", 1, speed=None)
+    untold = replace(untold, queue_per_slot=None)
+    for each in (told, untold):
+        for _ in range(50):
+            market.observe(TASK, each, Outcome(4.2, True, CENT), 0.0)
+    assert market.speed_of(told) == pytest.approx(1.0, rel=0.05)
+    assert market.speed_of(untold) == pytest.approx(1 / 4.2, rel=0.05)
+
+
 def test_a_call_given_up_early_does_not_pass_for_a_quick_one() -> None:
     market, slow = Market(), offer("slow", 1)
     for _ in range(20):
