@@ -3,10 +3,10 @@
 A worker is one process that spends. It is alive as long as the store shows it so (`contracts.storage.presence`), which
 no `kill -9`, reused process id or second container can confuse. The store says what it had in hand:
 
-- same era: every write it was told of is there, so every row is in the state it says. What it had not sent goes back to
-  the pool; what it had sent is UNKNOWN.
-- another era (the machine was started anew, the server is another one), or a store that came without its signs of life:
-  the last writes may be gone, so every row of its lease is UNKNOWN until the chain has spoken.
+- same era: every write it was told of is there, so once its tail is entered (`buyer.tails`), every row is in the state
+  it says. What it had not sent goes back to the pool; what it had sent is UNKNOWN.
+- another era (the machine was started anew, the server is another one), or a store that came without its signs of life
+  or without the tail: the last writes may be gone, so every row of its lease is UNKNOWN until the chain has spoken.
 
 A worker may be taken for dead while it lives, when its connection to the server was lost. Each of its steps asks for
 its own lease and then finds nothing; before it takes another lease it shows itself under a new name.
@@ -50,7 +50,7 @@ class Worker:
         Raises `StoreUnavailable` when that cannot be known.
         """
         self._presence.hold()
-        return era == self._era and self._database.read(lambda connection: is_known(connection, self.id), bare=True)
+        return era == self._era and self._database.read(self._is_whole, bare=True)
 
     def abandon(self) -> None:
         """Stop being seen; whoever recovers next settles what is left of the lease."""
@@ -62,6 +62,9 @@ class Worker:
             self._database.transact(self._end, bare=True)
         finally:
             self._presence.close()
+
+    def _is_whole(self, connection: Connection) -> bool:
+        return is_known(connection, self.id) and (self._tails is None or self._tails.is_there(connection, self.id))
 
     def _end(self, connection: Connection) -> None:
         if self._tails is not None:

@@ -281,10 +281,10 @@ class Slots:
         fresh: list[Tail] = []
 
         def take_share(connection: Connection) -> tuple[list[Slot], frozenset[str], int]:
+            whose = self._lay_hands_on(connection, values, fresh, from_others=from_others)
             if not is_known(connection, self.worker.id):
                 raise StoreUnavailable("this process was just taken for dead")
             self.check_seal(connection)
-            whose = self._lay_hands_on(connection, values, fresh, from_others=from_others)
             budgeted = frozenset(budget.scope for budget in read_budgets(connection))
             return self._share(connection, values, whose), budgeted, self._generation.lease(connection)
 

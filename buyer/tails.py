@@ -80,6 +80,11 @@ class Tails:
         row = connection.execute(f"{_FOUND} AND id = ?", (worker_id,)).fetchone()
         return row is None or self._enter(connection, *row)
 
+    def is_there(self, connection: Connection, worker_id: str) -> bool:
+        """Tell whether a worker's tail, if it has one, can be read."""
+        row = connection.execute(f"{_FOUND} AND id = ?", (worker_id,)).fetchone()
+        return row is None or self._size(row["tail"]) >= 0
+
     def committed(self) -> None:
         """See `Beside.committed`. A note that fails is made up for by the next."""
         sends, self._sends = self._sends, None

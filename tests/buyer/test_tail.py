@@ -185,6 +185,20 @@ def test_what_a_worker_holds_without_its_tail_waits_for_the_chain(pool: Pool, pu
     worker.close()
 
 
+def test_a_worker_whose_tail_is_gone_leases_under_another_name(pool: Pool, purchase: Purchase) -> None:
+    worker = pool.spender(lease_size=LEASE)
+    lost = [claim_new(worker, purchase, f"lost {number}") for number in range(LEASE)]
+    for path in tails(pool):
+        path.unlink()
+    claim = claim_new(worker, purchase, "next")
+    assert claim.authorization.nonce not in {each.authorization.nonce for each in lost}
+    assert pool.counts("p") == Counts(ready=35, unknown=LEASE, claimed=1)
+    with pytest.raises(StoreUnavailable, match="no longer held"):
+        worker.sent(lost[0])
+    assert all(finding.ok for finding in audit_pool(pool))
+    worker.close()
+
+
 class FailingDisk:
     """A stand-in for a disk that is full or broken: the write `left` from now fails, written or in part or not."""
 
