@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
@@ -169,6 +170,8 @@ def _child(work: Work) -> int:
             os.close(reader)
             work(lambda: os.close(writer))
             status = 0
+        except BaseException:  # noqa: BLE001 - a fork must not go on as its parent, whatever happens
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(writer)
