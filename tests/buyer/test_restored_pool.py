@@ -57,8 +57,8 @@ def purchase(chain: Devnet, home: Home) -> Purchase:
     return made
 
 
-def spend(spender: Spender, purchase: Purchase, key: str) -> Claim:
-    claim = spender.claim(purchase, key, int(time.time()))
+def spend(spender: Spender, purchase: Purchase, key: str, *, is_new: bool = False) -> Claim:
+    claim = spender.claim(purchase, key, int(time.time()), is_new=is_new)
     spender.sent(claim)
     spender.served(claim, status=200, receipt=None, latency_ms=1)
     return claim
@@ -68,19 +68,20 @@ def process_p(pool: Pool, *, trust_unused: bool = False) -> None:
     asyncio.run(process(pool, pool.purchase("p"), no_wallet, trust_unused=trust_unused))
 
 
+@pytest.mark.parametrize("is_new", [False, True], ids=["in the books", "noted beside them"])
 @pytest.mark.parametrize("when", ["before the lease", "within the lease"])
 def test_a_restored_backup_hands_out_nothing_before_the_chain_was_asked(
-    chain: Devnet, home: Home, purchase: Purchase, tmp_path: Path, when: str
+    chain: Devnet, home: Home, purchase: Purchase, tmp_path: Path, when: str, is_new: bool
 ) -> None:
     pool = Pool.open(home)
     spender = pool.spender()
     if when == "before the lease":
         backup = Backup(home, tmp_path / "backup")
-        first = spend(spender, purchase, "a")
+        first = spend(spender, purchase, "a", is_new=is_new)
     else:
-        first = spend(spender, purchase, "a")
+        first = spend(spender, purchase, "a", is_new=is_new)
         backup = Backup(home, tmp_path / "backup")
-    claims = [first, spend(spender, purchase, "b"), spend(spender, purchase, "c")]
+    claims = [first, spend(spender, purchase, "b", is_new=is_new), spend(spender, purchase, "c", is_new=is_new)]
     spender.close()
     pool.close()
     settle(chain, claims[1].authorization, claims[1].signature, purchase.offer)
