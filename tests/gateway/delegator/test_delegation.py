@@ -11,11 +11,13 @@ import pytest
 from buyer.home import Home
 from buyer.pool import Pool
 from contracts.errors import NameUnknown, UsageError
+from gateway.bidder.task import Outcome, Task
 from gateway.delegator.delegation import delegate, receipts_in
 from gateway.delegator.gantt import bars_of, gantt_svg
 from gateway.delegator.order import planned_of
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.ways import DeadlineInfeasible, NotForSale
+from gateway.routing import offer_of
 from tests.gateway.delegator.parts import UNITS_PER_ATOMIC, Town, events_of, order, plan_of, town
 from tests.gateway.parts import sign_pool
 from tests.patience import eventually
@@ -60,8 +62,13 @@ async def test_every_attempt_has_its_receipt_and_they_sum_to_what_was_spent(pair
     assert set(delegation.sellers.values()) <= {"slow", "fast"}
 
 
-async def test_a_price_above_the_slice_is_never_paid(pair: Town) -> None:
+async def test_a_price_above_the_slice_is_never_paid_however_much_better_its_seller(pair: Town) -> None:
     async with pair.delegating() as delegator:
+        router = delegator.desk.router
+        (slow,) = (offer_of(each) for each in delegator.desk.shelf.purchases if each.name == "slow")
+        task = Task(1.0, 60.0, slow.price_units, slow.price_units)
+        for _ in range(20):
+            router.bidder.market.observe(task, slow, Outcome(1.0, is_ok=False, paid_units=0), delegator.desk.clock())
         events = await events_of(delegator.begin(order(SUM, budget=3 * SLOW * UNITS_PER_ATOMIC)))
     assert events[-1].text == "70"
     assert pair.paid == {"slow": 3, "fast": 0}
