@@ -157,7 +157,7 @@ async def test_money_that_cannot_move_after_the_work_withholds_the_goods(chain: 
         shop.app.behave = pauses_the_token
         header = shop.payment()
         answer = await shop.buy(header)
-        assert (answer.status_code, error_of(answer)["code"]) == (402, "settlement_failed")
+        assert (answer.status_code, error_of(answer)["code"]) == (402, "token_paused")
         assert b"the goods" not in answer.content
         assert not receipt_of(answer).success
         assert shop.seller.ledger.sums().outstanding_atomic == 0
