@@ -75,7 +75,7 @@ async def test_a_flood_of_payments_from_an_empty_wallet_costs_no_work_and_delays
 ) -> None:
     """S7: every refused payment leaves its key free and nothing outstanding."""
     async with attacked(chain, tmp_path) as (shop, till):
-        flood = [shop.payment(OTHER) for _ in range(200)]
+        flood = [shop.payment(OTHER) for _ in range(100)]
         answers, served = await asyncio.gather(
             asyncio.gather(*(shop.buy(header) for header in flood)),
             asyncio.gather(*(shop.buy() for _ in range(5))),
@@ -88,7 +88,7 @@ async def test_a_flood_of_payments_from_an_empty_wallet_costs_no_work_and_delays
         # The same authorizations buy once there is money for them: nothing was burnt.
         chain.mint(chain.accounts[OTHER].address, PRICE_ATOMIC)
         assert (await shop.buy(flood[0])).status_code == 200
-        assert till.statuses[402] == 200
+        assert till.statuses[402] == 100
 
 
 async def test_exposure_never_passes_its_cap_under_100_parallel_calls(chain: Devnet, tmp_path: Path) -> None:

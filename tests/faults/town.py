@@ -20,6 +20,7 @@ from coincurve import PrivateKey
 
 from buyer.home import STORE_VARIABLE
 from contracts.address import address_text
+from contracts.crash import VARIABLE
 from contracts.evm.devnet import Devnet
 from contracts.keccak import keccak
 from gateway.demo.models import ModelForSale
@@ -88,14 +89,17 @@ class Town:
         )
 
     def start(self, name: str, **environment: str) -> None:
-        """Start one part and wait until it answers; also after a kill, on what it left behind."""
+        """Start one part and wait until it answers, or has ended where a step ends it; also on what a kill left."""
         words, url, program = self._parts()[name]
         environment = {"FAREBOX_HOME": str(self.home), **self.environment, **environment}
         started = self.warm.start(
             name, words, self.folder, program=program, environment=environment, clock_offset_s=self.clocks.get(name, 0)
         )
         self.running[name] = started
-        self.wait_for(lambda: _answers(url), started, f"{url} did not answer")
+        dies = VARIABLE in environment
+        self.wait_for(
+            lambda: (dies and self.warm.has_ended(started)) or _answers(url), started, f"{url} did not answer"
+        )
 
     def start_all(self, count: int) -> None:
         """Start every part and buy `count` calls."""
