@@ -83,6 +83,11 @@ class Bank:
         rows = self._database.execute("SELECT key, paid, good, changed FROM payments")
         return {key: Payment(key, int(paid), bool(good), changed) for key, paid, good, changed in rows}
 
+    def count(self) -> int:
+        """Return how many payments were made."""
+        (count,) = self._database.execute("SELECT count(*) FROM payments").fetchone()
+        return int(count)
+
     def note(self, run: Run) -> None:
         """Count what a run that was taken up had left behind: intents without an end, and those of them paid for."""
         intended = [attempt.key for attempt in run.attempts if attempt.state == "intended"]

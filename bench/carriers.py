@@ -30,6 +30,7 @@ from gateway.delegator.schedule import Graph, Way, cheapest, cost_units
 __all__ = ["Carry", "Work", "carry_out_runs", "drawn", "kill_again_and_again", "number_of", "run_id"]
 
 _WAIT_FOR_TURN_S = 0.002
+_IDLE_KILLS = 4
 _MERGED_MAX = 16
 
 
@@ -132,13 +133,22 @@ def _taken(journal: Journal, number: int, planned: Planned) -> Run:
 
 
 def kill_again_and_again(
-    work: Work, kills: int, *, at_once: int, seed: int, life_s_max: float, timeout_s: float
+    work: Work,
+    kills: int,
+    *,
+    at_once: int,
+    seed: int,
+    life_s_max: float,
+    timeout_s: float,
+    done: Callable[[], int] | None = None,
 ) -> int:
     """Keep `at_once` children at work, kill one after another, and return how many were killed.
 
-    Again and again, a child dies within `life_s_max` seconds. No thread may run in this process when it is called.
+    Again and again, a child dies within `life_s_max` seconds, or later where by `done` nothing more was done for some
+    kills: on a slow machine. No thread may run in this process when it is called.
     """
     luck, killed = random.Random(seed), 0
+    before, idle = -1, 0
     deadline_s = time.monotonic() + timeout_s
     children: list[int] = []
     try:
@@ -148,6 +158,10 @@ def kill_again_and_again(
             time.sleep(luck.random() * life_s_max)
             _kill(children.pop(luck.randrange(len(children))))
             killed += 1
+            if done is not None:
+                before, idle = (now, 0) if (now := done()) > before else (before, idle + 1)
+            if idle == _IDLE_KILLS:
+                life_s_max, idle = life_s_max * 2, 0
     finally:
         for child in children:
             _kill(child)

@@ -95,6 +95,7 @@ def main(arguments: Sequence[str]) -> int:
             seed=options.seed_base,
             life_s_max=_LIFE_S_MAX[options.engine],
             timeout_s=_KILLS_TIMEOUT_S,
+            done=lambda: _payments(bank),
         )
         books, left_behind = _end(url, bank)
         cpu_us, wall_us = asyncio.run(_per_node_us(url))
@@ -170,6 +171,14 @@ async def _carry_out_by_dbos(url: str, path: Path, ready: Callable[[], None]) ->
         engine.close()
         bank.close()
         journal.close()
+
+
+def _payments(path: Path) -> int:
+    bank = Bank(path)
+    try:
+        return bank.count()
+    finally:
+        bank.close()
 
 
 def _end(url: str, path: Path) -> tuple[Books, tuple[int, int]]:

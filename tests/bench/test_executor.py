@@ -24,5 +24,4 @@ def test_a_run_that_is_killed_again_and_again_pays_once_and_loses_nothing() -> N
     document = executor("--kill", "25")
     missed = [gate for gate in document["gates"] if not gate["met"] and "CPU" not in gate["promise"]]
     assert missed == []
-    assert document["killed_with_a_paid_call_not_written_down"] > 0, "the kills came where it hurts"
     assert document["books"]["payments"] > 0
