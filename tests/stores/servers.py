@@ -89,7 +89,15 @@ class OwnServer(Server):
 
     def start(self) -> None:
         """Start it again on the same data and the same address, unless it runs."""
-        self._running.ensure_postgres_running()
+
+        def has_started() -> bool:
+            # It is given ten seconds each time; a busy machine may need more of them.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._running.ensure_postgres_running()
+                return True
+            return False
+
+        eventually(has_started, "the PostgreSQL server starts")
 
     def wait_settled(self) -> None:
         """Wait until it runs for so long that a process without a sign of life is taken for dead."""
