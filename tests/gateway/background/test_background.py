@@ -68,15 +68,18 @@ async def test_background_work_makes_room_for_others_and_is_paid_once_as_its_com
         too_cheap = town.add(backlog, 10, max_price_units=units - 1)
         filling = town.start_filling()
         await true(town, lambda: town.model.calls == 1)
-        # One slot is free for the first, and the second needs the one in use.
-        assert list(await asyncio.gather(in_full(town, 300), in_full(town, 300))) == [200, 200]
+        # One slot is free for the first, and the second needs the one in use; should they miss each other, once more.
+        in_full_calls = 0
+        while not backlog.find(task).put_off:
+            assert list(await asyncio.gather(in_full(town, 300), in_full(town, 300))) == [200, 200]
+            in_full_calls += 2
         await true(town, lambda: backlog.find(task).state == "done")
         done, waiting = backlog.find(task), backlog.find(too_cheap)
     filling.kill()
     assert done.put_off >= 1, "it was stopped for those who paid in full"
     assert (done.result, done.paid_units) == ("done", units)
     assert (waiting.state, waiting.paid_units) == ("waiting", None)
-    await true(town, lambda: town.earned_atomic() == 2 * LIST_PRICE + BACKGROUND_PRICE)
+    await true(town, lambda: town.earned_atomic() == in_full_calls * LIST_PRICE + BACKGROUND_PRICE)
     with Pool.open(Home.open(town.homes[BACKGROUND])) as pool:
         counts = pool.counts(BACKGROUND)
     assert (counts.signed, counts.ready, counts.spent) == (3, 2, 1)
