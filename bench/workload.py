@@ -17,9 +17,9 @@ from contracts.address import address_text, parse_address
 from contracts.evm.token import Head
 from contracts.headers import PAYMENT_SIGNATURE
 from contracts.networks import default_asset, parse_network
-from contracts.offers import Offer, requirements
+from contracts.offers import EIP3009, Offer, requirements
 from contracts.schemes.authorization import Authorization
-from contracts.schemes.exact_eip3009 import transfer_digest
+from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.wire import ResourceInfo
 
@@ -57,12 +57,12 @@ class SignedPayment:
     header: str
 
 
-def an_offer() -> Offer:
+def an_offer(method: str = EIP3009) -> Offer:
     """Return the terms of one call, in a token whose domain everybody knows."""
     network = parse_network("base-sepolia")
     asset = default_asset(network)
     assert asset is not None
-    return Offer("exact", network, asset, PRICE_ATOMIC, parse_address(_PAYEE), max_timeout_s=300)
+    return Offer("exact", network, asset, PRICE_ATOMIC, parse_address(_PAYEE), max_timeout_s=300, method=method)
 
 
 def keys(count: int) -> list[SigningKey]:
@@ -85,7 +85,7 @@ def sign_payments(offer: Offer, payers: list[SigningKey], count: int) -> list[Si
             valid_before_s=valid_before_s,
             nonce=secrets.token_bytes(32),
         )
-        signature = key.sign(transfer_digest(authorization, offer.domain))
+        signature = key.sign(rail_of(offer).digest(authorization, offer))
         header = payment_headers(terms, authorization, signature)[PAYMENT_SIGNATURE]
         payments.append(SignedPayment(authorization, signature, header))
     return payments

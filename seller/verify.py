@@ -75,8 +75,9 @@ def verify(payment: Payment, offers: Sequence[Offer], now_s: int, life_s: int) -
     that all the rest is in order: it is not the payer's key that signed, and a payer that is a contract may vouch.
     """
     offer = _meant(payment, offers)
-    authorization, signature = _decoded(payment, offer)
-    rails.check(authorization, signature, offer, now_s, life_s)
+    rail = rail_of(offer)
+    authorization, signature = rail.decode_payload(payment.payload, offer)
+    rails.check(authorization, signature, offer, now_s, life_s, rail=rail)
     return VerifiedPayment(authorization, signature, offer, payment.x402_version)
 
 
@@ -93,7 +94,7 @@ def unverified(payment: Payment, offers: Sequence[Offer]) -> VerifiedPayment:
         if not alike:
             raise
         offer = alike[0]
-    authorization, signature = _decoded(payment, offer)
+    authorization, signature = rail_of(offer).decode_payload(payment.payload, offer)
     return VerifiedPayment(authorization, signature, offer, payment.x402_version)
 
 
@@ -111,7 +112,3 @@ def _is_its_rail(payment: Payment, offer: Offer) -> bool:
         return offer.method == EIP3009
     stated = (payment.accepted.extra or {}).get("assetTransferMethod", EIP3009)
     return payment.accepted.scheme == offer.scheme and (offer.scheme == "upto" or stated == offer.method)
-
-
-def _decoded(payment: Payment, offer: Offer) -> tuple[Authorization, bytes]:
-    return rail_of(offer).decode_payload(payment.payload, offer)

@@ -78,12 +78,21 @@ def rail_named(name: str) -> Rail:
     return _BY_NAME[name]
 
 
-def check(authorization: Authorization, signature: bytes, offer: Offer, now_s: int, margin_s: int) -> None:
+def check(
+    authorization: Authorization,
+    signature: bytes,
+    offer: Offer,
+    now_s: int,
+    margin_s: int,
+    *,
+    rail: Rail | None = None,
+) -> None:
     """Raise the first `PaymentRefused` leaf that applies; cheap checks first, no I/O, no clock.
 
-    The payer is taken to be an account without code; a payer with code is for the chain to judge.
+    The payer is taken to be an account without code; a payer with code is for the chain to judge. `rail` is the
+    offer's, for whoever has looked it up already.
     """
-    rail = rail_of(offer)
+    rail = rail or rail_of(offer)
     rail.check_terms(authorization, offer, now_s, margin_s)
     _check_signature(rail, authorization, signature, offer)
 
