@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from contracts.evm.devnet import Devnet
 
 # A run in the background of a shell starts with interrupts ignored, and every process it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test fails by the clock: the first example of a property pays for its imports.
+hypothesis.settings.register_profile("farebox", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("farebox")
 
 TESTS = Path(__file__).parent
 # Workers are dealt whole files, and none shall be left alone with a long one at the end: these come first, the longest
