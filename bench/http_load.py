@@ -6,21 +6,21 @@ Each connection sends its next request when it has its answer. Nothing is built,
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Any
 
 import uvloop
+
+from bench.pinned import PinnedProcess
 
 __all__ = ["Load", "LoadGenerator", "Taken"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
-_STARTED_S, _STOP_TIMEOUT_S = 60.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +41,16 @@ class Taken:
     latencies_us: list[float] = field(default_factory=list)
 
 
-class LoadGenerator:
+class LoadGenerator(PinnedProcess):
     """The process, running. Use as a context manager."""
 
     def __init__(self, core: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_main, args=(core, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-        assert self._ours.poll(_STARTED_S), "the load generator did not start"
-        self._ours.recv()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ours.close()
-        self._process.join(_STOP_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
+        super().__init__(_main, core)
 
     def send(self, load: Load) -> Taken:
         """Send all requests and return what they took. Raises `RuntimeError` for an answer of another status."""
-        self._ours.send(load)
-        taken = self._ours.recv()
-        if isinstance(taken, str):
-            raise RuntimeError(taken)  # noqa: TRY004 - what the other process says
-        found: Taken = taken
-        return found
+        taken: Taken = self.do(load)
+        return taken
 
 
 def _main(core: int, commands: Connection) -> None:

@@ -8,18 +8,18 @@ ends has one clock: every piece of a stream carries the moment at which it was w
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import re
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httptools
 import msgspec
 import uvloop
 
+from bench.pinned import PinnedProcess
 from bench.workload import MODEL, PATH, an_offer
 from contracts.headers import encode_header
 from contracts.offers import requirements
@@ -32,7 +32,6 @@ FREE = "/free"
 PIECES = 200
 PIECE_EVERY_S = 0.002
 
-_STARTED_S, _STOP_TIMEOUT_S = 120.0, 10.0
 _PROMPT = "hello " * 50
 _MARK = b'"fp_'
 _MARK_DIGITS = 18
@@ -65,35 +64,17 @@ class Taken:
     lag_us: list[float] = field(default_factory=list)
 
 
-class Rig:
+class Rig(PinnedProcess):
     """The process, running. Use as a context manager; `port` is the stand-in seller's."""
 
     def __init__(self, core: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_main, args=(core, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-        assert self._ours.poll(_STARTED_S), "the load generator did not start"
-        self.port: int = self._ours.recv()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ours.close()
-        self._process.join(_STOP_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
+        super().__init__(_main, core)
+        self.port: int = self.ready
 
     def ask(self, load: Load) -> Taken:
         """Send the calls and return what they took. Raises `RuntimeError` for an answer that is not 200 and whole."""
-        self._ours.send(load)
-        taken = self._ours.recv()
-        if isinstance(taken, str):
-            raise RuntimeError(taken)  # noqa: TRY004 - what the other process says
-        found: Taken = taken
-        return found
+        taken: Taken = self.do(load)
+        return taken
 
 
 def _main(core: int, commands: Connection) -> None:
