@@ -1,4 +1,4 @@
-"""Fills books by bulk SQL, so that a bench can ask what a million rows cost without signing a million payments.
+"""Fills books by bulk SQL, so that a bench can ask what millions of rows cost without signing a payment for each.
 
 What it writes has the shape of real books, with random nonces, and with signatures that are good for nothing: copies of
 one row that the rooms themselves wrote. Nothing in the product does this.
