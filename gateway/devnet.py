@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from contracts.console import exit_on_error, out, print_document
 from contracts.errors import UsageError
+from gateway.limits import DEVNET_LOOK_EVERY_S
 
 __all__ = ["devnet"]
 
@@ -24,7 +26,7 @@ def devnet(
     folder: Annotated[Path, typer.Option("--dir", help="Where the key files are written.")] = Path("devnet"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Start a local chain to practise on, and stay until interrupted.
+    """Start a local chain to practise on, and stay until interrupted or until the chain itself ends.
 
     Anvil with a USDC-shaped test dollar, "Plain Dollar" with 18 decimals and without EIP-3009 (version 1), Multicall3,
     Permit2 and the ERC-8004 registries in place. Writes buyer.key (a wallet with 100 of both tokens), settler.key (an
@@ -54,7 +56,7 @@ def devnet(
                 "pay_to": payee.address,
             }
             print_document(document, as_json=as_json, human=lambda: _tell(document))
-            _wait_for_interrupt()
+            _wait_for_interrupt(chain.check_running)
 
 
 def _tell(document: dict[str, object]) -> None:
@@ -78,8 +80,10 @@ def _write_key(path: Path, key: bytes) -> None:
     path.write_text(text)
 
 
-def _wait_for_interrupt() -> None:
+def _wait_for_interrupt(check: Callable[[], None]) -> None:
+    """Return on SIGINT or SIGTERM; until then, call `check` every now and then, and let it raise."""
     ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: ended.set())
-    ended.wait()
+    while not ended.wait(DEVNET_LOOK_EVERY_S):
+        check()

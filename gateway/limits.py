@@ -77,3 +77,5 @@ QUEUE_SILENT_S = 600.0
 QUEUE_OBSERVED_EVERY_S = 1.0
 # How long a seller by usage that found a request too large is asked before it is paid, which takes a round trip more.
 ASK_FIRST_S = 600.0
+# How often `farebox devnet` looks whether its chain still runs.
+DEVNET_LOOK_EVERY_S = 0.5

@@ -109,6 +109,7 @@ class Devnet:
         self._fork_url = fork_url
         self._ids = itertools.count(1)
         self._client: httpx.Client | None = None
+        self._anvil: tuple[subprocess.Popen[bytes], Path] | None = None
         self._close: weakref.finalize[..., Self] | None = None
 
     def __enter__(self) -> Self:
@@ -137,6 +138,7 @@ class Devnet:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
+                self._anvil = (process, log_file)
                 self._close = weakref.finalize(self, _end, process, folder, self._client)
             self.rpc_url = f"http://127.0.0.1:{_listening_port(process, log_file)}"
             self._prepare()
@@ -150,8 +152,16 @@ class Devnet:
         if self._close is not None:
             with held_back():
                 self._close()
-        self._close = self._client = None
+        self._close = self._client = self._anvil = None
         self.rpc_url = ""
+
+    def check_running(self) -> None:
+        """Raise `DevnetFailed`, with the end of anvil's log, when anvil has ended by itself or was never started."""
+        if self._anvil is None:
+            raise DevnetFailed("this devnet is not running", remedy="call start() first")
+        process, log_file = self._anvil
+        if process.poll() is not None:
+            raise _ended(process, log_file.read_text(errors="replace"))
 
     def rpc(self, method: str, *params: Any) -> Any:
         """Return the result of one JSON-RPC request. Raises `RpcRefused` or `DevnetFailed`."""
@@ -300,12 +310,16 @@ def _listening_port(process: subprocess.Popen[bytes], log_file: Path) -> int:
         if found := re.search(r"^Listening on 127\.0\.0\.1:(\d+)", log, re.MULTILINE):
             return int(found[1])
         if ended:
-            raise DevnetFailed(f"anvil ended with code {process.returncode}: {log[-DEVNET_LOG_TAIL_CHARS:].strip()}")
+            raise _ended(process, log)
         if time.monotonic() > deadline:
             raise DevnetFailed(
                 f"anvil did not listen in {DEVNET_START_TIMEOUT_S:.0f} s: {log[-DEVNET_LOG_TAIL_CHARS:].strip()}"
             )
         time.sleep(DEVNET_POLL_S)
+
+
+def _ended(process: subprocess.Popen[bytes], log: str) -> DevnetFailed:
+    return DevnetFailed(f"anvil ended with code {process.returncode}: {log[-DEVNET_LOG_TAIL_CHARS:].strip()}")
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path, client: httpx.Client) -> None:

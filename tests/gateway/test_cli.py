@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,6 +19,8 @@ from contracts.address import parse_address
 from contracts.evm.devnet import Devnet
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
+from contracts.evm.toolchain import anvil_binary
+from gateway import devnet as practice
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
 from tests.gateway.test_serve_process import run
 from tests.processes import farebox_process
@@ -68,6 +72,22 @@ def test_a_practice_chain_has_a_token_for_each_way_to_pay_and_a_wallet_with_both
     with farebox_process(tmp_path, "devnet", "--port", "0") as told:
         for token, decimals in (("token", 6), ("plain_token", 18)):
             assert asyncio.run(held(told["rpc"], told[token], told["buyer"]["address"])) == 100 * 10**decimals
+
+
+def test_a_practice_chain_that_dies_ends_its_command_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anvil, pid = tmp_path / "anvil", tmp_path / "pid"
+    anvil.write_text(f'#!/bin/sh\necho $$ > {pid}\nexec {anvil_binary()} "$@"\n')
+    anvil.chmod(0o755)
+    monkeypatch.setenv("FAREBOX_ANVIL", str(anvil))
+    # Once it has told where it runs, its chain dies. Interrupts stay pytest's own.
+    monkeypatch.setattr(practice, "print_document", lambda *_, **__: os.kill(int(pid.read_text()), signal.SIGKILL))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        practice.devnet(port=0, folder=tmp_path)
+    assert ended.value.code == 1
+    assert "anvil ended with code -9" in capsys.readouterr().err
 
 
 def test_the_version_is_the_installed_one(tmp_path: Path) -> None:
