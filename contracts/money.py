@@ -49,16 +49,19 @@ class Asset:
         return any(mark in self.symbol.upper() for mark in _DOLLAR_SYMBOLS)
 
 
-def parse_amount(text: object, asset: Asset, field: str = "amount", *, zero_allowed: bool = False) -> int:
+def parse_amount(
+    text: object, asset: Asset, field: str = "amount", *, zero_allowed: bool = False, rounds_down: bool = False
+) -> int:
     """Return the atomic units meant by `0.01`, `$0.01`, `0.01 USDC` or `1000 atomic`.
 
     Refused with `UsageError` naming `field`: floats and other types, `0,01`, signs, exponents, NaN, more decimals
-    than the asset has, zero (unless `zero_allowed`), a symbol of another asset, and `$` for a non-dollar asset.
+    than the asset has, zero (unless `zero_allowed`), a symbol of another asset, and `$` for a non-dollar asset. With
+    `rounds_down`, decimals that the asset does not have are dropped: for a limit that holds for several assets.
     """
     if not isinstance(text, str):
         raise UsageError(f'{field}: write the amount in quotes, as "0.01", got {text!r}')
     stripped = text.strip()
-    amount_atomic = _amount_atomic(stripped, asset, field)
+    amount_atomic = _amount_atomic(stripped, asset, field, rounds_down=rounds_down)
     if amount_atomic > AMOUNT_ATOMIC_MAX:
         raise UsageError(f"{field}: {stripped} is more than a token can count")
     if amount_atomic == 0 and not zero_allowed:
@@ -66,7 +69,7 @@ def parse_amount(text: object, asset: Asset, field: str = "amount", *, zero_allo
     return amount_atomic
 
 
-def _amount_atomic(text: str, asset: Asset, field: str) -> int:
+def _amount_atomic(text: str, asset: Asset, field: str, *, rounds_down: bool) -> int:
     if atomic := _ATOMIC.fullmatch(text):
         return int(atomic[1])
     number, _, symbol = text.partition(" ")
@@ -80,6 +83,8 @@ def _amount_atomic(text: str, asset: Asset, field: str) -> int:
     if number.startswith("$") and not asset.is_dollar:
         raise UsageError(f"{field}: {asset.symbol} is not a dollar token; write the amount without $")
     whole, fraction = decimal[1], decimal[2] or ""
+    if rounds_down:
+        fraction = fraction[: asset.decimals]
     if len(fraction) > asset.decimals:
         raise UsageError(f"{field}: {asset.symbol} has {asset.decimals} decimals, {text[:60]!r} has {len(fraction)}")
     units_per_token: int = 10**asset.decimals

@@ -63,17 +63,15 @@ class Shelf:
     def affordable(self, ranked: list[Purchase], caps: dict[str, str]) -> list[Purchase]:
         """Return those of `ranked` whose price is within every cap; `caps` maps a cap's name to its text.
 
-        Raises `PriceAboveCap` when none is, `UsageError` naming the cap that does not parse.
+        A cap holds for tokens of different decimals, and is never rounded up. Raises `PriceAboveCap` when none is,
+        `UsageError` naming the cap that does not parse.
         """
         if not caps:
             return ranked
         kept = [
             purchase
             for purchase in ranked
-            if all(
-                purchase.offer.amount_atomic <= parse_amount(text, purchase.offer.asset, name, zero_allowed=True)
-                for name, text in caps.items()
-            )
+            if all(purchase.offer.amount_atomic <= _cap_atomic(purchase, name, text) for name, text in caps.items())
         ]
         if not kept:
             best = ranked[0].offer
@@ -139,3 +137,7 @@ class Shelf:
             if trouble is None
             else {"code": trouble.code, "message": trouble.message, "at_s": trouble.at_s},
         }
+
+
+def _cap_atomic(purchase: Purchase, name: str, text: str) -> int:
+    return parse_amount(text, purchase.offer.asset, name, zero_allowed=True, rounds_down=True)

@@ -119,6 +119,15 @@ def test_an_amount_has_at_most_the_tokens_own_decimals() -> None:
         parse_amount("0.1234567", USDC)
 
 
+def test_a_limit_that_is_finer_than_a_token_is_never_rounded_up() -> None:
+    assert parse_amount("0.0019999999", USDC, rounds_down=True) == 1_999
+    assert parse_amount("2.9", WHOLE, rounds_down=True) == 2
+    assert parse_amount("0.0000009", USDC, zero_allowed=True, rounds_down=True) == 0
+    assert parse_amount("0.0000009", DAI, rounds_down=True) == 900_000_000_000
+    with pytest.raises(UsageError, match="more than zero"):
+        parse_amount("0.0000009", USDC, rounds_down=True)
+
+
 @pytest.mark.parametrize(
     ("amount_atomic", "asset", "text"),
     [

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,8 +56,8 @@ PAY_TO = parse_address("0x" + "22" * 20)
 TRANSACTION = "0x" + "ab" * 32
 
 
-def offer_at(price_atomic: int = PRICE_ATOMIC) -> Offer:
-    return Offer("exact", Network(31337), ASSET, price_atomic, PAY_TO, 60)
+def offer_at(price_atomic: int = PRICE_ATOMIC, asset: Asset = ASSET) -> Offer:
+    return Offer("exact", Network(31337), asset, price_atomic, PAY_TO, 60)
 
 
 class Listening:
@@ -122,6 +122,7 @@ class StandInSeller:
 
     app: ASGIApp = field(default_factory=lambda: model_server_app((MODEL, "org/big:8b", "@cf/meta/m")))
     price_atomic: int = PRICE_ATOMIC
+    asset: Asset = ASSET
     send_receipt: bool = True
     redirect_to: str | None = None
     keeps_answers: bool = False
@@ -153,7 +154,7 @@ class StandInSeller:
         try:
             payment = decode_payment("PAYMENT-SIGNATURE", header)
             assert isinstance(payment, PaymentPayload)
-            offer = match_offer(payment.accepted, [offer_at(self.price_atomic)])
+            offer = match_offer(payment.accepted, [offer_at(self.price_atomic, self.asset)])
             authorization, signature = exact_eip3009.decode_payload(payment.payload)
             rails.check(authorization, signature, offer, int(time.time()), 6)
         except FareboxError as error:
@@ -228,7 +229,7 @@ def sign_pool(
 ) -> None:
     """Sign `count` authorizations into the pool as `farebox buy` does, without a chain to ask first."""
     now_s = int(time.time())
-    offer = replace(offer_at(price_atomic), asset=asset)
+    offer = offer_at(price_atomic, asset)
 
     def authorization() -> Authorization:
         return Authorization(KEY.address, PAY_TO, price_atomic, 0, now_s + valid_s, secrets.token_bytes(32))
@@ -248,7 +249,7 @@ def sign_pool(
                 ttl_s=valid_s,
                 refill=None,
                 rpc_urls=rpc_urls,
-                terms=terms_from_wire(requirements(offer)),
+                terms=terms_from_wire(requirements(offer), decimals=asset.decimals),
                 now_s=now_s,
             )
             purchase = find_purchase(connection, name)

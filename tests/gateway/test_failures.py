@@ -74,7 +74,7 @@ def test_a_purchase_made_while_the_gateway_runs_is_served_at_once(street: Street
 
 
 class TestCaps:
-    @pytest.mark.parametrize("cap", ["0.0009", "$0.0009", "999 atomic", "0"])
+    @pytest.mark.parametrize("cap", ["0.0009", "$0.0009", "999 atomic", "0", "0.0000001", "0.00099999999"])
     def test_a_price_above_the_callers_cap_is_refused_before_anything_is_claimed(
         self, street: Street, cap: str
     ) -> None:
@@ -83,11 +83,11 @@ class TestCaps:
         assert "0.001 USDC" in answer.json()["error"]["message"]
         assert street.gateway.counts() == Counts(ready=COUNT)
 
-    @pytest.mark.parametrize("cap", ["0.001", "1000 atomic", "5"])
+    @pytest.mark.parametrize("cap", ["0.001", "1000 atomic", "5", "0.00100000000009"])
     def test_a_cap_at_or_above_the_price_lets_the_call_through(self, street: Street, cap: str) -> None:
         assert street.http.post(CHAT, json=ask("a"), headers={"x-farebox-max-price": cap}).status_code == 200
 
-    @pytest.mark.parametrize("cap", ["0,01", "NaN", "-1", "1e-3", "0.0000001", "1 EURC", "free"])
+    @pytest.mark.parametrize("cap", ["0,01", "NaN", "-1", "1e-3", "1 EURC", "free"])
     def test_a_cap_that_is_no_amount_is_the_clients_mistake(self, street: Street, cap: str) -> None:
         answer = street.http.post(CHAT, json=ask("a"), headers={"x-farebox-max-price": cap})
         assert answer.status_code == 400

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buyer.home import Home
 from buyer.pool import Pool
+from contracts.address import parse_address
 from contracts.errors import NameUnknown, UsageError
 from gateway.bidder.task import Outcome, Task
 from gateway.delegator.delegation import delegate, receipts_in
@@ -17,9 +19,10 @@ from gateway.delegator.gantt import bars_of, gantt_svg
 from gateway.delegator.order import planned_of
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.ways import DeadlineInfeasible, NotForSale
+from gateway.demo.worker_server import worker_app
 from gateway.routing import offer_of
 from tests.gateway.delegator.parts import UNITS_PER_ATOMIC, Town, events_of, order, plan_of, town
-from tests.gateway.parts import sign_pool
+from tests.gateway.parts import ASSET, StandInSeller, listening, sign_pool
 from tests.patience import eventually
 
 SUM = plan_of("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
@@ -119,6 +122,21 @@ async def test_a_seller_that_is_not_there_costs_nothing(tmp_path: Path) -> None:
             events = await events_of(delegator.begin(order(SUM)))
     assert events[-1].text == "70"
     assert events[-1].spent_units == 3 * FAST * UNITS_PER_ATOMIC
+
+
+async def test_sellers_of_one_model_may_take_tokens_of_different_decimals(tmp_path: Path) -> None:
+    finer = replace(ASSET, address=parse_address("0x" + "33" * 20), decimals=18)
+    just_below = SLOW * 10**12 - 1
+    seller = StandInSeller(worker_app({"model": 1.0}), price_atomic=just_below, asset=finer, keeps_answers=True)
+    with town(tmp_path, coarse=("model", SLOW, 1e6)) as built, listening(seller) as served:
+        with Pool.open(Home.open(built.home)) as pool:
+            sign_pool(pool, served.url, 5, name="fine", model="model", price_atomic=just_below, asset=finer)
+        async with built.delegating() as delegator:
+            # Enough for the finer one three times, and a millionth of a millionth too little for the other.
+            events = await events_of(delegator.begin(order(SUM, budget=3 * just_below * 10**18)))
+    assert events[-1].text == "70"
+    assert built.paid["coarse"] == 0
+    assert events[-1].spent_units == 3 * just_below * 10**18
 
 
 async def test_a_worker_that_is_stopped_in_mid_call_loses_no_answer_and_pays_nothing_twice(tmp_path: Path) -> None:
