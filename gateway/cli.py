@@ -118,6 +118,9 @@ def doctor(
     rpc: Annotated[
         list[str] | None, typer.Option(help="Chain endpoint to check besides those of the purchases; repeatable.")
     ] = None,
+    seller: Annotated[
+        Path | None, typer.Option(metavar="SELLER.YAML", help="Also check the settings of this seller.")
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -128,11 +131,18 @@ def doctor(
         from gateway.config import load_config
         from gateway.doctor import examine
 
-        checks = asyncio.run(examine(load_config(config), rpc or []))
+        checks = asyncio.run(examine(load_config(config), rpc or [], seller))
         document = {
             "ok": all(check.ok for check in checks),
             "checks": [
-                {"check": check.name, "ok": check.ok, "found": check.found, "fix": check.fix} for check in checks
+                {
+                    "check": check.name,
+                    "ok": check.ok,
+                    "found": check.found,
+                    "fix": check.fix,
+                    "advice": check.advice,
+                }
+                for check in checks
             ],
         }
 
@@ -143,6 +153,8 @@ def doctor(
                 out.print(f"{check.name}: {check.found}", markup=False)
                 if check.fix:
                     out.print(f"       fix: {check.fix}", markup=False)
+                if check.advice:
+                    out.print(f"       {check.advice}", style="yellow", markup=False)
 
         print_document(document, as_json=as_json, human=human)
     raise typer.Exit(0 if document["ok"] else 1)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from buyer.chain import check_before_signing
 from buyer.pool import Pool
@@ -30,12 +31,13 @@ _HEAD_AGE_S_MAX = 300
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `fix` is one line of what to do, empty when all is well."""
+    """One finding. `fix` is one line of what to do when it is not `ok`, `advice` one on what works and is not wise."""
 
     name: str
     ok: bool
     found: str
     fix: str = ""
+    advice: str = ""
 
 
 class _ClockSkew(LocalError):
@@ -47,12 +49,16 @@ class _ClockSkew(LocalError):
 Look = Callable[[], Awaitable[str]]
 
 
-async def examine(config: GatewayConfig, rpc_urls: Sequence[str]) -> list[Check]:
+async def examine(config: GatewayConfig, rpc_urls: Sequence[str], seller: Path | None = None) -> list[Check]:
     """Return what was found, in the order in which a call needs it. Nothing is spent and nothing is signed.
 
-    `rpc_urls` are asked besides those of the configuration and the purchases. Raises nothing: every problem is a
-    failed check.
+    `rpc_urls` are asked besides those of the configuration and the purchases. `seller` is the settings file of a seller
+    to look at, too. Raises nothing: every problem is a failed check.
     """
+    return await _examine_buyer(config, rpc_urls) + (await _examine_seller(seller) if seller else [])
+
+
+async def _examine_buyer(config: GatewayConfig, rpc_urls: Sequence[str]) -> list[Check]:
     try:
         pool = Pool.open(config.open_home())
     except FareboxError as error:
@@ -60,15 +66,30 @@ async def examine(config: GatewayConfig, rpc_urls: Sequence[str]) -> list[Check]
     try:
         purchases = pool.purchases()
         looks: list[tuple[str, Look]] = [("store", lambda: _store(pool))]
-        looks += [(f"chain {host_only(url)}", _look(_chain, url)) for url in _endpoints(config, rpc_urls, purchases)]
+        looks += _chain_looks(_endpoints(config, rpc_urls, purchases))
+        others = list(rpc_urls) or config.rpc
         for purchase in purchases:
-            looks += _purchase_looks(pool, purchase, list(rpc_urls) or config.rpc)
-        checks = await asyncio.gather(*(_check(name, look) for name, look in looks))
+            looks += _purchase_looks(pool, purchase, others)
+        checks = await _checked(looks)
+        checks += [check for purchase in purchases for check in _purchase_advice(purchase, others)]
     finally:
         pool.close()
     if not purchases:
         checks.append(Check("purchases", True, "none yet; `farebox buy` makes one"))
     return checks
+
+
+async def _examine_seller(path: Path) -> list[Check]:
+    from seller.advice import advice
+    from seller.config import read_config
+
+    try:
+        config = read_config(path)
+    except FareboxError as error:
+        return [Check("seller", False, error.message, error.advice)]
+    money = f"money goes to {config.pay_to} on {config.chain.label}"
+    checks = [Check("seller", True, f"{path} can be read; {money}"), *await _checked(_chain_looks(config.rpc))]
+    return checks + [Check("seller: settings", True, "they work", advice=line) for line in advice(config)]
 
 
 def _endpoints(config: GatewayConfig, rpc_urls: Sequence[str], purchases: Sequence[Purchase]) -> list[str]:
@@ -87,8 +108,26 @@ def _purchase_looks(pool: Pool, purchase: Purchase, rpc_urls: Sequence[str]) -> 
     return looks
 
 
+def _chain_looks(urls: Sequence[str]) -> list[tuple[str, Look]]:
+    return [(f"chain {host_only(url)}", _look(_chain, url)) for url in urls]
+
+
+def _purchase_advice(purchase: Purchase, rpc_urls: Sequence[str]) -> list[Check]:
+    if len(purchase.rpc_urls or rpc_urls) != 1 or purchase.offer.network.chain_id == DEVNET_CHAIN_ID:
+        return []
+    advice = (
+        "while it is down, or behind, what became of a payment in doubt cannot be told; name a second one, of another "
+        f"provider, beside it: `farebox refill {purchase.name} --count N --rpc … --rpc …`"
+    )
+    return [Check(f"purchase {purchase.name}: endpoints", True, "one RPC endpoint alone", advice=advice)]
+
+
 def _look(look: Callable[[str], Awaitable[str]], argument: str) -> Look:
     return lambda: look(argument)
+
+
+async def _checked(looks: Sequence[tuple[str, Look]]) -> list[Check]:
+    return list(await asyncio.gather(*(_check(name, look) for name, look in looks)))
 
 
 async def _check(name: str, look: Look) -> Check:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import gateway.doctor
+import seller.advice
 from buyer.home import Home
 from buyer.pool import Pool
 from contracts.address import parse_address
@@ -21,10 +23,13 @@ from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
 from contracts.evm.toolchain import anvil_binary
 from gateway import devnet as practice
+from gateway.config import GatewayConfig
+from gateway.doctor import examine
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
 from tests.gateway.test_serve_process import run
 from tests.processes import farebox_process
 
+EXAMPLE = Path(__file__).parents[2] / "config" / "seller.example.yaml"
 HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai", "pydantic", "httpx", "uvicorn"}
 
 
@@ -153,6 +158,37 @@ class TestDoctor:
         assert "farebox probe" in str(ill["purchase chat: seller"]["fix"])
         assert not ill["purchase chat: token and wallet"]["ok"]
         assert "no token contract" in str(ill["purchase chat: token and wallet"]["found"])
+
+    def test_who_relies_on_one_endpoint_alone_is_told_and_passes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def advice(*rpc_urls: str) -> dict[str, str]:
+            checks = asyncio.run(examine(GatewayConfig(home=str(home)), rpc_urls, settings))
+            return {check.name: check.advice for check in checks if check.advice and check.ok}
+
+        home, settings = tmp_path / "home", tmp_path / "seller.yaml"
+        with Pool.open(Home.open(home)) as pool:
+            sign_pool(pool, "http://127.0.0.1:9", 1)
+        text = EXAMPLE.read_text().replace('8545"]', '9"]')
+        settings.write_text(text)
+        assert advice("http://127.0.0.1:9") == {}
+
+        # As if the practice chain of both were a public one.
+        for module in (gateway.doctor, seller.advice):
+            monkeypatch.setattr(module, "DEVNET_CHAIN_ID", 1)
+        told = advice("http://127.0.0.1:9")
+        assert "farebox refill chat" in told["purchase chat: endpoints"]
+        assert told["seller: settings"].startswith("rpc: one endpoint alone")
+
+        settings.write_text(text.replace('9"]', '9", "http://127.0.0.1:8"]'))
+        assert advice("http://127.0.0.1:9", "http://127.0.0.1:8") == {}
+
+    def test_a_seller_that_could_not_start_fails_with_the_field_to_mend(self, tmp_path: Path) -> None:
+        settings = tmp_path / "seller.yaml"
+        settings.write_text("upstream: 5\n")
+        done = run("doctor", "--seller", str(settings), "--json", home=tmp_path / "home")
+        assert done.returncode == 1
+        assert "upstream" in str(checks_of(done.stdout)["seller"]["found"])
 
     def test_a_store_that_cannot_be_opened_is_the_first_finding(self, tmp_path: Path) -> None:
         home = tmp_path / "home"
