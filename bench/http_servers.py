@@ -29,6 +29,7 @@ from bench.tree import Tree, on_core
 from bench.workload import PATH
 from contracts.address import address_text
 from contracts.evm.devnet import Devnet
+from contracts.heap import settle_heap
 from contracts.offers import Offer, requirements
 from contracts.signature import SigningKey
 from seller import PaymentMiddleware
@@ -151,9 +152,16 @@ def _serve(shop: Shop, chain: Chain, config: SellerConfig, ready: Connection) ->
     settings = uvicorn.Config(
         app, loop="uvloop", http="httptools", lifespan=lifespan, log_level="critical", access_log=False
     )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            # As `farebox sell` does; the peers in Python get the same.
+            settle_heap()
+
     # What comes before it serves waits in the backlog.
     ready.send(listener.getsockname()[1])
-    uvicorn.Server(settings).run(sockets=[listener])
+    Server(settings).run(sockets=[listener])
 
 
 def _settle(config: SellerConfig, ready: Connection) -> None:

@@ -24,6 +24,7 @@ from bench import official
 from bench.harness import Slice
 from bench.machine import pin_to_one_core
 from bench.workload import BODY, PATH, PRICE_ATOMIC, sign_payments
+from contracts.heap import settle_heap
 from contracts.offers import Offer
 from contracts.signature import SigningKey
 from seller import PaymentMiddleware, SellerConfig
@@ -114,6 +115,8 @@ async def _answer(stack: Stack, chain: Chain, folder: Path, commands: Connection
         elif stack.facilitator is not None:
             official.add_middleware(app, stack.facilitator, chain.facilitator_url, offer)
         payers = [SigningKey(secret) for secret in chain.payer_secrets]
+        # As `farebox sell` does; every other stack gets the same.
+        settle_heap()
         while True:
             try:
                 request, count = await asyncio.get_running_loop().run_in_executor(None, commands.recv)

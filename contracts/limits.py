@@ -58,6 +58,10 @@ STORE_PRESENCE_S = 1.0
 # A server's start ends every connection: nobody is taken for dead until the living had time to come back.
 STORE_REJOIN_S = 5.0
 
+# New objects that may live before a serving process looks for cycles among them: a hundred requests under way have some
+# thousand.
+YOUNG_OBJECTS_MAX = 10_000
+
 # Anvil answers within half a second; a machine that compiles beside it may need far longer.
 DEVNET_START_TIMEOUT_S = 60.0
 # After a polite request to end, time enough to write a state file.

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from contracts.errors import ChainUnavailable, ConfigInvalid
+from contracts.heap import settle_heap
 from seller.admin import admin_app
 from seller.asgi import PaymentMiddleware
 from seller.config import split_host_port
@@ -139,6 +140,7 @@ async def _serve(
     up = asyncio.create_task(_all_listen([server for server, _ in servers]))  # noqa: RUF006 - held and cancelled below
     await asyncio.wait([stop, up, *tasks], return_when=asyncio.FIRST_COMPLETED)
     if up.done():
+        settle_heap()
         ready()
         await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
