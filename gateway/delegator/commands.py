@@ -48,6 +48,12 @@ def run(
     planner_model: Annotated[
         str | None, typer.Option("--planner-model", metavar="MODEL", help="Who plans; else as gateway.yaml has it.")
     ] = None,
+    soonest: Annotated[
+        bool, typer.Option("--soonest", help="Spend the budget to be done as soon as can be, not only by the deadline.")
+    ] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="Make one call of it where a planner's plan would not be faster.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show who would do what, for how much; pay nothing, not even a planner.")
     ] = False,
@@ -72,6 +78,8 @@ def run(
             limits.deadline_s if deadline is None else _seconds(deadline),
             planner_model or limits.planner,
             None if plan is None else _read_plan(plan),
+            is_judged=gate,
+            is_soonest=soonest,
         )
         if dry_run:
             _dry_run(settings, order, as_json=as_json)

@@ -42,7 +42,7 @@ from gateway.delegator.replan import Replanned, Rest
 from gateway.delegator.run import NodeEvent, run_plan
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.settings import DelegateSettings
-from gateway.delegator.ways import plan_course, wishes_of
+from gateway.delegator.ways import Wish, plan_course, wishes_of
 from gateway.desk import Desk
 
 __all__ = [
@@ -96,7 +96,14 @@ class Delegator:
         order.check()
         plan = order.plan or one_node_plan(order.task, ONE_CALL_TOKENS)
         offers = await self._buying(None).offers()
-        return plan_course(plan, offers, self.settings, budget_units=order.budget_units, deadline_s=order.deadline_s)
+        return plan_course(
+            plan,
+            offers,
+            self.settings,
+            budget_units=order.budget_units,
+            deadline_s=order.deadline_s,
+            is_soonest=order.is_soonest,
+        )
 
     async def close(self) -> None:
         """Wait for calls whose payment has left."""
@@ -141,12 +148,12 @@ class Delegation:
         planning = Planning(run, self.order, self._settings, self.buying, self._journal, self._left_s)
         self.course = await self._course(run, planning)
         planned, left_s = self.course.planned, self._left_s()
-        wishes = dict(wishes_of(planned, left_s))
+        wishes = dict(self._wishes(planned))
 
         async def replan(rest: Rest) -> Replanned | None:
             if (again := await planning.replan(rest)) is not None:
                 self.course = Course(again.planned, "the rest was planned anew")
-                wishes.update(wishes_of(again.planned, self._left_s()))
+                wishes.update(self._wishes(again.planned))
             return again
 
         async def call_node(node: Node, attempt: Attempt) -> Answer:
@@ -158,6 +165,9 @@ class Delegation:
                     self.sellers[node.id] = receipt.purchase
 
         return Job(planned, call_node, Limits(self.order.budget_units, left_s, self._settings.parallel), replan)
+
+    def _wishes(self, planned: Planned) -> Mapping[str, Wish]:
+        return wishes_of(planned, None if self.order.is_soonest else self._left_s())
 
     async def _tried(self, attempt: Attempt) -> frozenset[str]:
         """Return the purchases that earlier attempts at the same node were paid from."""

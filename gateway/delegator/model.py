@@ -1,7 +1,9 @@
 """The model name `delegate/<planner-model>`: any OpenAI client hands a task over and gets the answer, events before it.
 
 What is asked for: the `messages` are the task. `x-farebox-budget` or `metadata.budget` (whole tokens) and
-`x-farebox-deadline-ms` or `metadata.deadline_s` say what it may take. A `plan` in the body stands for the planner's.
+`x-farebox-deadline-ms` or `metadata.deadline_s` say what it may take. With `metadata.soonest` "true", the budget is
+spent to be done as soon as can be, not only by the deadline; with `metadata.gate` "false", a planner's plan is carried
+out even where one call would be as quick. A `plan` in the body stands for the planner's.
 
 What comes back: a chat completion. Streamed, what happens comes first, as `reasoning_content` for people and as the
 member `farebox` of the same chunk for programs; `content` is the answer and nothing else. Repeating a request with the
@@ -207,7 +209,13 @@ def _order(call: Call, delegator: Delegator) -> Order:
         raise _bad(f"deadline: at most {settings.max_deadline_s:g} s are allowed here")
     plan = call.fields.get("plan")
     return Order(
-        _task(call), budget_units, deadline_s, planner=planner, plan=None if plan is None else parse_plan(bytes(plan))
+        _task(call),
+        budget_units,
+        deadline_s,
+        planner=planner,
+        plan=None if plan is None else parse_plan(bytes(plan)),
+        is_judged=_flag(metadata, "gate", default=True),
+        is_soonest=_flag(metadata, "soonest", default=False),
     )
 
 
@@ -250,6 +258,16 @@ def _deadline_s(given: object) -> float | None:
     if not 0 < seconds <= DEADLINE_S_MAX:
         raise _bad("metadata.deadline_s: expected seconds, more than zero")
     return seconds
+
+
+def _flag(metadata: dict[str, Any], name: str, *, default: bool) -> bool:
+    """Return a switch; metadata of OpenAI's clients are strings."""
+    given = metadata.get(name, default)
+    if isinstance(given, bool):
+        return given
+    if given not in ("true", "false"):
+        raise _bad(f'metadata.{name}: expected "true" or "false"')
+    return bool(given == "true")
 
 
 def _event_document(event: NodeEvent, delegation: Delegation) -> dict[str, Any]:

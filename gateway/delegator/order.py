@@ -20,7 +20,8 @@ __all__ = ["Order", "note_of", "order_of", "planned_of", "schedule_text"]
 class Order:
     """A task, and what it may take. With a `plan` no planner is asked, nor without a `planner`: one call does it all.
 
-    `is_judged`: a planner's plan that brings nothing over one call is replaced by that call.
+    `is_judged`: a planner's plan that brings nothing over one call is replaced by that call. `is_soonest`: speed is
+    bought for as long as the budget lasts, as without a deadline; else only until the deadline is met.
     """
 
     task: str
@@ -29,6 +30,7 @@ class Order:
     planner: str | None = None
     plan: Plan | None = None
     is_judged: bool = True
+    is_soonest: bool = False
 
     def check(self) -> None:
         """Raise `UsageError` naming what is wrong."""
@@ -42,7 +44,13 @@ class Order:
 
 def schedule_text(order: Order, planned: Planned | None, note: str) -> str:
     """Return what the journal keeps beside a run's plan: its order, its course, and how that came about."""
-    kept: dict[str, Any] = {"task": order.task, "planner": order.planner, "is_judged": order.is_judged, "note": note}
+    kept: dict[str, Any] = {
+        "task": order.task,
+        "planner": order.planner,
+        "is_judged": order.is_judged,
+        "is_soonest": order.is_soonest,
+        "note": note,
+    }
     if planned is not None:
         kept["ways"] = [
             [{**asdict(way), "price_units": str(way.price_units)} for way in ways] for ways in planned.graph.ways
@@ -65,7 +73,14 @@ def order_of(run: Run) -> Order:
     """Return the order of a run that is taken up again; it has its whole time once more."""
     kept = json.loads(run.schedule)
     deadline_s = None if run.deadline_ms is None else (run.deadline_ms - run.started_ms) / 1000
-    return Order(kept["task"], run.budget_units, deadline_s, planner=kept["planner"], is_judged=kept["is_judged"])
+    return Order(
+        kept["task"],
+        run.budget_units,
+        deadline_s,
+        planner=kept["planner"],
+        is_judged=kept["is_judged"],
+        is_soonest=kept.get("is_soonest", False),
+    )
 
 
 def note_of(run: Run) -> str:

@@ -118,6 +118,7 @@ class Planning:
                 self.settings,
                 budget_units=rest.free_units - answer.paid_units,
                 deadline_s=self.left_s(),
+                is_soonest=self.order.is_soonest,
                 answered=rest.results.keys(),
             )
         except (NodeFailed, PlanInvalid, BudgetInfeasible):
@@ -127,8 +128,14 @@ class Planning:
 
     def _of(self, plan: Plan) -> Planned:
         check_plan(plan)
-        left_units = self.order.budget_units - self.spent_units
-        return plan_course(plan, self.offers, self.settings, budget_units=left_units, deadline_s=self.left_s())
+        return plan_course(
+            plan,
+            self.offers,
+            self.settings,
+            budget_units=self.order.budget_units - self.spent_units,
+            deadline_s=self.left_s(),
+            is_soonest=self.order.is_soonest,
+        )
 
     def _one_call(self, why: str) -> Course:
         return Course(self._of(one_node_plan(self.order.task, ONE_CALL_TOKENS)), f"one call: {why}")
@@ -176,7 +183,8 @@ class Planning:
         # As the bidder reckons it: a plan may be as long as the request says.
         work = work_of_tokens(PLANNER_TOKENS_MAX, len(attempt.prompt.encode()) / BYTES_PER_TOKEN)
         soonest_s = work / max(paces, default=1.0)
-        return Wish(max(soonest_s * (1 + SPREAD_SHARE), (self.left_s() or 0.0) * _PLANNING_SHARE), is_urgent=True)
+        has_s = 0.0 if self.order.is_soonest else self.left_s() or 0.0
+        return Wish(max(soonest_s * (1 + SPREAD_SHARE), has_s * _PLANNING_SHARE), is_urgent=True)
 
     def _least_units(self) -> int:
         """Return what one call of the task costs at least. Raises `BudgetInfeasible`, `NotForSale`."""

@@ -104,11 +104,13 @@ def plan_course(
     *,
     budget_units: int,
     deadline_s: float | None = None,
+    is_soonest: bool = False,
     answered: Collection[str] = (),
 ) -> Planned:
     """Return who does what: cheap work cheaply, and speed bought where the whole gets shorter.
 
-    Nodes that are `answered` cost nothing more. A share of the budget is kept for calls that must be repeated. Raises
+    It is bought until the deadline is met; without one, or with `is_soonest`, for as long as the budget lasts. Nodes
+    that are `answered` cost nothing more. A share of the budget is kept for calls that must be repeated. Raises
     `NotForSale`, `BudgetInfeasible` with the missing amount, `DeadlineInfeasible`.
     """
     graph = _graph(plan, offers, settings, answered)
@@ -123,7 +125,7 @@ def plan_course(
     if deadline_s is not None and soonest_s > deadline_s:
         raise DeadlineInfeasible(f"the fastest way takes {soonest_s:.1f} s, the deadline is {deadline_s:g} s")
     for_upgrades = max(least, budget_units * (100 - RETRY_PERCENT) // 100)
-    aim_s = None if deadline_s is None else deadline_s * _AIM_SHARE
+    aim_s = None if deadline_s is None or is_soonest else deadline_s * _AIM_SHARE
     return Planned(plan, graph, upgraded(graph, budget_units=for_upgrades, deadline_s=aim_s))
 
 

@@ -16,6 +16,7 @@ from contracts.errors import RequestInProgress
 from gateway.delegator import model
 from gateway.delegator.delegation import journal_url
 from gateway.delegator.journal import Journal
+from gateway.delegator.order import order_of
 from tests.gateway.delegator.parts import Town, plan_document, town
 from tests.gateway.parts import Gateway, RawCall, gateway
 from tests.patience import eventually
@@ -95,6 +96,25 @@ def test_a_planner_plans_where_no_plan_is_given(built: Town, running: Gateway) -
     )
 
 
+def test_a_plan_that_would_not_be_quicker_is_carried_out_for_whoever_leaves_the_gate_open(
+    built: Town, running: Gateway
+) -> None:
+    chain = plan_document("c", a=("add 1", []), b=("add 1", ["a"]), c=("add 1", ["b"]))
+    task = f"sum it up\n```plan\n{json.dumps(chain)}\n```"
+    assert ask(running, task).json()["farebox"]["spent"] == "0.002", "a plan, and one call in its place"
+    answer = ask(running, task, metadata={"gate": "false"}).json()
+    assert (answer["choices"][0]["message"]["content"], answer["farebox"]["spent"]) == ("3", "0.004")
+
+
+def test_the_order_of_a_client_is_what_is_carried_out(built: Town, running: Gateway) -> None:
+    ask(running, plan=GOOD, metadata={"budget": "0.05", "deadline_s": "60", "soonest": "true", "gate": True})
+    ask(running, plan=GOOD)
+    with contextlib.closing(Journal.open(journal_url(running.home))) as journal:
+        said, unsaid = sorted((order_of(run) for run in journal.recent(2)), key=lambda order: order.budget_units)
+    assert (said.deadline_s, said.is_soonest, said.is_judged) == (60.0, True, True)
+    assert (unsaid.deadline_s, unsaid.is_soonest, unsaid.is_judged) == (120.0, False, True)
+
+
 def test_repeating_a_request_by_its_id_gives_its_answer_again_and_buys_nothing(built: Town, running: Gateway) -> None:
     first = ask(running, plan=GOOD, ours={"request_id": "one"}).json()
     again = ask(running, plan=GOOD, ours={"request_id": "one"}).json()
@@ -113,6 +133,8 @@ def test_repeating_a_request_by_its_id_gives_its_answer_again_and_buys_nothing(b
         ({"metadata": {"budget": "0"}}, 400, "budget: expected more than zero"),
         ({"metadata": {"deadline_s": "601"}}, 400, "deadline: at most 600 s"),
         ({"metadata": {"deadline_s": "soon"}}, 400, "metadata.deadline_s"),
+        ({"metadata": {"soonest": "now"}}, 400, 'metadata.soonest: expected "true" or "false"'),
+        ({"metadata": {"gate": 0}}, 400, 'metadata.gate: expected "true" or "false"'),
         ({"metadata": [1]}, 400, "metadata"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages: a task is text"),

@@ -77,6 +77,20 @@ async def test_a_price_above_the_slice_is_never_paid_however_much_better_its_sel
     assert pair.paid == {"slow": 3, "fast": 0}
 
 
+async def test_speed_is_bought_until_the_deadline_is_met_or_for_as_long_as_the_budget_lasts(pair: Town) -> None:
+    one = plan_of("a", a=("add 3", []))
+    async with pair.delegating() as delegator:
+        offers = {each.name: offer_of(each) for each in delegator.desk.shelf.purchases}
+        for name, took_s in (("slow", 5.0), ("fast", 0.5)):
+            task = Task(1.0, 60.0, offers[name].price_units, offers[name].price_units)
+            outcome = Outcome(took_s, is_ok=True, paid_units=offers[name].price_units)
+            delegator.desk.router.bidder.market.observe(task, offers[name], outcome, delegator.desk.clock())
+        by_then = delegator.begin(order(one, deadline_s=120.0))
+        soonest = delegator.begin(order(one, deadline_s=120.0, is_soonest=True))
+        assert [(await events_of(each))[-1].text for each in (by_then, soonest)] == ["3", "3"]
+    assert (by_then.sellers, soonest.sellers) == ({"a": "slow"}, {"a": "fast"})
+
+
 async def test_a_budget_that_does_not_do_is_refused_with_what_is_missing_and_nothing_is_paid(pair: Town) -> None:
     async with pair.delegating() as delegator:
         delegation = delegator.begin(order(SUM, budget=2_500 * UNITS_PER_ATOMIC))
