@@ -127,7 +127,7 @@ class Journal:
         def take(connection: Connection) -> str | None:
             row = connection.execute("SELECT owner FROM runs WHERE id = ?", (run_id,)).fetchone()
             if row is None:
-                raise NameUnknown(f"no run is called {run_id[:80]!r}")
+                raise NameUnknown(f"no run is called {run_id[:80]!r}", remedy="see `farebox delegate list`")
             owner: str | None = row["owner"]
             if owner not in (None, self._presence.id) and self._database.life_of(owner) is Life.ALIVE:
                 raise RequestInProgress(f"run {run_id}: another process carries it out")
@@ -149,7 +149,7 @@ class Journal:
         def read(connection: Connection) -> Run:
             row = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
             if row is None:
-                raise NameUnknown(f"no run is called {run_id[:80]!r}")
+                raise NameUnknown(f"no run is called {run_id[:80]!r}", remedy="see `farebox delegate list`")
             attempts = connection.execute(
                 "SELECT * FROM attempts WHERE run_id = ? ORDER BY started_ms, node_id, number", (run_id,)
             ).fetchall()
