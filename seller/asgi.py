@@ -42,6 +42,7 @@ _log = logging.getLogger("farebox.seller")
 
 _POLICY_VIOLATION = 1008
 _STREAM_RECEIPT = STREAM_RECEIPT.encode()
+_OF_ANOTHER_BODY = (b"content-length", b"content-type", b"content-encoding", b"accept-encoding")
 
 
 class PaymentMiddleware:
@@ -212,9 +213,9 @@ def _inner_scope(scope: Scope, bounded: BoundedRequest | None) -> Scope:
     }
     headers = for_application(scope["headers"])
     if bounded is not None:
-        # The body is written anew, and usage is read in an answer that is not compressed.
-        headers = [(name, value) for name, value in headers if name not in (b"content-length", b"accept-encoding")]
-        headers.append((b"content-length", b"%d" % len(bounded.body)))
+        # The body is written anew, as JSON, whatever it was called; an answer that is compressed shows no usage.
+        headers = [header for header in headers if header[0] not in _OF_ANOTHER_BODY]
+        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(bounded.body))]
     return {**scope, "headers": headers, "extensions": extensions}
 
 

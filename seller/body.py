@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable
-from email.message import Message
 from typing import Any
 
 import msgspec
 
 from contracts.errors import LocalError, MalformedMessage
 from contracts.nesting import check_nesting
+from seller.form import check_charset, check_no_form, form_model, is_form
 from seller.limits import (
-    FORM_PARTS_MAX,
     MODEL_NAME_CHARS_MAX,
     REQUEST_BODIES_BYTES_MAX,
     REQUEST_BODY_BYTES_MAX,
@@ -96,17 +95,20 @@ def model_of(headers: Headers, body: bytes) -> str | None:
 
     Raises `MalformedMessage` for a body that is neither, that is compressed, or that can be read in two ways.
     """
-    content_type = ""
+    stated: list[str] = []
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             raise MalformedMessage("content-encoding: send the body uncompressed; its model decides the price")
         if name == b"content-type":
-            if content_type:
-                raise MalformedMessage("content-type: is sent twice")
-            content_type = value.decode("latin-1")
-    if content_type.strip().lower().startswith("multipart/"):
-        model: object = _form_model(content_type, body)
+            stated.append(value.decode("latin-1"))
+    if len(stated) > 1:
+        raise MalformedMessage("content-type: is sent twice")
+    content_type = stated[0] if stated else ""
+    check_charset(content_type)
+    if is_form(content_type):
+        model: object = form_model(content_type, body)
     else:
+        check_no_form(content_type, body)
         model = _json_model(body) if body else None
     if model is None:
         return None
@@ -142,45 +144,3 @@ def _refuse_second_model(body: bytes) -> None:
         raise MalformedMessage("body: expected a JSON object") from None
     if levels[-1].count("model") > 1:
         raise MalformedMessage("model: is set twice")
-
-
-def _form_model(content_type: str, body: bytes) -> object:
-    boundary = _parameter(content_type, "boundary")
-    if not boundary or len(boundary) > 70 or not boundary.isascii():
-        raise MalformedMessage("content-type: a multipart form needs a boundary")
-    opening = b"--" + boundary.encode()
-    if not body.startswith(opening + b"\r\n") or not body.rstrip(b"\r\n").endswith(b"\r\n" + opening + b"--"):
-        raise MalformedMessage("body: the multipart form does not begin and end with its boundary")
-    parts = body[len(opening) :].split(b"\r\n" + opening, FORM_PARTS_MAX)
-    if len(parts) > FORM_PARTS_MAX:
-        raise MalformedMessage(f"body: more than {FORM_PARTS_MAX - 1} form fields")
-    models = [content for name, content in map(_form_field, parts[:-1]) if name.casefold() == "model"]
-    if len(models) > 1:
-        raise MalformedMessage("model: is set twice")
-    try:
-        return models[0].decode("utf-8") if models else None
-    except UnicodeDecodeError:
-        raise MalformedMessage("model: is not UTF-8 text") from None
-
-
-def _form_field(part: bytes) -> tuple[str, bytes]:
-    head, found, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-    dispositions = [
-        line.partition(b":")[2].strip()
-        for line in head.split(b"\r\n")
-        if line.partition(b":")[0].strip().lower() == b"content-disposition"
-    ]
-    if not found or not part.startswith(b"\r\n") or len(dispositions) != 1:
-        raise MalformedMessage("body: a form field has no content-disposition")
-    disposition = dispositions[0].decode("latin-1")
-    name = _parameter(disposition, "name")
-    if name is None or disposition.lower().count("name=") - disposition.lower().count("filename=") != 1:
-        raise MalformedMessage("body: a form field needs exactly one plain name")
-    return name, content
-
-
-def _parameter(header: str, name: str) -> str | None:
-    message = Message()
-    message["content-type"] = header.replace("\r", " ").replace("\n", " ")
-    value = message.get_param(name)
-    return value if isinstance(value, str) else None

@@ -45,20 +45,21 @@ class BoundedRequest:
 def bound_request(body: bytes, dialect: Dialect, price: UsagePrice) -> BoundedRequest:
     """Bound one request by what its buyer signs.
 
-    A token has at least one byte, so before the work the whole body counts, byte by byte, as input. Raises
-    `AboveCeiling` (400) for a request that could cost more than the ceiling, and `MalformedMessage` (400) for a body
-    that is no JSON object or has a field of another type.
+    A token has at least one byte, so before the work the whole body counts, byte by byte, as input; what is read more
+    than once counts as often. Raises `AboveCeiling` (400) for a request that could cost more than the ceiling, and
+    `MalformedMessage` (400) for a body that is no JSON object or has a field of another type.
     """
     raw = decode_json(body, dict[str, msgspec.Raw], "body")
-    watched = (*dialect.output_fields, *_CHOICE_FIELDS, *_STREAM_FIELDS, "background")
+    watched = (*dialect.output_fields, *dialect.pairs, *_CHOICE_FIELDS, *_STREAM_FIELDS, "background")
     _refuse_other_case(raw, watched)
     fields: Fields = {name: decode_json(raw[name], Any, name) for name in watched if name in raw}
     if fields.get("background"):
         raise MalformedMessage("background: what runs on without its request is not sold by usage")
-    fits = price.output_that_fits(len(body))
+    read_bytes = len(body) + _read_again_bytes(raw, fields, dialect)
+    fits = price.output_that_fits(read_bytes)
     if fits is None:
         raise AboveCeiling(
-            f"body: {len(body)} bytes may be as many tokens, which cost more than the {price.ceiling_atomic} atomic "
+            f"body: {read_bytes} bytes may be as many tokens, which cost more than the {price.ceiling_atomic} atomic "
             "units that are authorized for one call",
             remedy="send a shorter prompt",
         )
@@ -137,12 +138,25 @@ def _stream_options(fields: Fields) -> dict[str, Any]:
     return options
 
 
+def _read_again_bytes(raw: dict[str, msgspec.Raw], fields: Fields, dialect: Dialect) -> int:
+    """Return how many bytes are read once more: a query stands before each of its documents."""
+    counts = {name: _texts(fields[name]) for name in dialect.pairs if name in fields}
+    pairs = max(counts.values(), default=1)
+    return (pairs - 1) * sum(len(bytes(raw[name])) for name, count in counts.items() if count < pairs)
+
+
+def _texts(value: object) -> int:
+    """Return how many texts one side of pairs holds; images and texts of one side may stand in `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return len(value) if isinstance(value, list) else 1
+
+
 def _prompts(raw: dict[str, msgspec.Raw]) -> int:
     """Return how many prompts a request for completions holds: each is answered. A list of numbers is one prompt."""
-    prompt = decode_json(raw["prompt"], Any, "prompt") if "prompt" in raw else None
-    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], int):
-        return 1
-    return len(prompt)
+    found = [decode_json(raw[name], Any, name) for name in ("prompt", "prompt_embeds") if name in raw]
+    several = [prompt for prompt in found if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)]
+    return max(1, sum(map(len, several)))
 
 
 def _least_tokens(raw: dict[str, msgspec.Raw]) -> int:

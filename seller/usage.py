@@ -26,7 +26,8 @@ class Dialect:
     """How one route of a model API speaks of tokens.
 
     `output_fields` are the request's bounds on its output, the one that is written when there is none first; a dialect
-    without any generates nothing. `usage_on_request` says that a stream tells its usage only when asked to.
+    without any generates nothing. `usage_on_request` says that a stream tells its usage only when asked to. `pairs` are
+    the request's fields whose texts are read in pairs: one of a side is read anew for each of the other's.
     `usage_of` reads a document or one event of a stream, `deltas_of` counts the pieces of output in an event.
     """
 
@@ -34,6 +35,7 @@ class Dialect:
     deltas_of: Callable[[Document], int] = lambda _: 0
     output_fields: tuple[str, ...] = ()
     usage_on_request: bool = False
+    pairs: tuple[str, ...] = ()
 
 
 def merged(earlier: Usage, later: Usage) -> Usage:
@@ -111,6 +113,11 @@ def _count(usage: Document, name: str) -> int | None:
 # `n_predict` is llama.cpp's own word, which it takes before the others.
 _OPENAI_BOUNDS = ("max_tokens", "max_completion_tokens", "n_predict")
 _READS_ONLY = Dialect(_completion_usage)
+# By the names that vLLM has had for the two sides.
+_READS_PAIRS = Dialect(
+    _completion_usage,
+    pairs=("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"),
+)
 
 DIALECTS: dict[str, Dialect] = {
     "/v1/chat/completions": Dialect(_completion_usage, _chat_deltas, _OPENAI_BOUNDS, usage_on_request=True),
@@ -118,6 +125,6 @@ DIALECTS: dict[str, Dialect] = {
     "/v1/responses": Dialect(_response_usage, _response_deltas, ("max_output_tokens",)),
     "/v1/messages": Dialect(_message_usage, _message_deltas, ("max_tokens",)),
     "/v1/embeddings": _READS_ONLY,
-    "/v1/rerank": _READS_ONLY,
-    "/v1/score": _READS_ONLY,
+    "/v1/rerank": _READS_PAIRS,
+    "/v1/score": _READS_PAIRS,
 }

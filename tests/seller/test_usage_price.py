@@ -103,6 +103,8 @@ def test_several_answers_share_what_is_authorized() -> None:
         _bounded(n=4, max_tokens=30)
     prompts = bound_request(json.dumps({"prompt": ["a"] * 10}).encode(), DIALECTS["/v1/completions"], PRICE)
     assert _written(prompts)["max_tokens"] <= 11
+    embeds = bound_request(json.dumps({"prompt_embeds": ["a"] * 10}).encode(), DIALECTS["/v1/completions"], PRICE)
+    assert _written(embeds)["max_tokens"] <= 11
     tokens = bound_request(json.dumps({"prompt": [1] * 10}).encode(), DIALECTS["/v1/completions"], PRICE)
     assert _written(tokens)["max_tokens"] == 100
 
@@ -113,6 +115,29 @@ def test_a_prompt_that_may_cost_more_than_is_authorized_is_refused() -> None:
         _bounded(dear, messages=[{"role": "user", "content": "x" * 2_000}])
     with pytest.raises(AboveCeiling, match="leave no output"):
         _bounded(dear, messages=[{"role": "user", "content": "x" * 950}], n=100)
+
+
+@pytest.mark.parametrize(
+    ("path", "one", "many"),
+    [
+        ("/v1/rerank", "query", "documents"),
+        ("/v1/score", "text_1", "text_2"),
+        ("/v1/score", "text_2", "text_1"),
+        ("/v1/score", "queries", "documents"),
+    ],
+)
+def test_a_query_that_is_read_before_every_document_counts_as_often(path: str, one: str, many: str) -> None:
+    reading = UsagePrice(0, 1_000_000, 0, 0, 10_000, 0)
+    query, documents = "x" * 1_000, ["y"] * 10
+    request = bound_request(json.dumps({one: query, many: documents[1:]}).encode(), DIALECTS[path], reading)
+    assert _written(request)[one] == query
+    for texts in (documents, {"content": documents}):
+        with pytest.raises(AboveCeiling, match="may be as many tokens"):
+            bound_request(json.dumps({one: query, many: texts}).encode(), DIALECTS[path], reading)
+    with pytest.raises(AboveCeiling):
+        bound_request(json.dumps({one: [query], many: documents}).encode(), DIALECTS[path], reading)
+    each = bound_request(json.dumps({one: documents, many: documents}).encode(), DIALECTS[path], reading)
+    assert _written(each)[many] == documents
 
 
 def test_a_longer_prompt_leaves_less_output() -> None:
