@@ -122,17 +122,22 @@ class Backlog:
             )
             return True
 
+        self._presence.hold()
         return self._database.transact(write)
 
     async def put_off(self, task: Task, ask_at_ms: int, *, is_unpaid: bool, reason: str) -> None:
-        """Let a task wait. One that is certainly unpaid may be bought elsewhere, under another key."""
+        """Let a task wait. One that is certainly unpaid may be bought elsewhere, under another key.
+
+        Nothing happens to a task that another process has taken over: that one may be paying for it.
+        """
 
         def write(connection: Connection) -> None:
-            connection.execute(
-                "UPDATE tasks SET owner = NULL, ask_at_ms = ?, put_off = put_off + 1, reason = ? WHERE id = ?",
-                (ask_at_ms, reason, task.id),
-            )
-            if is_unpaid:
+            put_off = connection.execute(
+                "UPDATE tasks SET owner = NULL, ask_at_ms = ?, put_off = put_off + 1, reason = ?"
+                " WHERE id = ? AND owner = ?",
+                (ask_at_ms, reason, task.id, self._presence.id),
+            ).rowcount
+            if put_off and is_unpaid:
                 connection.execute(
                     "UPDATE tasks SET state = 'waiting', purchase = NULL, attempt = attempt + 1 WHERE id = ?",
                     (task.id,),
@@ -141,14 +146,17 @@ class Backlog:
         await self._database.write(write)
 
     async def end(self, task: Task, *, now_ms: int, paid_units: int, result: str | None, reason: str | None) -> None:
-        """Write down what came of a task and what it cost; `result` None means that it failed."""
+        """Write down what came of a task and what it cost; `result` None means that it failed.
+
+        Nothing happens to a task that another process has taken over, and will end.
+        """
         data = None if result is None else result.encode()
         state = "failed" if result is None else "done"
         await self._database.write(
             lambda connection: connection.execute(
                 """UPDATE tasks SET state = ?, owner = NULL, paid_units = ?, result = ?, reason = ?, ended_ms = ?
-                   WHERE id = ? AND state = 'buying'""",
-                (state, str(paid_units), data, reason, now_ms, task.id),
+                   WHERE id = ? AND state = 'buying' AND owner = ?""",
+                (state, str(paid_units), data, reason, now_ms, task.id, self._presence.id),
             )
         )
 

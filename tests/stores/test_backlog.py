@@ -64,6 +64,23 @@ async def test_what_is_put_off_keeps_its_payment_unless_it_is_certainly_unpaid(p
     assert fresh.key != task.key, "another seller's payment is another payment"
 
 
+async def test_who_was_taken_for_dead_neither_lets_go_nor_ends_what_another_process_pays_for_now(
+    pair: tuple[Backlog, Backlog],
+) -> None:
+    mine, other = pair
+    task = add(mine)
+    assert mine.take(task, "chat")
+    mine._presence.close()
+    (left,) = other.due(0, 10)
+    assert other.take(left, "chat")
+    await mine.put_off(task, 0, is_unpaid=True, reason="another call pays for it")
+    await mine.end(task, now_ms=5, paid_units=0, result=None, reason="another call pays for it")
+    now = other.find(task.id)
+    assert (now.state, now.key) == ("buying", task.key), "under another key it would be paid for twice"
+    await other.end(left, now_ms=6, paid_units=10**39, result="answer", reason=None)
+    assert (other.find(task.id).state, other.find(task.id).paid_units) == ("done", 10**39)
+
+
 def test_no_more_waits_than_may(pair: tuple[Backlog, Backlog], monkeypatch: pytest.MonkeyPatch) -> None:
     mine, _ = pair
     monkeypatch.setattr(module, "TASKS_MAX", 2)
