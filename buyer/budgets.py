@@ -9,6 +9,7 @@ as a dollar of another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ DAY_S = 86_400
 # No token has more decimals than this, so every amount of every token is a whole number of units.
 _DECIMALS = 36
 _UNITS = Asset(ZERO, "", "", _DECIMALS, "")
+_TOKENS = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 
 # What counts as taken: everything claimed that did not come back.
 _TAKEN = "('claimed', 'sent', 'unknown', 'spent')"
@@ -72,7 +74,12 @@ def budget_units(amount_atomic: int, asset: Asset) -> int:
 
 
 def parse_units(text: str | None, field: str) -> int | None:
-    """Return the units of an amount such as "2.50"; None of None. Raises `UsageError` naming `field`."""
+    """Return the units of an amount such as "2.50"; None of None. Raises `UsageError` naming `field`.
+
+    Neither `$` nor a symbol nor `atomic` has a meaning where every token counts alike.
+    """
+    if isinstance(text, str) and not _TOKENS.fullmatch(text.strip()):
+        raise UsageError(f'{field}: expected a number of tokens, as "0.50", whatever the token; got {text[:60]!r}')
     return None if text is None else parse_amount(text, _UNITS, field, zero_allowed=True)
 
 

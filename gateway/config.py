@@ -63,6 +63,20 @@ def _base_url(text: str) -> str:
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+def _rpc_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http://host:port or https://host")
+    return text
+
+
+def _cap(text: str) -> str:
+    """Return a limit for one call, of which each token reads its own amount: `0.01`, `$0.01` or `1000 atomic`."""
+    if not re.fullmatch(r"\$?[0-9]+(\.[0-9]+)?( \S{1,20})?", text.strip(), re.ASCII):
+        raise ValueError(f'expected digits with a decimal point, as "0.01", got {text[:60]!r}')
+    return text
+
+
 def _variable(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise ValueError("expected the name of an environment variable, never the key itself")
@@ -80,6 +94,8 @@ def _store_url(text: str) -> str:
 ListenText = Annotated[str, pydantic.AfterValidator(_listen_text)]
 StoreUrl = Annotated[str, pydantic.AfterValidator(_store_url)]
 BaseUrl = Annotated[str, pydantic.AfterValidator(_base_url)]
+Cap = Annotated[str, pydantic.AfterValidator(_cap)]
+RpcUrl = Annotated[str, pydantic.AfterValidator(_rpc_url)]
 Variable = Annotated[str, pydantic.AfterValidator(_variable)]
 
 
@@ -99,9 +115,9 @@ class GatewayConfig(StrictModel):
     admin_listen: ListenText = "127.0.0.1:9403"
     home: str | None = None
     store: StoreUrl | None = None
-    max_price: str | None = None
+    max_price: Cap | None = None
     client_keys: Literal["required", "optional"] | None = None
-    rpc: list[str] = pydantic.Field(default_factory=list)
+    rpc: list[RpcUrl] = pydantic.Field(default_factory=list)
     fallback: BaseUrl | None = None
     fallback_key_env: Variable | None = None
     routing: dict[str, RoutingSettings] = pydantic.Field(default_factory=dict)

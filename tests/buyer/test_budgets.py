@@ -87,6 +87,12 @@ def test_a_hundred_requests_at_once_never_pass_a_limit(pool: Pool, purchase: Pur
     assert agree(pool)
 
 
+@pytest.mark.parametrize("amount", ["$1.00", "1.00 USDC", "1000 atomic", "1,00", "-1", ""])
+def test_a_limit_is_a_number_of_tokens_and_nothing_else(amount: str) -> None:
+    with pytest.raises(UsageError, match=r'--max-total: expected a number of tokens, as "0\.50"'):
+        parse_units(amount, "--max-total")
+
+
 def test_a_refusal_names_the_limit_and_when_it_resets_and_takes_nothing(
     pool: Pool, purchase: Purchase, spender: Spender
 ) -> None:

@@ -37,6 +37,8 @@ def test_the_example_names_every_setting_and_its_defaults() -> None:
         ("fallback_key_env: KEY\n", "fallback_key_env needs fallback"),
         ("fallback: http://h\nfallback_key_env: sk-123\n", "never the key itself"),
         ("max_price: 0.01\n", "gateway.yaml:1: `max_price`"),
+        ("max_price: '0,01'\n", "gateway.yaml:1: `max_price`: expected digits with a decimal point"),
+        ("rpc: [mainnet.example/secret]\n", "gateway.yaml:1: `rpc.0`: expected http://host:port or https://host"),
         ("store: mysql://u:s3cret@h/db\n", "gateway.yaml:1: `store`: expected sqlite:///file.db or postgresql://"),
         ("store: 'postgresql://u:s3/cret@h/db'\n", "as %40, %2F"),
     ],
