@@ -261,23 +261,26 @@ commands.command("maintain", hidden=True)(_process)
 
 @commands.command("list")
 def list_purchases(as_json: Json = False) -> None:
-    """List all purchases."""
+    """List all purchases, and what they could cost together."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
-        from buyer.documents import print_purchases, purchase_document
+        from buyer.documents import print_purchases, purchases_document
 
-        now_s = int(time.time())
-        documents = [purchase_document(pool, purchase, now_s) for purchase in pool.purchases()]
-        print_document({"ok": True, "purchases": documents}, as_json=as_json, human=lambda: print_purchases(documents))
+        document = purchases_document(pool, int(time.time()))
+        print_document(document, as_json=as_json, human=lambda: print_purchases(document))
 
 
 @commands.command()
-def status(name: Name, as_json: Json = False) -> None:
-    """Show one purchase: what is left, spent, open, and the worst-case loss."""
+def status(name: MaybeName = None, as_json: Json = False) -> None:
+    """Show one purchase, or each: what is left, spent, open, and the worst-case loss."""
     with exit_on_error(as_json=as_json), the_pool() as pool:
-        from buyer.documents import print_purchase, purchase_document
+        from buyer.documents import print_each_purchase, print_purchase, purchase_document, purchases_document
 
-        document = {"ok": True, **purchase_document(pool, pool.purchase(name), int(time.time()))}
-        print_document(document, as_json=as_json, human=lambda: print_purchase(document))
+        now_s = int(time.time())
+        if name is None:
+            document, show = purchases_document(pool, now_s), print_each_purchase
+        else:
+            document, show = {"ok": True, **purchase_document(pool, pool.purchase(name), now_s)}, print_purchase
+        print_document(document, as_json=as_json, human=lambda: show(document))
 
 
 @commands.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,7 @@ from buyer.refill import Processed
 from contracts.address import address_text
 from contracts.console import out
 from contracts.money import Asset, format_amount
+from contracts.networks import Network
 from contracts.offers import Offer
 from contracts.tiers import tier_of
 
@@ -29,6 +31,7 @@ __all__ = [
     "asset_document",
     "money",
     "plan_document",
+    "print_each_purchase",
     "print_plan",
     "print_probe",
     "print_processed",
@@ -38,6 +41,7 @@ __all__ = [
     "probe_document",
     "processed_document",
     "purchase_document",
+    "purchases_document",
     "receipt_document",
     "rejections",
 ]
@@ -217,18 +221,53 @@ def print_purchase(document: dict[str, Any]) -> None:
         out.print(f"  refill: {_refill_words(shown['refill'])}", markup=False)
 
 
-def print_purchases(documents: Sequence[dict[str, Any]]) -> None:
+def purchases_document(pool: Pool, now_s: int) -> dict[str, Any]:
+    """Return all purchases, and what the payments of all of them together could cost, by network and token."""
+    purchases = pool.purchases()
+    losses: Counter[tuple[Network, Asset]] = Counter()
+    for purchase in purchases:
+        losses[purchase.offer.network, purchase.offer.asset] += pool.worst_case_loss_atomic(purchase.name)
+    return {
+        "ok": True,
+        "purchases": [purchase_document(pool, purchase, now_s) for purchase in purchases],
+        "totals": [
+            {
+                "network": network.caip2,
+                "network_name": network.label,
+                "asset": asset.address_text,
+                **money("worst_case_loss", loss_atomic, asset),
+            }
+            for (network, asset), loss_atomic in losses.items()
+        ],
+    }
+
+
+def print_each_purchase(document: dict[str, Any]) -> None:
+    """Print every purchase in full."""
+    for each in document["purchases"]:
+        print_purchase(each)
+    _print_totals(document)
+
+
+def print_purchases(document: dict[str, Any]) -> None:
     """Print all purchases as a table."""
-    if not documents:
-        out.print("no purchases yet; `farebox buy` makes one")
-        return
     table = Table(box=None, pad_edge=False)
     for column in ("NAME", "MODEL", "PRICE", "NETWORK", "READY", "UNKNOWN", "SPENT", "WORST CASE", "STATE"):
         table.add_column(column, justify="right" if column in ("READY", "UNKNOWN", "SPENT") else "left")
-    for document in documents:
+    for each in document["purchases"]:
         names = ("name", "model", "price", "network_name", "spendable", "unknown", "spent", "worst_case_loss", "state")
-        table.add_row(*(escape(str(document[name])) for name in names))
-    out.print(table)
+        table.add_row(*(escape(str(each[name])) for name in names))
+    if document["purchases"]:
+        out.print(table)
+    _print_totals(document)
+
+
+def _print_totals(document: dict[str, Any]) -> None:
+    if not document["purchases"]:
+        out.print("no purchases yet; `farebox buy` makes one")
+    if len(document["purchases"]) > 1:
+        losses = [f"{total['worst_case_loss']} on {total['network_name']}" for total in document["totals"]]
+        out.print(f"worst-case loss of all: {', '.join(losses)}", markup=False)
 
 
 def receipt_document(receipt: Receipt, asset: Asset | None) -> dict[str, Any]:

@@ -202,6 +202,19 @@ def test_refill_signs_more_and_list_balance_and_receipts_agree(town: Town) -> No
         assert CliRunner().invoke(commands, words).exit_code == OK
 
 
+def test_status_without_a_name_shows_each_purchase_and_what_all_could_cost(town: Town) -> None:
+    assert CliRunner().invoke(commands, ["status"]).stdout == "no purchases yet; `farebox buy` makes one\n"
+    town.buy(name="p", count=5)
+    town.buy(name="q", count=3)
+    town.spend(1)
+    shown = CliRunner().invoke(commands, ["status"]).stdout
+    for words in ("signed 5 = ready 4  spent 1", "signed 3 = ready 3", "loss of all: 0.007 USDC on local devnet"):
+        assert words in shown
+    assert "worst-case loss of all: 0.007 USDC" in CliRunner().invoke(commands, ["list"]).stdout
+    (total,) = town.run("status")[1]["totals"]
+    assert (total["network"], total["worst_case_loss_atomic"]) == ("eip155:31337", "7000")
+
+
 def test_an_unknown_name_is_a_usage_error_everywhere(town: Town) -> None:
     wallet = ["--signer", f"keyfile:{town.key_file}"]
     for words in (["status", "x"], ["process", "x"], ["refill", "x", "--count", "1", *wallet], ["remove", "x"]):
