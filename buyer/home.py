@@ -14,6 +14,7 @@ from contracts.storage import check_store_url
 __all__ = ["STORE_VARIABLE", "Home"]
 
 STORE_VARIABLE = "FAREBOX_STORE"
+_NAME_ANOTHER = "name a folder that you can make and write in FAREBOX_HOME, or as `home` in gateway.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class Home:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = folder.stat()
         except FileExistsError:
-            raise ConfigInvalid(f"FAREBOX_HOME: {folder} is not a folder") from None
+            raise ConfigInvalid(f"FAREBOX_HOME: {folder} is not a folder", remedy=_NAME_ANOTHER) from None
         except OSError as error:
-            raise StoreUnavailable(f"FAREBOX_HOME: {folder}: {error.strerror}") from None
+            raise StoreUnavailable(f"FAREBOX_HOME: {folder}: {error.strerror}", remedy=_NAME_ANOTHER) from None
         if status.st_uid != os.getuid():
             raise ConfigInvalid(f"FAREBOX_HOME: {folder} belongs to another user", remedy="name a folder of your own")
         if stat.S_IMODE(status.st_mode) & 0o077:

@@ -51,11 +51,11 @@ Assets = Annotated[
 ]
 Schemes = Annotated[
     list[str] | None,
-    typer.Option("--scheme", help="exact, or upto: charged by usage, up to the price. Repeatable. [exact]"),
+    typer.Option("--scheme", help="exact, or upto: charged by usage, up to the price. Repeatable. \\[exact]"),
 ]
 Tier = Annotated[
     str | None,
-    typer.Option("--tier", metavar="TIER", help="urgent, normal or background, where the seller has tiers. [normal]"),
+    typer.Option("--tier", metavar="TIER", help="urgent, normal or background, where the seller has tiers. \\[normal]"),
 ]
 SignerOption = Annotated[
     str | None,

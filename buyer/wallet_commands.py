@@ -152,7 +152,7 @@ def revoke(
     token: Token,
     day: Annotated[str, typer.Option("--day", metavar="DAY", help="today, tomorrow or a date (UTC).")] = "today",
     slots: Annotated[
-        str | None, typer.Option("--slots", metavar="FROM-TO", help="Which of the day, as 0-99. [all]")
+        str | None, typer.Option("--slots", metavar="FROM-TO", help="Which of the day, as 0-99. \\[all]")
     ] = None,
     relay: Relay = None,
     signer: SignerOption = None,

@@ -45,7 +45,10 @@ def load_settings(path: Path, model: type[M]) -> M:
             raise ConfigInvalid(f"{path}: larger than {_FILE_BYTES_MAX} bytes")
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+        raise ConfigInvalid(
+            f"{path}: cannot be read: {getattr(error, 'strerror', error)}",
+            remedy="name the settings file with --config; config/ in the repository has one of each kind to begin with",
+        ) from None
     return parse_settings(text, model, str(path))
 
 

@@ -6,6 +6,7 @@ Every room brings its own commands; heavy libraries are imported inside the comm
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from pathlib import Path
@@ -171,7 +172,8 @@ def config_show(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
         def human() -> None:
             for row in rows:
-                out.print(f"{row.name:17} {row.value!s:34} {row.origin}", markup=False)
+                value = "not set" if row.value in (None, [], {}) else str(row.value)
+                out.print(f"{row.name:17} {value:34} {row.origin}", markup=False)
 
         print_document(document, as_json=as_json, human=human)
 
@@ -195,6 +197,16 @@ def _add(command: typer.Typer, panel: str) -> None:
         app.registered_commands.append(registered)
 
 
+def _let_help_wrap(commands: typer.Typer) -> None:
+    """Join the lines of each paragraph of a help text, so that they break where the terminal does."""
+    for command in commands.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _let_help_wrap(group.typer_instance)
+
+
 app.command(rich_help_panel=_START)(gateway.demo.cli.demo)
 app.command(rich_help_panel=_START)(devnet)
 _add(buyer.cli.commands, _BUY)
@@ -215,6 +227,7 @@ app.command(rich_help_panel=_LOOK)(doctor)
 app.command(rich_help_panel=_LOOK)(selfcheck)
 app.add_typer(config_commands, name="config", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)
+_let_help_wrap(app)
 
 
 def main() -> None:

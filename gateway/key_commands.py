@@ -37,7 +37,7 @@ def create(
     max_per_day: _MaxPerDay = None,
     max_total: _MaxTotal = None,
     models: Annotated[
-        str | None, typer.Option("--models", metavar="A,B", help="The model ids it may call. [all]")
+        str | None, typer.Option("--models", metavar="A,B", help="The model ids it may call. \\[all]")
     ] = None,
     as_json: _Json = False,
 ) -> None:
@@ -93,6 +93,8 @@ def list_keys(as_json: _Json = False) -> None:
             for key in keys:
                 state = "revoked" if key.revoked_s is not None else "valid"
                 out.print(f"{key.name:24} {state:8} {', '.join(key.models or ('all models',))}", markup=False)
+            if not keys:
+                out.print("no keys yet; `farebox key create NAME` makes one")
 
         print_document(document, as_json=as_json, human=human)
 
@@ -150,6 +152,8 @@ def list_budgets(as_json: _Json = False) -> None:
         def human() -> None:
             for budget in budgets:
                 _print(budget)
+            if not budgets:
+                out.print("no limits yet; `farebox budget set all --max-per-day AMOUNT` sets one")
 
         print_document({"ok": True, "budgets": [_document(it) for it in budgets]}, as_json=as_json, human=human)
 

@@ -61,7 +61,7 @@ def run(config: GatewayConfig, announce: Callable[[Addresses], None]) -> None:
 
     Raises `ConfigInvalid` when an address cannot be bound, `StoreUnavailable` when the pool cannot be opened.
     """
-    loop_factory = uvicorn.Config(_no_app).get_loop_factory()
+    loop_factory = uvicorn.Config(_no_app, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(config, announce))
 

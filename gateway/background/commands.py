@@ -111,6 +111,8 @@ def list_tasks(
                 price = each["paid"] if each["paid"] is not None else f"up to {each['max_price']}"
                 reason = printable(each["reason"] or "")
                 out.print(f"{each['task']}  {each['state']:<9}  {each['model']}  {price}  {reason}", markup=False)
+            if not documents:
+                out.print("no tasks yet; `farebox background add` keeps one")
 
         print_document({"ok": True, "tasks": documents}, as_json=as_json, human=human)
 

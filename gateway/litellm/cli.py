@@ -86,4 +86,5 @@ def _write(files: dict[Path, str], *, replace: bool) -> None:
         for path, text in changed.items():
             path.write_text(text, "utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--out: {error}", remedy="name a file in a folder that exists and can be written") from None
+        found = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise UsageError(f"--out: {found}", remedy="name a file in a folder that exists and can be written") from None

@@ -68,6 +68,18 @@ def test_every_command_explains_itself_and_takes_json(tmp_path: Path, command: s
     assert "--json" in text
 
 
+def test_help_breaks_lines_where_the_terminal_does_and_tells_defaults(tmp_path: Path) -> None:
+    text = run("serve", "--help", home=tmp_path).stdout
+    assert "Ctrl-C or SIGTERM ends it when the calls in flight have their answers." in text
+    assert "The model ids it may call. [all]" in run("key", "create", "--help", home=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", ["list", "status", "receipts", "key list", "budget list", "background list"])
+def test_a_new_home_says_that_there_is_nothing_yet(tmp_path: Path, command: str) -> None:
+    done = run(*command.split(), home=tmp_path / "home")
+    assert (done.returncode, " yet" in done.stdout) == (0, True), done.stdout
+
+
 def test_a_practice_chain_has_a_token_for_each_way_to_pay_and_a_wallet_with_both(tmp_path: Path) -> None:
     async def held(rpc_url: str, token: str, wallet: str) -> int:
         async with Rpc([rpc_url]) as rpc:
