@@ -36,9 +36,8 @@ def sell(
     as_json: _Json = False,
 ) -> None:
     """Sell a server's answers: every listed route has a price, and nothing else gets through."""
-    import asyncio
-
     from contracts.console import exit_on_error
+    from contracts.event_loop import fast_runner
     from seller.config import read_config
     from seller.run import sell as run
     from seller.service import Seller
@@ -46,7 +45,8 @@ def sell(
     with exit_on_error(as_json=as_json):
         log_to_stderr(logging.WARNING)
         seller = Seller(read_config(config), settles=settle)
-        asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
+        with fast_runner() as runner:
+            runner.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
 
 
 @commands.command("settle", rich_help_panel="Sell")
@@ -59,9 +59,8 @@ def settle(
     as_json: _Json = False,
 ) -> None:
     """Settle what sellers put into the store: for servers that mount the middleware and hold no gas key."""
-    import asyncio
-
     from contracts.console import exit_on_error
+    from contracts.event_loop import fast_runner
     from seller.config import read_config
     from seller.run import settle as run
     from seller.service import Seller
@@ -69,7 +68,8 @@ def settle(
     with exit_on_error(as_json=as_json):
         log_to_stderr(logging.WARNING)
         seller = Seller(read_config(config), settles=True)
-        asyncio.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
+        with fast_runner() as runner:
+            runner.run(run(seller, admin_listen, lambda port, admin: _announce(seller, port, admin, as_json=as_json)))
 
 
 @commands.command("payers", rich_help_panel="Sell")
@@ -134,9 +134,8 @@ def facilitator(
     as_json: _Json = False,
 ) -> None:
     """Verify and settle payments for other people's sellers: /verify, /settle and /supported."""
-    import asyncio
-
     from contracts.console import exit_on_error, out, print_document
+    from contracts.event_loop import fast_runner
     from seller.facilitate.config import read_facilitator_config
     from seller.facilitate.service import Facilitator
     from seller.run import facilitate
@@ -161,7 +160,8 @@ def facilitator(
 
             print_document(document, as_json=as_json, human=human)
 
-        asyncio.run(facilitate(service, announce))
+        with fast_runner() as runner:
+            runner.run(facilitate(service, announce))
 
 
 def _announce(seller: Any, port: str, admin: str, *, as_json: bool) -> None:
