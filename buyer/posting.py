@@ -8,11 +8,12 @@ one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from buyer import steps
 from buyer.tail import Entry
-from contracts.lifecycle import AuthorizationState, advance
+from contracts.lifecycle import AUTHORIZATION_TRANSITIONS, AuthorizationState
 from contracts.storage import Connection
 
 __all__ = ["post"]
@@ -24,9 +25,17 @@ _COLUMNS = (
 )  # fmt: skip
 _NOTHING: dict[str, Any] = dict.fromkeys(_COLUMNS)
 _ENTER = (
-    f"UPDATE authorizations SET {', '.join(f'{name} = :{name}' for name in _COLUMNS)} "  # noqa: S608 - no input
-    "WHERE id = :id AND lease = :holder AND state = 'ready'"
+    f"UPDATE authorizations SET {', '.join(f'{name} = ?' for name in _COLUMNS)} "  # noqa: S608 - no input
+    "WHERE id = ? AND lease = ? AND state = 'ready'"
 )
+_in_order = itemgetter(*_COLUMNS, "id", "holder")
+# The life-cycle table by what stands in the books and in a tail.
+_NEXT = {
+    (source.value, step): target.value
+    for (source, event), target in AUTHORIZATION_TRANSITIONS.items()
+    for step, known in steps.EVENTS.items()
+    if event is known
+}
 
 
 def post(connection: Connection, worker_id: str, entries: Sequence[Entry]) -> int:
@@ -45,7 +54,7 @@ def post(connection: Connection, worker_id: str, entries: Sequence[Entry]) -> in
         else:
             sent += step == steps.SEND
             _apply(row, entry)
-    connection.executemany(_ENTER, list(begun.values()))
+    connection.executemany(_ENTER, [_in_order(row) for row in begun.values()])
     return sent
 
 
@@ -82,9 +91,8 @@ def _apply(row: dict[str, Any], entry: Entry) -> None:
 
 
 def _advance(row: dict[str, Any], step: str) -> None:
-    event = steps.EVENTS.get(step)
-    if event is not None:
-        row["state"] = advance(AuthorizationState(row["state"]), event).value
+    if step in steps.EVENTS:
+        row["state"] = _NEXT[row["state"], step]
 
 
 def _run(connection: Connection, worker_id: str, entry: Entry) -> bool:
