@@ -59,6 +59,7 @@ __all__ = [
     "Outgoing",
     "PaymentFlow",
     "advance",
+    "content_digest",
     "pay_when_asked",
     "pay_with_pool",
     "pay_with_signer",
@@ -161,7 +162,7 @@ def pay_with_pool(
         elsewhere = f"{purchase.name}: pays only at {purchase.origin}, not at {origin_of(request.url)[:80]}"
         return Outcome("refused", error=TermsNotAllowed(elsewhere))
     try:
-        digest = _digest(request)
+        digest = content_digest(request)
         claim = None if is_new else spender.reopen(request_key, int(clock()), digest=digest)
         if claim is None:
             claim = spender.claim(
@@ -387,7 +388,7 @@ def _refused_again(cause: FareboxError, claim: Claim, incoming: Incoming) -> Far
     return OutcomeUnknown(f"the same payment was presented again, and refused ({cause.message}); it may have been used")
 
 
-def _digest(request: Outgoing) -> bytes:
+def content_digest(request: Outgoing) -> bytes:
     """Return 32 bytes that tell what is asked for: method, URL and body."""
     digest = hashlib.sha256()
     for part in (request.method.encode(), request.url.encode(), request.body):

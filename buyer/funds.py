@@ -6,21 +6,20 @@ answer was lost stays open: repeating the very same request presents it again an
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
 from collections import OrderedDict
 
 from buyer.asked import PaymentAsked
 from buyer.bounded import BoundedSigner, Bounds
-from buyer.flow import Outgoing
+from buyer.flow import Outgoing, content_digest
 from buyer.fresh import fresh_authorization
 from buyer.limits import CLAIM_MARGIN_S, EXPIRY_CHAIN_MARGIN_S, OPEN_PAYMENTS_MAX
 from buyer.payment import SignedPayment
 from buyer.policy import SpendPolicy, choose
 from buyer.signing import Signer
 from contracts.address import Address
-from contracts.errors import BudgetExceeded, OutcomeUnknown, UsageError
+from contracts.errors import BudgetExceeded, OutcomeUnknown, RequestChanged, UsageError
 from contracts.limits import EXPIRY_MARGIN_S
 from contracts.money import format_amount
 from contracts.offers import Offer
@@ -46,10 +45,13 @@ class SignerFunds:
         """Take up the open payment of the same request while it can still be used.
 
         Two equal requests at once are two purchases: only a payment whose answer is lost is open. Raises
-        `OutcomeUnknown` for one that is about to end.
+        `OutcomeUnknown` for one that is about to end, and `RequestChanged` where the request's own id now stands for
+        another one: somebody else would get what is as good as money at the first one's seller.
         """
-        key = fingerprint(request)
+        key, content = fingerprint(request), content_digest(request)
         with self._lock:
+            if key in self._open and self._open[key].content != content:
+                raise RequestChanged("x-farebox-request-id: an open payment under this id is for another request")
             payment = self._open.pop(key, None)
             if payment is None or now_s > payment.authorization.valid_before_s + EXPIRY_CHAIN_MARGIN_S:
                 return None
@@ -70,7 +72,7 @@ class SignerFunds:
         bounds = Bounds(offer, 1, offer.amount_atomic, authorization.valid_before_s)
         # A signer that failed may have signed: its price stays reserved.
         signature = BoundedSigner(self._signer, bounds).sign_authorizations([authorization], offer)[0]
-        return SignedPayment(fingerprint(request), terms, authorization, signature)
+        return SignedPayment(fingerprint(request), content_digest(request), terms, authorization, signature)
 
     def never_left(self, payment: SignedPayment) -> None:
         """Keep the payment for a repetition of its request; the total is right as it is."""
@@ -115,10 +117,7 @@ def fingerprint(request: Outgoing) -> str:
             if not 0 < len(value) <= 200:
                 raise UsageError("x-farebox-request-id: expected 1 to 200 characters")
             return f"id:{value}"
-    digest = hashlib.sha256()
-    for part in (request.method.encode(), request.url.encode(), request.body):
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{content_digest(request).hex()}"
 
 
 def _asset_key(offer: Offer) -> tuple[int, Address]:

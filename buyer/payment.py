@@ -26,9 +26,13 @@ _FILLED_IN = (_IDENTIFIER, GAS_SPONSORING)
 
 @dataclass(frozen=True, slots=True)
 class SignedPayment:
-    """One authorization signed for one request; `request` is what tells that request from others."""
+    """One authorization signed for one request.
+
+    `request` is what tells that request from others, `content` the digest of what it asks for.
+    """
 
     request: str
+    content: bytes
     terms: Terms
     authorization: Authorization
     signature: bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,7 @@ from contracts.errors import (
     OutcomeUnknown,
     PaymentRefused,
     PriceAboveCap,
+    RequestChanged,
     RequestInProgress,
     SellerUnreachable,
     TermsChanged,
@@ -298,6 +300,27 @@ def test_a_signer_signs_once_for_a_request_whose_answer_was_lost() -> None:
     assert again.headers == first.headers
     end(flow, answer(200))
     assert wallet.signed_atomic(OFFER) == 1000
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(REQUEST, url="https://elsewhere.example/v1/chat/completions"),
+        replace(REQUEST, body=b'{"model":"other"}'),
+        replace(REQUEST, method="PUT"),
+    ],
+)
+def test_an_open_payment_is_shown_for_no_other_request_of_the_same_id(other: Outgoing) -> None:
+    wallet = funds()
+    name = [("x-farebox-request-id", "mine")]
+    flow, first = handshake(wallet, asks(OFFER), replace(REQUEST, headers=name))
+    assert isinstance(first, Outgoing)
+    end(flow, Lost("reset"))
+    with pytest.raises(RequestChanged):
+        advance(pay_with_signer(replace(other, headers=name), wallet, clock), None)
+    again = advance(pay_with_signer(replace(REQUEST, headers=name), wallet, clock), None)
+    assert isinstance(again, Outgoing)
+    assert again.headers == first.headers
 
 
 def test_an_equal_request_after_an_answer_is_a_new_purchase() -> None:
