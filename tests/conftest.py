@@ -1,4 +1,4 @@
-"""Fixtures every room shares: the local chain."""
+"""Fixtures every room shares: the local chain, and a warm process from which commands are forked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from contracts.evm.devnet import Devnet
+from tests.warm import Warm, clean_environment
 
 # A run in the background of a shell starts with interrupts ignored, and every process it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -72,4 +73,11 @@ def chain(devnet: Devnet) -> Iterator[Devnet]:
 def own_chain() -> Iterator[Devnet]:
     """A chain for one test: anvil re-organises a chain that was put back before onto a state that never was."""
     with Devnet() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that has imported every command, for the whole run."""
+    with Warm(clean_environment()) as running:
         yield running

@@ -1,4 +1,4 @@
-"""What the fault suite shares: a warm process to fork from, and a chain of its own."""
+"""What the fault suite shares: a chain of its own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from contracts.evm.devnet import Devnet
-from tests.faults.town import clean_environment
-from tests.faults.warm import Warm
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    with Warm(clean_environment()) as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,10 @@ import httpx
 from contracts.evm.devnet import Devnet
 from tests.faults.asking import Answer, ask_until_final, body_of
 from tests.faults.audit import differences, read_books
-from tests.faults.town import Town, clean_environment, town
-from tests.faults.warm import Warm
+from tests.faults.town import Town, town
 from tests.patience import PATIENCE_S
 from tests.stores.servers import own_server
+from tests.warm import Warm, clean_environment
 
 __all__ = ["Tally", "storm"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from contracts.evm.devnet import Devnet
 from tests.faults.audit import differences, read_books
 from tests.faults.town import PRICE_ATOMIC, Town
-from tests.faults.warm import Warm
+from tests.warm import Warm
 
 __all__ = ["CALLS", "Place", "check_books", "paid_for"]
 

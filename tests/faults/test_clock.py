@@ -12,8 +12,8 @@ from contracts.evm.devnet import Devnet
 from tests.faults.asking import body_of, repeat_until_final
 from tests.faults.place import check_books
 from tests.faults.town import MODEL, PRICE, PRICE_ATOMIC, town
-from tests.faults.warm import Warm
 from tests.seller.shop import GAS, Shop, error_of, open_shop
+from tests.warm import Warm
 
 HOURS_2 = 2 * 3600
 SETTLE = pytest.mark.parametrize("settle", ["before", "after", "async", "auto"])

@@ -19,8 +19,8 @@ from tests.faults.asking import body_of, repeat_until_final
 from tests.faults.audit import read_books
 from tests.faults.place import Place, check_books, paid_for
 from tests.faults.town import Town
-from tests.faults.warm import Warm
 from tests.patience import PATIENCE_S
+from tests.warm import Warm
 
 # A page of SQLite and its header in the write-ahead log.
 FRAME_BYTES = 4096 + 24

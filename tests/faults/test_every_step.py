@@ -19,7 +19,7 @@ from contracts.evm.devnet import Devnet
 from tests.faults.asking import Answer, body_of, repeat_until_final
 from tests.faults.place import Place, check_books, paid_for
 from tests.faults.town import Town, town
-from tests.faults.warm import Warm
+from tests.warm import Warm
 
 KILLED = -9
 ROOMS = ("contracts", "buyer", "seller", "gateway")

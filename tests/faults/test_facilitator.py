@@ -17,8 +17,8 @@ from tests.faults.asking import body_of, repeat_until_final
 from tests.faults.audit import differences, read_books
 from tests.faults.facilitator import FAULTS, DoubleFacilitator
 from tests.faults.town import Town, town
-from tests.faults.warm import Warm
 from tests.seller.shop import PRICE_ATOMIC, Shop, open_shop
+from tests.warm import Warm
 
 KILLED = -9
 

@@ -8,8 +8,8 @@ import pytest
 
 from contracts.evm.devnet import Devnet
 from tests.faults.kills import Tally, storm
-from tests.faults.warm import Warm
 from tests.stores.servers import own_server
+from tests.warm import Warm
 
 KILLS = 6
 KILLS_ON_POSTGRES = 3

@@ -14,9 +14,9 @@ from contracts.evm.devnet import Devnet
 from gateway.demo.processes import free_ports
 from tests.faults.asking import body_of
 from tests.faults.town import MODEL, PRICE_ATOMIC, Town, town
-from tests.faults.warm import Warm
 from tests.patience import PATIENCE_S
 from tests.stores.servers import OwnServer, own_server
+from tests.warm import Warm
 
 
 @pytest.fixture(scope="module")

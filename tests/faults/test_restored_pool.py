@@ -18,7 +18,7 @@ from tests.faults.asking import body_of, repeat_until_final
 from tests.faults.audit import read_books
 from tests.faults.place import check_books, paid_for
 from tests.faults.town import Town, town
-from tests.faults.warm import Warm
+from tests.warm import Warm
 
 SIGNED = 12
 BEFORE = 2

@@ -6,7 +6,6 @@ of them may die at any moment.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import time
@@ -26,24 +25,16 @@ from contracts.keccak import keccak
 from gateway.demo.models import ModelForSale
 from gateway.demo.processes import free_ports
 from gateway.demo.shop import seller_yaml
-from tests.faults.warm import Started, Warm
 from tests.patience import PATIENCE_S
+from tests.warm import Started, Warm
 
-__all__ = ["MODEL", "PRICE_ATOMIC", "PURCHASE", "Town", "clean_environment", "town"]
+__all__ = ["MODEL", "PRICE_ATOMIC", "PURCHASE", "Town", "town"]
 
 PRICE = "0.001"
 PRICE_ATOMIC = 1000
 MODEL = "demo-model"
 PURCHASE = "demo"
 WALLET_ATOMIC = 100_000_000
-
-
-def clean_environment() -> dict[str, str]:
-    """Return this process's environment without anything that would steer Farebox or its connections."""
-    dropped = ("FAREBOX_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(dropped)}
-    tools = {name: os.environ[name] for name in ("FAREBOX_DEVNET_HOME", "FAREBOX_ANVIL") if name in os.environ}
-    return {**kept, **tools, "NO_COLOR": "1", "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass
@@ -103,7 +94,7 @@ class Town:
 
     def start_all(self, count: int) -> None:
         """Start every part and buy `count` calls."""
-        for name in ("model-server", "settle", "sell"):
+        for name in ("model-server", *([] if self.seller_settles else ["settle"]), "sell"):
             self.start(name)
         self.buy(count)
         self.start("serve")
@@ -131,11 +122,10 @@ class Town:
         """Run one farebox command to its end; return its exit code and what it wrote."""
         variables = {"FAREBOX_HOME": str(self.home), **self.environment, **(environment or {})}
         clock_offset_s = self.clocks.get("farebox", 0)
-        code, output = self.warm.run(
-            f"farebox {words[0]}", words, self.folder, environment=variables, clock_offset_s=clock_offset_s
-        )
-        assert expect is None or code == expect, f"farebox {' '.join(words)}: exit code {code}\n{output}"
-        return code, output
+        done = self.warm.run(words, self.folder, environment=variables, clock_offset_s=clock_offset_s)
+        output = done.out + done.err
+        assert expect is None or done.code == expect, f"farebox {' '.join(words)}: exit code {done.code}\n{output}"
+        return done.code, output
 
     def buy_words(self, count: int) -> list[str]:
         """Return the command that signs `count` payments."""
@@ -221,10 +211,11 @@ def town(
     settle: str = "auto",
     rpc_url: str = "",
     exposure: str = "1.00",
+    seller_settles: bool = False,
     store: str = "",
 ) -> Iterator[Town]:
     """Give a town in `folder`, and end all its processes afterwards; after a failure the logs are shown."""
-    built = Town(folder, chain, warm, settle, rpc_url, exposure, store=store)
+    built = Town(folder, chain, warm, settle, rpc_url, exposure, seller_settles, store)
     try:
         yield built
     except BaseException:

@@ -2,7 +2,7 @@
 
 What runs is the whole command in a process of its own, with its own session, environment, folder and log, and a
 `kill -9` ends it like any other. Only the second of importing is saved, which is what lets a thousand kills fit into
-minutes. That a cold start works is shown elsewhere (tests/e2e).
+minutes. That a cold start works is shown elsewhere: by the demo, the commands of the docs, and the tests of packaging.
 
 Run as a module it is the warm process: one JSON request a line on stdin, one JSON answer a line on stdout. When its
 stdin ends, it kills everything it started.
@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from tests.patience import PATIENCE_S
 
-__all__ = ["Started", "Warm"]
+__all__ = ["Done", "Started", "Warm", "clean_environment"]
 
 _PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
 # From <linux/prctl.h>.
@@ -57,9 +57,17 @@ _LAZY = (
 )
 
 
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without anything that would steer Farebox or its connections."""
+    dropped = ("FAREBOX_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FORCE_COLOR")
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(dropped)}
+    tools = {name: os.environ[name] for name in ("FAREBOX_DEVNET_HOME", "FAREBOX_ANVIL") if name in os.environ}
+    return {**kept, **tools, "NO_COLOR": "1", "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
-    """One process forked from the warm one."""
+    """One process forked from the warm one. `log` has all it writes, unless its errors have a file of their own."""
 
     name: str
     pid: int
@@ -71,6 +79,20 @@ class Started:
             os.killpg(self.pid, signal.SIGKILL)
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a command: its exit code, or minus the signal that ended it, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """What it printed with `--json`."""
+        return json.loads(self.out)
+
+
 class Warm:
     """The warm process. Use as a context manager; nothing it started outlives it."""
 
@@ -80,7 +102,7 @@ class Warm:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.warm"],
+            [sys.executable, "-m", "tests.warm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,10 +130,12 @@ class Warm:
         program: str = "farebox",
         environment: Mapping[str, str] | None = None,
         clock_offset_s: float = 0,
+        errors: Path | None = None,
     ) -> Started:
         """Start `program WORDS` in `folder`; its output is appended to `folder/logs/NAME.log`.
 
-        With `clock_offset_s` its clock is wrong by as much (`tests.faults.skewed`), and it starts cold.
+        What it writes to stderr is, too, or goes to `errors`. With `clock_offset_s` its clock is wrong by as much
+        (`tests.faults.skewed`), and it starts cold.
         """
         log = folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
@@ -122,6 +146,7 @@ class Warm:
                 "words": list(words),
                 "folder": str(folder),
                 "log": str(log),
+                "errors": str(errors or log),
                 "environment": dict(environment or {}),
                 "clock_offset_s": clock_offset_s,
             }
@@ -138,11 +163,22 @@ class Warm:
         ended: bool = self._say({"do": "poll", "pid": started.pid})["ended"]
         return ended
 
-    def run(self, name: str, words: Sequence[str], folder: Path, **given: Any) -> tuple[int, str]:
-        """Run a command to its end; return its exit code and what it wrote."""
-        (folder / "logs" / f"{name}.log").unlink(missing_ok=True)
-        started = self.start(name, words, folder, **given)
-        return self.wait(started), started.log.read_text(errors="replace")
+    def run(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        clock_offset_s: float = 0,
+    ) -> Done:
+        """Run `farebox WORDS` to its end; meanwhile, nothing else can be started."""
+        name = f"farebox {words[0]}"
+        log, errors = (folder / "logs" / f"{name}.{end}" for end in ("log", "err"))
+        for file in (log, errors):
+            file.unlink(missing_ok=True)
+        started = self.start(name, words, folder, environment=environment, clock_offset_s=clock_offset_s, errors=errors)
+        code = self.wait(started)
+        return Done(code, log.read_text(errors="replace"), errors.read_text(errors="replace"))
 
     def _say(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -214,6 +250,7 @@ def _become(
     words: list[str],
     folder: str,
     log: str,
+    errors: str,
     environment: dict[str, str],
     clock_offset_s: float,
 ) -> None:
@@ -223,7 +260,7 @@ def _become(
         os.setsid()
         _die_with_parent()
         os.close(ready)
-        _redirect(log)
+        _redirect(log, errors)
         os.chdir(folder)
         os.environ.update(environment)
         if clock_offset_s:
@@ -259,13 +296,13 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _redirect(log: str) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def _redirect(log: str, errors: str) -> None:
+    for number, path in ((1, log), (2, errors)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, number)
+        os.close(file)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
     os.close(nothing)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
