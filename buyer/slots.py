@@ -18,7 +18,7 @@ from buyer.claim import receipt_id, usable_until_s
 from buyer.endings import is_known
 from buyer.generation import Generation
 from buyer.lease import Worker, recover
-from buyer.limits import LEASE_SHARE, TAIL_BYTES_MAX, WALLET_DAY_BEGINS_S
+from buyer.limits import LEASE_BRIEF_S, LEASE_GROWTH_MAX, LEASE_SHARE, TAIL_BYTES_MAX, WALLET_DAY_BEGINS_S
 from buyer.moves import move_sql
 from buyer.purchase import Purchase
 from buyer.seal import Seal, read_seal_id
@@ -100,6 +100,8 @@ class Slots:
         self._seal = seal
         self._tails = tails
         self._slots: dict[tuple[int, int], list[Slot]] = {}
+        # How large the last lease of each list was to be, and when it was taken, unix seconds.
+        self._last: dict[tuple[int, int], tuple[int, int]] = {}
         # Rows taken out of the lists by somebody who has yet to write that down.
         self._held: set[int] = set()
         self._budgeted: frozenset[str] = frozenset()
@@ -190,15 +192,13 @@ class Slots:
         """Settle the leases of workers that died."""
         recover(self._database, self._era(), self._tails)
 
-    def recover_tails(self) -> None:
-        """Settle the leases of workers that died and may have left a tail, of which the books say nothing yet."""
-        if self._tails is None:
-            return
-        query = "SELECT id FROM workers WHERE id != ? AND tail IS NOT NULL"
-        ours = (self.worker.id,)
-        others = self._database.read(lambda connection: connection.execute(query, ours).fetchall(), bare=True)
-        if any(self._database.life_of(row["id"]) is not Life.ALIVE for row in others):
-            self.recover()
+    def may_be_dead(self, row: Row) -> bool:
+        """Tell whether a row of `UNANSWERED` is of a worker that has to be looked at: it holds what was asked for, or
+        died with a tail.
+        """
+        if row["lease"] in (None, self.worker.id):
+            return False
+        return row["id"] is not None or self._database.life_of(row["lease"]) is not Life.ALIVE
 
     def close(self) -> None:
         """Give everything back."""
@@ -229,6 +229,7 @@ class Slots:
             self._over.append(self.tail)
             self.tail = None
         self._slots.clear()
+        self._last.clear()
         self.epoch += 1
 
     def _remove_tails(self) -> None:
@@ -247,6 +248,7 @@ class Slots:
             "lease": self.worker.id,
         }
         key = (purchase.id, purchase.terms_id)
+        values["size"] = self._size(key, now_s)
         self._take_share(key, values, from_others=False)
         if not self._slots.get(key):
             self.recover()
@@ -257,8 +259,15 @@ class Slots:
                 f"{purchase.name}: no authorization is left to spend",
                 remedy=f"run `farebox refill {purchase.name} --count N`",
             )
+        self._last[key] = values["size"], now_s
         checkpoint("buyer.leased")
         return slots
+
+    def _size(self, key: tuple[int, int], now_s: int) -> int:
+        """Return how many to lease: as many as at first, or twice the last lease where that was soon used up."""
+        size, leased_s = self._last.get(key, (self._lease_size, 0))
+        is_brief = now_s - leased_s <= LEASE_BRIEF_S
+        return min(2 * size, LEASE_GROWTH_MAX * self._lease_size) if is_brief else self._lease_size
 
     def _check_restored(self, purchase: Purchase) -> None:
         query = "SELECT restored_s FROM purchases WHERE id = ?"
@@ -331,9 +340,9 @@ class Slots:
         free = f"{_FREE} AND {whose}{held} ORDER BY valid_before_s, id LIMIT :limit"
         (available,) = connection.execute(
             f"SELECT count(*) FROM (SELECT id {free}) AS free",  # noqa: S608 - constants and numbers only
-            {**values, "limit": self._lease_size * LEASE_SHARE},
+            {**values, "limit": values["size"] * LEASE_SHARE},
         ).fetchone()
-        share = max(1, min(self._lease_size, available // LEASE_SHARE))
+        share = max(1, min(values["size"], available // LEASE_SHARE))
         rows = connection.execute(
             f"UPDATE authorizations SET lease = :lease WHERE id IN (SELECT id {free}) RETURNING {_SLOT}",  # noqa: S608
             {**values, "limit": share},

@@ -153,7 +153,7 @@ class Spender:
         Its outcome is UNKNOWN, or it is SPENT and its seller may have kept the answer. So a repetition is recognised.
         """
         self._check_process()
-        values = {"fingerprint": fingerprint, "since": now_s - ANSWER_LIFE_S}
+        values = {"fingerprint": fingerprint, "since": now_s - ANSWER_LIFE_S, "worker": self._slots.worker.id}
 
         def ask() -> list[Row]:
             # What a living worker has in its tail is under way; what is over is in the books at once.
@@ -161,12 +161,13 @@ class Spender:
                 lambda connection: connection.execute(steps.UNANSWERED, values).fetchall(), bare=True
             )
 
-        self._slots.recover_tails()
         rows = ask()
-        if any(row["lease"] not in (None, self._slots.worker.id) for row in rows):
+        if any(self._slots.may_be_dead(row) for row in rows):
             self._slots.recover()
             rows = ask()
-        return next((row["request_key"] for row in rows if row["lease"] is None and row["state"] != "sent"), None)
+        over = [row for row in rows if row["lease"] is None and row["state"] != "sent"]
+        newest = max(over, key=lambda row: (row["claimed_s"], row["id"]), default=None)
+        return None if newest is None else str(newest["request_key"])
 
     def sent(self, claim: Claim) -> None:
         """Record, before it happens, that the first byte leaves. Raises `StoreUnavailable`: then nothing may leave."""

@@ -67,11 +67,12 @@ _IS_OPEN = OPEN.replace("*", "state", 1)
 PRESENT_AGAIN = move_sql(
     AuthorizationEvent.PRESENT_AGAIN, "lease = :lease, status = NULL, reason = NULL", "id = :id AND lease IS NULL"
 )
+# And with it, because every call asks: the other workers that have a tail, of which the books may say nothing yet.
 UNANSWERED = """
-    SELECT request_key, state, lease FROM authorizations
+    SELECT request_key, state, lease, claimed_s, id FROM authorizations
     WHERE fingerprint = :fingerprint AND delivered_s IS NULL
         AND (state IN ('sent', 'unknown') OR (state = 'spent' AND claimed_s >= :since))
-    ORDER BY claimed_s DESC, id DESC
+    UNION ALL SELECT NULL, 'has a tail', id, NULL, NULL FROM workers WHERE id != :worker AND tail IS NOT NULL
 """
 _OURS = "id = :id AND lease = :lease"
 _OF_REQUEST = "lease = :lease AND request_key = :request_key"
