@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Authorizations one worker takes out of the pool per synced write: amortises the sync to a few microseconds a claim.
 LEASE_SIZE = 64
-# Where a lease lasts no longer than this, the next one is twice as large, up to so many times the first: each claim then
+# Where a lease lasts no longer than this, the next one is twice as large, up to so many times the first: a claim then
 # writes fewer pages of the store. After a power loss all of an open lease is UNKNOWN until the chain has spoken.
 LEASE_BRIEF_S = 1
 LEASE_GROWTH_MAX = 4

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from buyer.pool import Pool
 from contracts.errors import ConfigInvalid, FareboxError
+from contracts.heap import settle_heap
 from gateway.admin import admin_app
 from gateway.admin_token import TokenCheck, admin_token
 from gateway.app import GatewayApp, HostCheck
@@ -84,6 +85,7 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
         serving = [
             asyncio.create_task(server.serve(sockets=[bound])) for server, bound in zip(servers, sockets, strict=True)
         ]
+        settle_heap()
         announce((_address(listen, sockets[0]), _address(admin_listen, sockets[1])))
         await asyncio.gather(*serving)
         for chore in chores:
