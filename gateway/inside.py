@@ -14,6 +14,7 @@ from starlette.types import Message
 from buyer.budgets import budget_units
 from buyer.client_keys import ClientKey
 from buyer.receipts import Receipt
+from contracts.console import printable
 from contracts.errors import FareboxError
 from contracts.nesting import check_nesting
 from gateway.client import Client
@@ -47,23 +48,28 @@ class Reply:
             self.is_whole = not message.get("more_body", False)
 
     def text(self) -> str | None:
-        """Return the text of a chat answer, or None where there is none."""
+        """Return the text of a chat answer, or None where there is none. It can be written down as UTF-8."""
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             text = self._document()["choices"][0]["message"]["content"]
             if isinstance(text, str) and text.strip():
-                return text
+                return _encodable(text)
         return None
 
     def error(self) -> Mapping[str, Any]:
-        """Return code and message of an error answer, which may be a seller's own."""
+        """Return code and message of an error answer, which may be a seller's own: words that any store can hold."""
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             error = self._document()["error"]
-            return {"code": error["code"], "message": error["message"]}
+            return {"code": error["code"], "message": printable(str(error["message"]))}
         return {"code": None, "message": f"HTTP {self.status}" if self.is_whole else "the answer broke off"}
 
     def _document(self) -> Any:
         check_nesting(bytes(self.body))
         return json.loads(self.body)
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with half characters, which JSON can spell and UTF-8 cannot, replaced."""
+    return text.encode("utf-8", "replace").decode()
 
 
 async def ask_inside(
