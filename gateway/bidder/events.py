@@ -67,15 +67,15 @@ class EventLog:
     async def decided(
         self, decision_id: str, chosen: Chosen, *, model: str, request_key: str | None, trained: str | None, at_ms: int
     ) -> None:
-        """Write a decision down. Raises `StoreUnavailable`."""
+        """Write a decision down, once: a call may act on it at several sellers. Raises `StoreUnavailable`."""
         decision, task = chosen.decision, chosen.view.task
 
         def write(connection: Connection) -> None:
-            connection.execute(
+            added = connection.execute(
                 """INSERT INTO decisions (id, at_ms, request_key, model, policy, trained, action, chosen,
                        is_exploration, propensity, p_good, utility, reason, work, slack_s, value_units, cap_units,
                        difficulty, priority)
-                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING""",
                 (
                     decision_id,
                     at_ms,
@@ -98,6 +98,8 @@ class EventLog:
                     task.priority,
                 ),
             )
+            if not added.rowcount:
+                return
             connection.executemany(
                 """INSERT INTO decision_offers (decision_id, place, name, seller, tier, price_units, features, schema)
                    VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",

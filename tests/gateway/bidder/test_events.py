@@ -59,6 +59,13 @@ async def test_a_decision_without_an_outcome_is_not_learnt_from(log: EventLog) -
     assert [event.id for event in log.recent(ended_only=False)] == ["open"]
 
 
+async def test_a_call_that_goes_on_to_the_next_seller_leaves_one_decision(log: EventLog) -> None:
+    chosen = await write(log, "one")
+    await log.decided("one", chosen, model="m", request_key="key-one", trained=None, at_ms=6)
+    (event,) = log.recent(ended_only=False)
+    assert [offer.name for offer in event.view.offers] == ["a", "b"]
+
+
 async def test_the_first_outcome_counts(log: EventLog) -> None:
     await write(log, "one", outcome=Outcome(1.0, True, 7))
     await log.ended("one", Outcome(9.0, False, 9), is_good=False, settlement="none", at_ms=9)
