@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from buyer.asked import Option
 from contracts.address import Address, address_text
@@ -53,10 +54,14 @@ async def endpoints_by_chain(rpc_urls: Sequence[str]) -> dict[int, tuple[str, ..
     for url, chain_id in zip(dict.fromkeys(rpc_urls), answers, strict=True):
         if chain_id is not None:
             grouped[chain_id] = (*grouped.get(chain_id, ()), url)
-    if not grouped:
+    if not rpc_urls:
         raise ChainUnavailable(
-            "no RPC endpoint answers" if rpc_urls else "rpc: no endpoint of the chain is named",
-            remedy="name one with --rpc URL, or in FAREBOX_RPC",
+            "rpc: no endpoint of the chain is named", remedy="name one with --rpc URL, or in FAREBOX_RPC"
+        )
+    if not grouped:
+        hosts = ", ".join(urlsplit(url).netloc.rpartition("@")[2] for url in rpc_urls)
+        raise ChainUnavailable(
+            f"no RPC endpoint answers: {hosts}", remedy="check it, or name another with --rpc URL or in FAREBOX_RPC"
         )
     return grouped
 

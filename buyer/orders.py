@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -37,6 +37,13 @@ from contracts.tiers import tier_of
 __all__ = ["BuyOrder", "PayOrder", "RefillOrder", "parse_ttl", "pay_once", "plan_buy"]
 
 _TTL = re.compile(r"([1-9][0-9]{0,8})([smhd]?)", re.ASCII)
+_OPTIONS = {
+    "max_price": "--max-price",
+    "allowed_networks": "--network",
+    "allowed_assets": "--asset",
+    "scheme": "--scheme",
+    "tier": "--tier",
+}
 _TTL_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -116,7 +123,8 @@ async def plan_buy(pool: Pool, order: BuyOrder, signer: Signer, now_s: int) -> t
     try:
         existing = pool.purchase(order.name)
     except NameUnknown:
-        draft, choice = await _new_draft(order, signer)
+        with _named_as_options():
+            draft, choice = await _new_draft(order, signer)
     else:
         draft = await _top_up_draft(order, existing, signer)
     offer = draft.terms.offer
@@ -152,7 +160,8 @@ async def pay_once(
         if key is not None and earlier is not None:
             purchase = pool.purchase(earlier.purchase)
         else:
-            purchase = await _sign_once(pool, order, open_wallet, announce, clock)
+            with _named_as_options():
+                purchase = await _sign_once(pool, order, open_wallet, announce, clock)
             key = f"once:{purchase.name}"
         route = urlsplit(order.request.url).path
         outcome = _drive(pay_with_pool(order.request, spender, purchase, key, clock, fingerprint=name, route=route))
@@ -163,6 +172,18 @@ async def pay_once(
         pool.remove(purchase)
     pool.finish_drained(purchase)
     return outcome, purchase
+
+
+@contextlib.contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Name the members of a policy as the command line does, where one of them cannot be read."""
+    try:
+        yield
+    except UsageError as error:
+        member, _, problem = error.message.partition(":")
+        if member not in _OPTIONS:
+            raise
+        raise UsageError(f"{_OPTIONS[member]}:{problem}", remedy=error.advice) from None
 
 
 async def _sign_once(

@@ -18,6 +18,7 @@ from contracts.address import Address, address_text, parse_address
 from contracts.errors import (
     FareboxError,
     InsufficientBalance,
+    MalformedMessage,
     PriceAboveCap,
     TermsNotAllowed,
     UsageError,
@@ -81,7 +82,10 @@ class SpendPolicy:
         if isinstance(self.allowed_hosts, str):
             raise UsageError("allowed_hosts: expected a list of hosts")
         for address in self.allowed_assets or ():
-            parse_address(address, "allowed_assets")
+            try:
+                parse_address(address, "allowed_assets")
+            except MalformedMessage as error:
+                raise UsageError(error.message) from None
         for network in self.allowed_networks or ():
             parse_network(network, "allowed_networks")
         for scheme in self.schemes:

@@ -22,9 +22,9 @@ def parse_address(text: object, field: str = "address") -> Address:
     """Return the 20 bytes of a `0x` + 40 hex digits address, in any letter case.
 
     A mixed-case address must carry a correct EIP-55 checksum, so that a typing error does not pay a stranger.
-    Raises `MalformedMessage` naming `field`, `UsageError` where that is an option of a command.
+    Raises `MalformedMessage` naming `field`, `UsageError` where that is an option of a command, or an ARGUMENT.
     """
-    wrong = UsageError if field.startswith("--") else MalformedMessage
+    wrong = UsageError if field.startswith("--") or field.isupper() else MalformedMessage
     if not isinstance(text, str) or not _HEX_ADDRESS.fullmatch(text):
         raise wrong(f"{field}: expected 0x and 40 hex digits, got {_shown(text)}")
     address = Address(bytes.fromhex(text[2:]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts.errors import FareboxError
+from contracts.errors import FareboxError, UsageError
 
 __all__ = ["Headers", "Problem", "Refused", "error_body", "error_event", "is_anthropic"]
 
@@ -44,7 +44,10 @@ class Problem:
     @classmethod
     def of(cls, error: FareboxError, *, headers: Headers | None = None) -> Problem:
         """Return the answer that `error` deserves: what happened, and what to do."""
-        message = f"{error.message.rstrip('.')}; {error.advice}"
+        message = error.message.rstrip(".")
+        # Whoever calls over HTTP has no --help.
+        if error.advice != UsageError.remedy:
+            message += f"; {error.advice}"
         return cls(error.http_status, error.code, message, error.retry_after_s, headers or [])
 
 

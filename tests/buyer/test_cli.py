@@ -79,6 +79,16 @@ def test_a_price_above_the_cap_is_exit_4(town: Town) -> None:
     assert (code, document["error"]["code"]) == (OVER_CAP, "price_above_cap")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--max-price", "0,001"), ("--network", "nowhere"), ("--asset", "0x12"), ("--tier", "soon")]
+)
+def test_what_cannot_be_read_is_named_as_it_was_typed(town: Town, option: str, value: str) -> None:
+    words = {"--max-price": "0.001"} | {option: value}
+    code, document, _ = town.buy(*(part for pair in words.items() for part in pair), "--yes")
+    assert code == USAGE
+    assert document["error"]["message"].startswith(f"{option}: expected "), document
+
+
 @pytest.mark.parametrize("ttl", ["5m", "91d", "forever", "0", "-1d"])
 def test_a_ttl_out_of_bounds_is_a_usage_error(town: Town, ttl: str) -> None:
     code, document, _ = town.buy("--max-price", "0.001", "--yes", f"--ttl={ttl}")

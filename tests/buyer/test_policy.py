@@ -258,6 +258,7 @@ def test_a_body_is_never_unpacked_beyond_its_cap() -> None:
         {"max_price_atomic": True},
         {"max_price": "0.01", "allowed_hosts": "seller.example"},
         {"max_price": "0.01", "allowed_networks": ["nowhere"]},
+        {"max_price": "0.01", "allowed_assets": ["0x12"]},
         {"max_price": "0.01", "max_validity_s": 0},
     ],
 )
