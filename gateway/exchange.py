@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import httptools
@@ -19,8 +20,11 @@ from gateway.limits import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
 __all__ = ["Exchange", "ResponseHeaders"]
 
 _SWITCHING_PROTOCOLS = 101
+# What a status code can be (RFC 9110, section 15); the parser takes any three digits.
+_STATUSES = range(100, 600)
 # What an interim answer without headers counts as, so that an endless row of them ends.
 _STATUS_LINE_BYTES = 64
+_NAMES_CACHED = 256
 
 
 class ResponseHeaders(Mapping[str, str]):
@@ -33,11 +37,11 @@ class ResponseHeaders(Mapping[str, str]):
         self._first: dict[bytes, bytes] = dict(reversed(raw))
 
     def __getitem__(self, name: str) -> str:
-        return self._first[name.lower().encode("latin-1", "replace")].decode("latin-1")
+        return self._first[_as_sent(name)].decode("latin-1")
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping; looked up a dozen times for each answer, mostly in vain."""
-        value = self._first.get(name.lower().encode("latin-1", "replace"))
+        value = self._first.get(_as_sent(name))
         return default if value is None else value.decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
@@ -45,6 +49,11 @@ class ResponseHeaders(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._first)
+
+
+@lru_cache(_NAMES_CACHED)
+def _as_sent(name: str) -> bytes:
+    return name.lower().encode("latin-1", "replace")
 
 
 class Exchange:
@@ -176,6 +185,8 @@ class Exchange:
             return
         self._arrived += 1
         status = self._parser.get_status_code()
+        if status not in _STATUSES:
+            raise ValueError
         self._is_interim = status < 200
         if not self._is_interim:
             self.headers = ResponseHeaders(self._raw)

@@ -34,6 +34,8 @@ CHARGED_UNKNOWN = (b"x-farebox-charged", b"unknown")
 CHARGED_NO = (b"x-farebox-charged", b"false")
 _CHARGED_BEFORE = (b"x-farebox-charged", b"true")
 _REPLAYED = (b"x-farebox-replayed", b"true")
+# The one success whose length would be that of another answer.
+_NO_CONTENT = 204
 # A paid answer is for the one who paid it.
 _NO_STORE = (b"cache-control", b"no-store")
 _NO_RETRY = (b"x-should-retry", b"false")
@@ -62,7 +64,7 @@ class Relay:
         if answer.headers.get("x-farebox-replayed") == "true":
             headers.append(_REPLAYED)
         length = answer.headers.get("content-length")
-        if length is not None and not answer.is_event_stream:
+        if length is not None and not answer.is_event_stream and answer.status != _NO_CONTENT:
             headers.append((b"content-length", length.encode("latin-1")))
         last = b""
         self._record.start(answer.status, headers)

@@ -136,3 +136,24 @@ def test_an_answer_after_payment_that_asks_for_payment_again_signs_and_sends_not
     assert {answer.status_code for answer in answers} <= {402, 502}
     assert len(set(street.seller.nonces)) <= 1
     assert street.gateway.counts().unknown == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "counts"),
+    [
+        (b"HTTP/1.1 204 No Content\r\ncontent-length: 100", 204, Counts(ready=2, spent=1)),
+        (b"HTTP/1.1 999 Odd\r\ncontent-length: 0", 502, Counts(ready=2, unknown=1)),
+        (b"HTTP/1.1 000 Odd\r\ncontent-length: 0", 502, Counts(ready=2, unknown=1)),
+    ],
+)
+def test_an_answer_that_is_none_by_its_status_is_told_in_full(
+    home: Path, head: bytes, status: int, counts: Counts, caplog: pytest.LogCaptureFixture
+) -> None:
+    with talking(lambda connection: connection.sendall(head + b"\r\n\r\n")) as url:
+        with closing(Pool.open(Home.open(home))) as pool:
+            sign_pool(pool, url, 3)
+        with gateway(home) as running:
+            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=PATIENCE_S)
+            assert answer.status_code == status
+            assert running.counts() == counts
+    assert "a defect" not in caplog.text
