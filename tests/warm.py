@@ -16,6 +16,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -29,9 +30,9 @@ from typing import Any, Self
 
 from tests.patience import PATIENCE_S
 
-__all__ = ["Done", "Started", "Warm", "clean_environment"]
+__all__ = ["PROGRAMS", "Done", "Started", "Warm", "clean_environment"]
 
-_PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
+PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 # Imported by the commands when they run; a process that was killed shall not pay for them again.
@@ -123,21 +124,19 @@ class Warm:
 
     def start(
         self,
-        name: str,
         words: Sequence[str],
         folder: Path,
+        log: Path,
         *,
+        errors: Path | None = None,
         program: str = "farebox",
         environment: Mapping[str, str] | None = None,
         clock_offset_s: float = 0,
-        errors: Path | None = None,
     ) -> Started:
-        """Start `program WORDS` in `folder`; its output is appended to `folder/logs/NAME.log`.
+        """Start `program WORDS` in `folder`; what it writes is appended to `log`, its stderr to `errors` if given.
 
-        What it writes to stderr is, too, or goes to `errors`. With `clock_offset_s` its clock is wrong by as much
-        (`tests.faults.skewed`), and it starts cold.
+        With `clock_offset_s` its clock is wrong by as much (`tests.faults.skewed`), and it starts cold.
         """
-        log = folder / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         answer = self._say(
             {
@@ -151,10 +150,14 @@ class Warm:
                 "clock_offset_s": clock_offset_s,
             }
         )
-        return Started(name, answer["pid"], log)
+        return Started(log.stem, answer["pid"], log)
 
-    def wait(self, started: Started) -> int:
-        """Wait until a process has ended; return its exit code, or minus the signal that ended it."""
+    def wait(self, started: Started, timeout_s: float = PATIENCE_S) -> int:
+        """Wait until a process has ended; return its exit code, or minus the signal that ended it.
+
+        Others can be started meanwhile. Raises `subprocess.TimeoutExpired`.
+        """
+        _wait_for_end(started, timeout_s)
         code: int = self._say({"do": "wait", "pid": started.pid})["code"]
         return code
 
@@ -171,12 +174,12 @@ class Warm:
         environment: Mapping[str, str] | None = None,
         clock_offset_s: float = 0,
     ) -> Done:
-        """Run `farebox WORDS` to its end; meanwhile, nothing else can be started."""
-        name = f"farebox {words[0]}"
-        log, errors = (folder / "logs" / f"{name}.{end}" for end in ("log", "err"))
+        """Run `farebox WORDS` to its end. One command of a name runs in a folder at a time."""
+        log = folder / "logs" / f"farebox {words[0]}.log"
+        errors = log.with_suffix(".err")
         for file in (log, errors):
             file.unlink(missing_ok=True)
-        started = self.start(name, words, folder, environment=environment, clock_offset_s=clock_offset_s, errors=errors)
+        started = self.start(words, folder, log, errors=errors, environment=environment, clock_offset_s=clock_offset_s)
         code = self.wait(started)
         return Done(code, log.read_text(errors="replace"), errors.read_text(errors="replace"))
 
@@ -192,6 +195,18 @@ class Warm:
         return answer
 
 
+def _wait_for_end(started: Started, timeout_s: float) -> None:
+    try:
+        handle = os.pidfd_open(started.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not select.select([handle], [], [], timeout_s)[0]:
+            raise subprocess.TimeoutExpired(started.name, timeout_s)
+    finally:
+        os.close(handle)
+
+
 class _Parent:
     """The warm process itself."""
 
@@ -199,7 +214,7 @@ class _Parent:
         self._codes: dict[int, int | None] = {}
 
     def serve(self) -> None:
-        for module in (*_PROGRAMS.values(), *_LAZY):
+        for module in (*PROGRAMS.values(), *_LAZY):
             # A command that is not there yet is reported by the one who asks for it.
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(module)
@@ -264,13 +279,13 @@ def _become(
         os.chdir(folder)
         os.environ.update(environment)
         if clock_offset_s:
-            _exec_skewed(clock_offset_s, _PROGRAMS[program], words)
+            _exec_skewed(clock_offset_s, PROGRAMS[program], words)
         from contracts import crash
 
         crash.arm(os.environ.get(crash.VARIABLE))
         sys.argv = [program, *words]
-        sys.orig_argv[:] = [sys.executable, "-m", _PROGRAMS[program], *words]
-        importlib.import_module(_PROGRAMS[program]).main()
+        sys.orig_argv[:] = [sys.executable, "-m", PROGRAMS[program], *words]
+        importlib.import_module(PROGRAMS[program]).main()
         code = 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

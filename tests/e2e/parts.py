@@ -28,6 +28,8 @@ from gateway.demo.models import ModelForSale
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
 from gateway.demo.shop import seller_yaml
 from tests.patience import PATIENCE_S
+from tests.warm import Warm
+from tests.warm_crew import WarmCrew
 
 PRICE = "0.001"
 PRICE_ATOMIC = 1000
@@ -160,11 +162,15 @@ class Market:
 
 
 @contextmanager
-def market(folder: Path, chain: Devnet, *, settle: str = "auto") -> Iterator[Market]:
-    """Give a market in `folder`, and end all its processes afterwards; the logs stay in the folder."""
+def market(folder: Path, chain: Devnet, *, settle: str = "auto", warm: Warm | None = None) -> Iterator[Market]:
+    """Give a market in `folder`, and end all its processes afterwards; the logs stay in the folder.
+
+    With `warm` its commands are forked from that process, else they start cold.
+    """
     home = folder / "home"
     home.mkdir(mode=0o700)
-    with Crew(folder, {"FAREBOX_HOME": str(home)}) as crew:
+    environment = {"FAREBOX_HOME": str(home)}
+    with WarmCrew(folder, environment, warm) if warm else Crew(folder, environment) as crew:
         try:
             yield Market(crew, chain, settle)
         except BaseException:

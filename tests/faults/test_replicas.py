@@ -34,7 +34,6 @@ def share(here: Town, store: str) -> tuple[str, str]:
     with (here.folder / "gateway.yaml").open("a") as file:
         file.write(f"store: {store}\n")
     shutil.copy(here.folder / "gateway.yaml", here.folder / "gateway-2.yaml")
-    start = here.warm.start
     home = {"FAREBOX_HOME": str(here.home), "FAREBOX_STORE": store}
     sell = ["sell", "--no-settle", "--config", "seller-2.yaml", "--admin-listen", ports[1]]
     serve = ["serve", "--config", "gateway-2.yaml", "--listen", ports[2], "--admin-listen", ports[3]]
@@ -43,8 +42,9 @@ def share(here: Town, store: str) -> tuple[str, str]:
         here.start(name)
     here.buy(20)
     here.start("serve")
-    here.running["sell-2"] = start("sell-2", sell, here.folder, environment=home)
-    here.running["serve-2"] = start("serve-2", serve, here.folder, environment=home)
+    for name, words in (("sell-2", sell), ("serve-2", serve)):
+        log = here.folder / "logs" / f"{name}.log"
+        here.running[name] = here.warm.start(words, here.folder, log, environment=home)
     urls = f"http://{ports[0]}", f"http://{ports[2]}"
     here.wait_for(lambda: answers(f"{urls[0]}/v1/models"), here.running["sell-2"], "did not answer")
     here.wait_for(lambda: answers(f"{urls[1]}/healthz"), here.running["serve-2"], "did not answer")

@@ -83,8 +83,9 @@ class Town:
         """Start one part and wait until it answers, or has ended where a step ends it; also on what a kill left."""
         words, url, program = self._parts()[name]
         environment = {"FAREBOX_HOME": str(self.home), **self.environment, **environment}
+        log, clock_offset_s = self.folder / "logs" / f"{name}.log", self.clocks.get(name, 0)
         started = self.warm.start(
-            name, words, self.folder, program=program, environment=environment, clock_offset_s=self.clocks.get(name, 0)
+            words, self.folder, log, program=program, environment=environment, clock_offset_s=clock_offset_s
         )
         self.running[name] = started
         dies = VARIABLE in environment

@@ -20,15 +20,18 @@ from tests.e2e.parts import MODEL
 from tests.patience import PATIENCE_S, eventually
 from tests.stores.servers import OwnServer
 from tests.stores.twins import BOTH, Twins, twins
+from tests.warm import Warm
 
 SIGNED = 20
 
 
 @pytest.fixture
-def pair(tmp_path: Path, chain: Devnet, fragile: OwnServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Twins]:
+def pair(
+    tmp_path: Path, chain: Devnet, warm: Warm, fragile: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Twins]:
     store = fragile.new_database()
     monkeypatch.setenv(STORE_VARIABLE, store)
-    with twins(tmp_path, chain, store) as opened:
+    with twins(tmp_path, chain, warm, store) as opened:
         yield opened
 
 

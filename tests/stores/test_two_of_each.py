@@ -20,6 +20,7 @@ from tests.e2e.parts import MODEL, PRICE_ATOMIC
 from tests.patience import PATIENCE_S
 from tests.stores.servers import Server
 from tests.stores.twins import BOTH, Twins, twins
+from tests.warm import Warm
 
 SIGNED = 40
 COPIES = 32
@@ -45,10 +46,12 @@ class Running:
 
 
 @pytest.fixture
-def running(tmp_path: Path, chain: Devnet, postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+def running(
+    tmp_path: Path, chain: Devnet, warm: Warm, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Running]:
     store = postgres.new_database()
     monkeypatch.setenv(STORE_VARIABLE, store)
-    with twins(tmp_path, chain, store) as pair:
+    with twins(tmp_path, chain, warm, store) as pair:
         yield Running(pair)
 
 

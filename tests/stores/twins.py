@@ -15,6 +15,7 @@ from contracts.evm.devnet import Devnet
 from gateway.demo.processes import Child, farebox_command, free_ports, wait_until
 from tests.e2e.parts import MODEL, PRICE, PRICE_ATOMIC, Market, market
 from tests.patience import PATIENCE_S
+from tests.warm import Warm
 
 __all__ = ["BOTH", "Twins", "twins"]
 
@@ -89,9 +90,9 @@ class Twins:
 
 
 @contextmanager
-def twins(folder: Path, chain: Devnet, store: str, *, settle: str = "auto") -> Iterator[Twins]:
+def twins(folder: Path, chain: Devnet, warm: Warm, store: str) -> Iterator[Twins]:
     """Give a market of two in `folder` whose books are all in `store`; ends its processes afterwards."""
-    with market(folder, chain, settle=settle) as shop:
+    with market(folder, chain, warm=warm) as shop:
         shop.crew.environment["FAREBOX_STORE"] = store
         urls = [f"http://127.0.0.1:{port}" for port in free_ports(6)]
         pair = Twins(shop, urls[:2], urls[2:4], urls[4:])
