@@ -15,6 +15,8 @@ from buyer import AsyncClient, Home, Pool
 from contracts.evm.devnet import DevAccount, Devnet
 from gateway.demo.processes import Crew, farebox_command, free_ports
 from tests.conformance.sdk_peers import PRICE_ATOMIC, facilitator_app, seller_app, serving
+from tests.warm import Warm
+from tests.warm_crew import WarmCrew
 
 NAME = "sdk"
 MODEL = "sdk-model"
@@ -68,10 +70,11 @@ class Buyer:
 
 
 @pytest.fixture
-def buyer(chain: Devnet, payer: DevAccount, pay_to: str, tmp_path: Path) -> Iterator[Buyer]:
+def buyer(chain: Devnet, payer: DevAccount, pay_to: str, warm: Warm, tmp_path: Path) -> Iterator[Buyer]:
     with serving(facilitator_app(chain, chain.accounts[1])) as facilitator_url:
         seller = seller_app(chain, pay_to, facilitator_url, model=MODEL)
-        with serving(seller) as url, Crew(tmp_path, {"FAREBOX_HOME": str(tmp_path / "home")}) as crew:
+        environment = {"FAREBOX_HOME": str(tmp_path / "home")}
+        with serving(seller) as url, WarmCrew(tmp_path, environment, warm) as crew:
             key_file = tmp_path / "buyer.key"
             key_file.write_text(payer.key.hex())
             key_file.chmod(0o600)

@@ -14,6 +14,7 @@ from contracts.evm.devnet import Devnet
 from contracts.keccak import keccak
 from contracts.typed_data import word_of_address
 from tests.e2e.parts import MODEL, PRICE_ATOMIC, Market, address_of, market
+from tests.warm import Warm
 
 COPIES = 64
 PROMPT = "sold once"
@@ -22,9 +23,9 @@ TRANSFER = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
 
 @pytest.mark.parametrize("settle", ["before", "async", "auto"])
 async def test_64_copies_of_one_payment_are_one_run_one_settlement_and_63_refusals(
-    tmp_path: Path, chain: Devnet, settle: str
+    tmp_path: Path, chain: Devnet, warm: Warm, settle: str
 ) -> None:
-    with market(tmp_path, chain, settle=settle) as shop:
+    with market(tmp_path, chain, settle=settle, warm=warm) as shop:
         shop.start_model_server()
         seller = shop.start_seller()
         shop.buy(1)

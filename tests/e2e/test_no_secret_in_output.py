@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import secrets
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from contracts.evm.devnet import Devnet
 from gateway.demo.processes import farebox_command
 from tests.e2e.parts import MODEL, PRICE, PURCHASE, Market, market
 from tests.patience import PATIENCE_S
+from tests.warm import Warm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -27,19 +27,10 @@ RPC_TOKEN = secrets.token_hex(16)
 ADMIN_TOKEN = secrets.token_hex(16)
 
 
-def farebox(shop: Market, *arguments: str, **variables: str) -> str:
+def farebox(warm: Warm, shop: Market, *arguments: str, **variables: str) -> str:
     """Run one command, whatever becomes of it, and return all it wrote."""
-    done = subprocess.run(
-        farebox_command(*arguments),
-        cwd=shop.crew.folder,
-        env={**shop.crew.environment, **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.stdout + done.stderr
+    done = warm.run(arguments, shop.crew.folder, environment={**shop.crew.environment, **variables})
+    return done.out + done.err
 
 
 def arguments_of_all_processes() -> bytes:
@@ -59,14 +50,14 @@ def unspent_signatures(folder: Path) -> list[bytes]:
         return [row["signature"] for row in pool.database.read(lambda it: it.execute(query).fetchall())]
 
 
-def test_a_full_run_tells_no_secret(tmp_path: Path, chain: Devnet) -> None:
+def test_a_full_run_tells_no_secret(tmp_path: Path, chain: Devnet, warm: Warm) -> None:
     with market(tmp_path, chain) as shop:
         with_token = f"{chain.rpc_url}/?apikey={RPC_TOKEN}"
         settings = tmp_path / "seller.yaml"
         settings.write_text(settings.read_text().replace(f'"{chain.rpc_url}"', f'"{with_token}"'))
         shop.crew.environment |= {"FAREBOX_RPC": with_token, "FAREBOX_ADMIN_TOKEN": ADMIN_TOKEN}
         seen, arguments = [], b""
-        key = json.loads(farebox(shop, "key", "create", "alice", "--json"))["key"]
+        key = json.loads(farebox(warm, shop, "key", "create", "alice", "--json"))["key"]
         shop.start_model_server()
         seller = shop.crew.start(
             "sell",
@@ -76,7 +67,7 @@ def test_a_full_run_tells_no_secret(tmp_path: Path, chain: Devnet) -> None:
         )
         shop.crew.wait_ready(seller, f"{shop.seller_admin_url}/readyz")
         where = ["--endpoint", shop.seller_url, "--model", MODEL, "--signer", "keyfile:buyer.key", "--yes"]
-        seen.append(farebox(shop, "buy", PURCHASE, *where, "--count", "6", "--max-price", PRICE))
+        seen.append(farebox(warm, shop, "buy", PURCHASE, *where, "--count", "6", "--max-price", PRICE))
         gateway = shop.start_gateway()
         arguments += arguments_of_all_processes()
         body = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": "hello"}]}
@@ -104,11 +95,11 @@ def test_a_full_run_tells_no_secret(tmp_path: Path, chain: Devnet) -> None:
             ("selfcheck", "--seller", "seller.yaml"),
             ("doctor",),
         ):
-            seen.append(farebox(shop, *command))
+            seen.append(farebox(warm, shop, *command))
         # An endpoint that is dead is complained about.
         dead = f"http://127.0.0.1:1/{RPC_TOKEN}?apikey={RPC_TOKEN}"
-        seen.append(farebox(shop, "balance", FAREBOX_RPC=dead))
-        seen.append(farebox(shop, "buy", "other", *where, "--count", "2", "--max-price", PRICE, FAREBOX_RPC=dead))
+        seen.append(farebox(warm, shop, "balance", FAREBOX_RPC=dead))
+        seen.append(farebox(warm, shop, "buy", "other", *where, "--count", "2", "--max-price", PRICE, FAREBOX_RPC=dead))
         arguments += arguments_of_all_processes()
         signatures = unspent_signatures(tmp_path)
         gateway.kill()

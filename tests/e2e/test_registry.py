@@ -6,8 +6,6 @@ Method: a chain with registries, one real seller registered by `farebox register
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,14 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.registries import place_registries
 from contracts.networks import parse_network
 from contracts.offers import Offer
-from gateway.demo.processes import Crew, farebox_command
+from gateway.demo.processes import Crew
 from registry.registration import Seller, inline_uri, registration_file
 from tests.buyer.parts import Shop, serving, token_of
 from tests.e2e.parts import MODEL, PRICE, PURCHASE, Market, address_of
-from tests.patience import PATIENCE_S
 from tests.registry.ledger_of_agents import Registrar
 from tests.registry.shelf import agent
-
-# A dozen commands, each a process of its own.
-pytestmark = pytest.mark.timeout(400)
+from tests.warm import Warm
+from tests.warm_crew import WarmCrew
 
 SELLER, IMPOSTOR = 2, 3
 
@@ -37,20 +33,16 @@ SELLER, IMPOSTOR = 2, 3
 class Street(Market):
     """A market whose chain has registries; commands reach loopback, as on a chain of one's own."""
 
+    def __init__(self, crew: Crew, warm: Warm, chain: Devnet, payee: str) -> None:
+        super().__init__(crew, chain, "before", payee=payee)
+        self._warm = warm
+
     def ask(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         """Run a farebox command and return its exit code and its document."""
-        done = subprocess.run(
-            farebox_command(*arguments, "--json"),
-            cwd=self.crew.folder,
-            env={**self.crew.environment, "FAREBOX_RPC": self.chain.rpc_url},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert done.stdout, done.stderr
-        document: dict[str, Any] = json.loads(done.stdout)
-        return done.returncode, document
+        variables = {**self.crew.environment, "FAREBOX_RPC": self.chain.rpc_url}
+        done = self._warm.run([*arguments, "--json"], self.crew.folder, environment=variables)
+        assert done.out, done.err
+        return done.code, done.document
 
     def done(self, *arguments: str) -> dict[str, Any]:
         code, document = self.ask(*arguments)
@@ -63,12 +55,12 @@ class Street(Market):
 
 
 @pytest.fixture
-def street(own_chain: Devnet, tmp_path: Path) -> Iterator[Street]:
+def street(own_chain: Devnet, warm: Warm, tmp_path: Path) -> Iterator[Street]:
     place_registries(own_chain)
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    with Crew(tmp_path, {"FAREBOX_HOME": str(home)}) as crew:
-        street = Street(crew, own_chain, "before", payee=own_chain.accounts[SELLER].address)
+    with WarmCrew(tmp_path, {"FAREBOX_HOME": str(home)}, warm) as crew:
+        street = Street(crew, warm, own_chain, own_chain.accounts[SELLER].address)
         (tmp_path / "owner.key").touch(mode=0o600)
         (tmp_path / "owner.key").write_text(own_chain.accounts[SELLER].key.hex())
         own_chain.rpc("anvil_setBalance", address_of(street.wallet_key), hex(10**18))
