@@ -15,8 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import msgspec
 
 from buyer.asked import PaymentAsked, read_payment_asked
 from buyer.claim import Claim
@@ -68,19 +69,17 @@ __all__ = [
 _PAYMENT_HEADERS = {PAYMENT_SIGNATURE.lower(), X_PAYMENT.lower()}
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct):
     """A request to send. `paid` requests must not follow redirects."""
 
     method: str
     url: str
-    headers: list[tuple[str, str]] = field(default_factory=list)
+    headers: list[tuple[str, str]] = []
     body: bytes = b""
     paid: bool = False
 
 
-@dataclass(slots=True)
-class Incoming:
+class Incoming(msgspec.Struct):
     """The head of an answer. `headers.get` ignores case; `body` holds answers that are not 2xx, up to a cap.
 
     `whole` is False when the body was over the driver's cap and is left out.
@@ -100,8 +99,7 @@ class Lost(Exception):
     """Something was sent, and no answer came."""
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """What came of a request.
 
     - `free`: answered without payment; `incoming` is the answer.
@@ -158,7 +156,7 @@ def pay_with_pool(
     end; else a 2xx counts as delivered. Errors of the pool are returned in the outcome; after the payment is on its
     way nothing is raised but what the driver throws in.
     """
-    if origin_of(request.url) != purchase.origin:
+    if not _is_at(purchase, request.url):
         elsewhere = f"{purchase.name}: pays only at {purchase.origin}, not at {origin_of(request.url)[:80]}"
         return Outcome("refused", error=TermsNotAllowed(elsewhere))
     try:
@@ -286,6 +284,11 @@ def pay_with_signer(request: Outgoing, funds: Funds, clock: Callable[[], float])
     funds.lost(payment)
     cause = _refusal(incoming, receipt, payment.offer) or _no_service(incoming, origin_of(request.url))
     return Outcome(_kind(cause), incoming=incoming, receipt=receipt, error=cause)
+
+
+def _is_at(purchase: Purchase, url: str) -> bool:
+    """Tell whether a URL is of the origin where a purchase pays."""
+    return url.startswith(f"{purchase.endpoint}/") or origin_of(url) == purchase.origin
 
 
 def _without_payment(request: Outgoing) -> Outgoing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ __all__ = ["SignedPayment", "payment_headers"]
 
 # The extension by which a seller knows a payment that is sent again: 16 to 128 of A-Z, a-z, 0-9, "_" and "-".
 _IDENTIFIER = "payment-identifier"
+_URLS_CACHED = 256
 _FILLED_IN = (_IDENTIFIER, GAS_SPONSORING)
 
 
@@ -79,6 +81,7 @@ def _advertised_for(url: str | None, terms: Terms) -> dict[str, Any] | None:
     return {name: body for name, body in (terms.extensions or {}).items() if name in _FILLED_IN} or None
 
 
+@lru_cache(_URLS_CACHED)
 def _path(url: str) -> str:
     """Return the path of a URL; sellers state theirs, and not all of them are one."""
     try:

@@ -13,9 +13,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from cachetools import TTLCache
 
 from buyer.budgets import budget_units
@@ -44,7 +44,7 @@ from gateway.config import GatewayConfig
 from gateway.envelope import Headers, Problem, Refused
 from gateway.fallback import fall_back
 from gateway.forward import drive
-from gateway.gate import caller_key
+from gateway.gate import key_given, key_known
 from gateway.limits import ASK_FIRST_S, BREAKERS_MAX, CALL_TIMEOUT_S
 from gateway.metrics import Metrics
 from gateway.relay import CHARGED_NO, CHARGED_UNKNOWN, Relay, sold_by_usage
@@ -66,8 +66,7 @@ _NOT_THE_SELLERS = (BudgetExceeded, RequestAlreadyPaid, RequestChanged, RequestI
 _REPLAYED = (b"x-farebox-replayed", b"true")
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
+class _Order(msgspec.Struct, frozen=True):
     """What to buy, and under which name of the logical request the pool books it."""
 
     request_key: str
@@ -126,7 +125,8 @@ class Desk:
 
     async def caller(self, headers: Headers) -> ClientKey | None:
         """Return the client key a request came with. Raises `Refused` (401) or `StoreUnavailable`."""
-        return await self.in_store(lambda: caller_key(self.pool, headers, required=self._needs_keys))
+        text = key_given(headers, required=self._needs_keys)
+        return None if text is None else await self.in_store(lambda: key_known(self.pool, text))
 
     async def in_store(self, work: Callable[[], T], *, writes: bool = False) -> T:
         """Run `work`, which asks the store: at once where that takes microseconds, else in a thread.
@@ -139,12 +139,12 @@ class Desk:
 
     async def _attempt_to_join(self, call: Call) -> Attempt | None:
         """Return an attempt at the same request that lost its client. Raises `RequestInProgress` for a live one."""
-        if not self.attempts.running(call.key):
+        if not self.attempts.is_running(call.key):
             return None
         for _ in range(_TURNS_TO_NOTICE):
             await asyncio.sleep(0)
         attempt = self.attempts.abandoned(call.key)
-        if attempt is None and call.has_id and self.attempts.running(call.key):
+        if attempt is None and call.has_id and self.attempts.is_running(call.key):
             self.metrics.repeated.labels("in_progress").inc()
             raise RequestInProgress("x-farebox-request-id: this request is being answered on another connection")
         return attempt

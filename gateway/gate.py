@@ -6,7 +6,7 @@ from buyer.client_keys import PREFIX, ClientKey, find_key
 from buyer.pool import Pool
 from gateway.envelope import Headers, Problem, Refused
 
-__all__ = ["KEY_BYTES", "caller_key"]
+__all__ = ["KEY_BYTES", "key_given", "key_known"]
 
 KEY_BYTES = PREFIX.encode()
 # OpenAI's clients send the one, Anthropic's the other.
@@ -14,11 +14,11 @@ _CREDENTIALS = (b"authorization", b"x-api-key")
 _BEARER = "bearer "
 
 
-def caller_key(pool: Pool, headers: Headers, *, required: bool) -> ClientKey | None:
-    """Return the client key a request came with, or None where it has none and needs none.
+def key_given(headers: Headers, *, required: bool) -> str | None:
+    """Return the text of the client key a request came with, or None where it has none and needs none.
 
     A credential of another kind is ignored where no key is required: clients send placeholders. Raises `Refused` (401)
-    for a key that is not ours, was revoked, or is missing; `StoreUnavailable`.
+    where it is missing, or there are two.
     """
     given = {text for name, value in headers if name in _CREDENTIALS if (text := _key_in(value)) is not None}
     if not given:
@@ -27,7 +27,13 @@ def caller_key(pool: Pool, headers: Headers, *, required: bool) -> ClientKey | N
         return None
     if len(given) > 1:
         raise _unauthorized("two different client keys were sent")
-    (text,) = given
+    return given.pop()
+
+
+def key_known(pool: Pool, text: str) -> ClientKey:
+    """Return the client key of that text. Raises `Refused` (401) for one that is not ours or was revoked, and
+    `StoreUnavailable`.
+    """
     key = pool.database.read(lambda connection: find_key(connection, text), bare=True)
     if key is None:
         raise _unauthorized("this client key is unknown or revoked")

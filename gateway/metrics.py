@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -60,12 +59,14 @@ class Metrics:
         )
         self.in_flight = Gauge("farebox_gateway_in_flight", "Calls being answered now.", registry=self._registry)
         self._registry.register(_PoolCollector(pool_counts))
-        self._at_hand: LRUCache[tuple[object, ...], Any] = LRUCache(METRICS_KEPT_MAX)
+        self._at_hand: dict[tuple[object, ...], Any] = {}
 
     def of(self, metric: Labelled, *labels: str) -> Labelled:
         """Return one metric's child, as `labels` does, which checks the labels and takes a lock at every call."""
         child: Labelled | None = self._at_hand.get((metric, *labels))
         if child is None:
+            if len(self._at_hand) >= METRICS_KEPT_MAX:
+                self._at_hand.clear()
             child = self._at_hand[metric, *labels] = metric.labels(*labels)
         return child
 

@@ -7,9 +7,10 @@ the name of a purchase.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
+
+import msgspec
 
 from buyer.purchase import Purchase
 from contracts.money import format_amount
@@ -22,8 +23,7 @@ Ranking = Callable[[Sequence[Purchase]], list[Purchase]]
 """Orders the purchases that could answer a call, best first. The place where a bidder attaches."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelName:
+class ModelName(msgspec.Struct, frozen=True):
     """What a request's `model` says: the name without its prefix, and whether the prefix was there."""
 
     name: str

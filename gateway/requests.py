@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 
 import msgspec
@@ -46,8 +45,7 @@ class ClientGone(Exception):
     """The client left before its request was complete."""
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request for a model.
 
     Equal `key`s are attempts at one logical request, or may be: a key is made of the client's own id (`has_id`), else

@@ -7,7 +7,11 @@ purchase's terms are checked where the money is claimed, whatever stands first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
+
+import msgspec
+from cachetools import LRUCache
 
 from buyer.budgets import budget_units, parse_units
 from buyer.flow import Outcome as Paid
@@ -17,7 +21,7 @@ from contracts.tiers import QueueFacts
 from gateway.bidder.service import Bidder, Ticket
 from gateway.bidder.task import Offer, Outcome, Task
 from gateway.breaker import Breakers
-from gateway.limits import RETRY_AFTER_S_MAX
+from gateway.limits import BREAKERS_MAX, RETRY_AFTER_S_MAX
 from gateway.models import cheapest_first
 from gateway.queues import Queues, tier_number
 from gateway.requests import Call
@@ -45,8 +49,7 @@ class NotWorthItNow(NotWorthIt):
     remedy = "send the call again in a moment, or raise x-farebox-value"
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(msgspec.Struct, frozen=True):
     """Purchases in the order in which to try them, and the decision behind it, where there was one to take.
 
     Without one, `task` is what the only seller was asked for: its answer is learnt from all the same.
@@ -62,6 +65,16 @@ class Routed:
         return None if self.ticket is None else self.ticket.id
 
 
+class _Shown(NamedTuple):
+    """What a purchase is to the bidder, and to a breaker: a seller's tier, since background work may be refused where
+    other work is not.
+    """
+
+    purchase: Purchase
+    offer: Offer
+    arm: str
+
+
 class Router:
     """Orders the purchases that could answer a call, and tells the bidder what became of it."""
 
@@ -71,6 +84,8 @@ class Router:
         self.bidder = bidder
         self.breakers = Breakers()
         self.queues = Queues(bidder.saw)
+        # By the identity of purchases, which never change. An entry keeps its own alive, so that no other gets its id.
+        self._known: LRUCache[int, _Shown] = LRUCache(BREAKERS_MAX)
 
     def route(self, call: Call, candidates: Sequence[Purchase], now_s: float) -> Routed:
         """Return the order for `call` among purchases that are within its caps.
@@ -79,18 +94,18 @@ class Router:
         """
         settings = self._settings_for(call.model.name)
         allowed = _allowed(candidates, settings, call.model.name)
-        open_ones = [each for each in allowed if not self.breakers.is_open(_arm(each), now_s)]
+        open_ones = [each for each in allowed if not self.breakers.is_open(self._shown(each).arm, now_s)]
         # With everybody's breaker open, trying is better than refusing: nothing is paid unless somebody answers.
         usable = open_ones or allowed
         self.queues.chosen_among(usable, now_s)
         usable = self._honoured(usable, now_s)
         usable = [each for each in usable if each.name not in call.wishes.avoid] or usable
-        offers = {each.name: offer_of(each, self.queues.facts(each, now_s)) for each in usable}
-        task = task_of(call, list(offers.values()), settings)
+        offers = [_with_queue(self._shown(each).offer, self.queues.facts(each, now_s)) for each in usable]
+        task = task_of(call, offers, settings)
         if len(usable) == 1 and call.wishes.value_units is None:
             return Routed(list(usable), task=task)
         ticket = self.bidder.decide(
-            task, list(offers.values()), model=call.model.name, policy=settings.policy, explores=settings.explore
+            task, offers, model=call.model.name, policy=settings.policy, explores=settings.explore
         )
         decision = ticket.chosen.decision
         if decision.action != "buy":
@@ -118,26 +133,26 @@ class Router:
         headers = outcome.incoming.headers
         self.queues.heard(purchase, headers, now_s)
         if outcome.incoming.status == 503 and (pause_s := _retry_after_s(headers.get("retry-after"))):
-            self.breakers.rest(_arm(purchase), now_s + pause_s)
+            self.breakers.rest(self._shown(purchase).arm, now_s + pause_s)
 
     def placed(self, routed: Routed, purchase: Purchase, request_key: str, now_s: float) -> None:
         """Note that a call is on its way to a seller."""
-        self.breakers.trying(_arm(purchase), now_s)
+        self.breakers.trying(self._shown(purchase).arm, now_s)
         if routed.ticket is not None:
             self.bidder.placed(routed.ticket, request_key)
 
     def unreachable(self, purchase: Purchase, now_s: float) -> None:
         """Note that a seller was not there; nothing was paid."""
-        self.breakers.failed(_arm(purchase), now_s)
+        self.breakers.failed(self._shown(purchase).arm, now_s)
 
     def ended(self, routed: Routed, purchase: Purchase, outcome: Outcome, settlement: str, now_s: float) -> None:
         """Note what became of a paid call."""
         if outcome.is_ok:
-            self.breakers.succeeded(_arm(purchase))
+            self.breakers.succeeded(self._shown(purchase).arm)
         else:
-            self.breakers.failed(_arm(purchase), now_s)
+            self.breakers.failed(self._shown(purchase).arm, now_s)
         if routed.task is not None:
-            self.bidder.market.observe(routed.task, offer_of(purchase), outcome, now_s)
+            self.bidder.market.observe(routed.task, self._shown(purchase).offer, outcome, now_s)
         if routed.ticket is None:
             return
         for offer in routed.ticket.chosen.view.offers:
@@ -148,21 +163,27 @@ class Router:
         """Return the purchases that calls may be placed at, by the settings of their model."""
         return [each for each in purchases if _is_allowed(each, self._settings_for(each.model))]
 
+    def _shown(self, purchase: Purchase) -> _Shown:
+        shown = self._known.get(id(purchase))
+        if shown is None:
+            offer = offer_of(purchase)
+            shown = self._known[id(purchase)] = _Shown(purchase, offer, offer.arm)
+        return shown
+
     def _settings_for(self, model: str) -> RoutingSettings:
         return self._settings.get(model) or self._for_the_rest
 
 
 def offer_of(purchase: Purchase, queue: QueueFacts | None = None) -> Offer:
     """Return a purchase as something to choose; `queue` is its seller's, where that is known."""
-    offer = purchase.offer
-    return Offer(
-        name=purchase.name,
-        seller=purchase.origin,
-        price_units=budget_units(offer.amount_atomic, offer.asset),
-        tier=tier_number(purchase),
-        queue_per_slot=None if queue is None else queue.queue_per_slot,
-        busy_share=None if queue is None else queue.busy_share,
-    )
+    price_units = budget_units(purchase.offer.amount_atomic, purchase.offer.asset)
+    return _with_queue(Offer(purchase.name, purchase.origin, price_units, tier_number(purchase)), queue)
+
+
+def _with_queue(offer: Offer, queue: QueueFacts | None) -> Offer:
+    if queue is None:
+        return offer
+    return replace(offer, queue_per_slot=queue.queue_per_slot, busy_share=queue.busy_share)
 
 
 def task_of(call: Call, offers: Sequence[Offer], settings: RoutingSettings) -> Task:
@@ -187,11 +208,6 @@ def _retry_after_s(text: str | None) -> int:
     """Return the seconds of a Retry-After, `RETRY_AFTER_S_MAX` at most; 0 for none and for a date."""
     is_count = text is not None and text.isascii() and text.isdigit()
     return min(int(text[:6]), RETRY_AFTER_S_MAX) if is_count and text is not None else 0
-
-
-def _arm(purchase: Purchase) -> str:
-    """Return what a breaker is about: a seller's tier, since background work may be refused where other work is not."""
-    return f"{purchase.origin}#{tier_number(purchase)}"
 
 
 def _allowed(candidates: Sequence[Purchase], settings: RoutingSettings, model: str) -> list[Purchase]:

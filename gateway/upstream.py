@@ -44,7 +44,7 @@ _LINE_ENDS = re.compile(r"[\r\n\x00]")
 _PORTS = {False: 80, True: 443}
 # Sent unless the request has its own.
 _DEFAULTS = (("accept", "*/*"), ("user-agent", "farebox"))
-_ORIGINS_CACHED = 256
+_URLS_CACHED = 256
 
 
 class Upstream:
@@ -82,7 +82,9 @@ class Upstream:
 
 
 class Answer:
-    """An answer whose body is still on its way."""
+    """An answer whose body is still on its way. `is_event_stream`: server-sent events may be added at its end."""
+
+    __slots__ = ("_connection", "_exchange", "_size", "headers", "is_event_stream", "status")
 
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
         self._connection = connection
@@ -90,12 +92,7 @@ class Answer:
         self._size = 0
         self.status = exchange.status
         self.headers: Mapping[str, str] = exchange.headers
-
-    @property
-    def is_event_stream(self) -> bool:
-        """Whether server-sent events may be added at its end."""
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return kind == "text/event-stream" and self.headers.get("content-encoding", "identity") == "identity"
+        self.is_event_stream = _is_event_stream(self.headers)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises `Lost` as `read` does."""
@@ -129,6 +126,11 @@ class Answer:
         _drop(self._connection, self._exchange)
 
 
+def _is_event_stream(headers: Mapping[str, str]) -> bool:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "text/event-stream" and headers.get("content-encoding", "identity") == "identity"
+
+
 def passed_on(headers: Mapping[str, str]) -> Headers:
     """Return the headers of an `Answer` that a client may see, names in lower case."""
     assert isinstance(headers, ResponseHeaders), "a payment flow hands back what it was given"
@@ -147,26 +149,30 @@ def _drop(connection: Connection, exchange: Exchange) -> None:
 
 def _head(request: Outgoing) -> tuple[Origin, bytes]:
     """Return where a request goes, and its first bytes. Raises `NeverLeft` for what is no request."""
-    split = _URL.fullmatch(request.url)
+    origin, target_and_host = _target(request.url)
+    if _LINE_ENDS.search("".join([value for _, value in request.headers])):
+        raise NeverLeft("a header cannot be sent")
+    lines = [f"{request.method} {target_and_host}"]
+    lines += [f"{name}: {value}" for name, value in request.headers]
+    given = {name.lower() for name, _ in request.headers}
+    lines += [f"{name}: {value}" for name, value in _DEFAULTS if name not in given]
+    lines.append(f"accept-encoding: identity\r\ncontent-length: {len(request.body)}\r\n\r\n")
+    return origin, "\r\n".join(lines).encode("latin-1", "replace")
+
+
+@lru_cache(_URLS_CACHED)
+def _target(url: str) -> tuple[Origin, str]:
+    """Return the origin of a URL, and what follows the method in a request for it. Raises `NeverLeft`."""
+    split = _URL.fullmatch(url)
     if split is None:
         raise NeverLeft("its URL is not valid")
     origin, host = _origin(split[1])
     target = split[2] if split[2].startswith("/") else "/" + split[2]
     if not _VISIBLE.fullmatch(target):
         target = quote_from_bytes(target.encode("utf-8", "replace"), safe=_SAFE)
-    lines = [f"{request.method} {target} HTTP/1.1\r\nhost: {host}\r\n"]
-    given = set()
-    for name, value in request.headers:
-        if _LINE_ENDS.search(value):
-            raise NeverLeft("a header cannot be sent")
-        given.add(name.lower())
-        lines.append(f"{name}: {value}\r\n")
-    lines += [f"{name}: {value}\r\n" for name, value in _DEFAULTS if name not in given]
-    lines.append(f"accept-encoding: identity\r\ncontent-length: {len(request.body)}\r\n\r\n")
-    return origin, "".join(lines).encode("latin-1", "replace")
+    return origin, f"{target} HTTP/1.1\r\nhost: {host}"
 
 
-@lru_cache(_ORIGINS_CACHED)
 def _origin(base: str) -> tuple[Origin, str]:
     """Return the origin of `scheme://host:port`, and its Host header. Raises `NeverLeft`."""
     try:
