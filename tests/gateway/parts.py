@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,12 +63,12 @@ def offer_at(price_atomic: int = PRICE_ATOMIC, asset: Asset = ASSET) -> Offer:
 class Listening:
     """An ASGI application on a free port of loopback, in a thread with a loop of its own."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, lifespan: Literal["off", "on"] = "off") -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._server = uvicorn.Server(
-            uvicorn.Config(app, lifespan="off", log_level="critical", ws="none", timeout_graceful_shutdown=1)
+            uvicorn.Config(app, lifespan=lifespan, log_level="critical", ws="none", timeout_graceful_shutdown=1)
         )
 
     async def serve(self) -> None:
@@ -103,8 +103,8 @@ def in_thread(main: Callable[[], Awaitable[None]]) -> Iterator[None]:
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[Listening]:
-    server = Listening(app)
+def listening(app: ASGIApp, lifespan: Literal["off", "on"] = "off") -> Iterator[Listening]:
+    server = Listening(app, lifespan)
     with in_thread(server.serve):
         try:
             yield server
