@@ -1,12 +1,14 @@
-"""A market on this machine: a chain, five sellers of two models at different speeds and prices, and a buyer's pool.
+"""A market on this machine: a chain, five sellers of two models, fast and slow, cheap and dear, and gateways to buy at.
 
 The models are stand-ins whose speed is given; everything that is paid is real: `farebox sell` with its ledger and
-settlement, `farebox buy`, the pool, and the token on the chain.
+settlement, orders as `farebox buy` places them, `farebox serve`, and the token on the chain.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,16 +17,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-from coincurve import PrivateKey
+import yaml
 
+from buyer.home import Home
+from buyer.key_signer import KeySigner
+from buyer.orders import BuyOrder, RefillOrder, plan_buy
+from buyer.pool import Pool
+from buyer.presign import carry_out
 from contracts.address import address_text
 from contracts.evm.devnet import Devnet
-from contracts.keccak import keccak
 from gateway.demo.models import ModelForSale
 from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
 from gateway.demo.shop import seller_yaml
 
-__all__ = ["SELLERS", "LiveMarket", "LiveSeller", "live_market"]
+__all__ = ["QUALITY", "SELLERS", "SLOTS", "LiveGateway", "LiveMarket", "LiveSeller", "live_market"]
 
 QUALITY = {"small": 0.6, "large": 0.95}
 SLOTS = 16
@@ -51,13 +57,23 @@ SELLERS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class LiveGateway:
+    """A `farebox serve`: where it answers, and the home that its pool is in."""
+
+    home: Path
+    url: str
+    admin_url: str
+    process: Child
+
+
 @dataclass
 class LiveMarket:
     """What runs. `origins` and `payees` are by seller."""
 
     crew: Crew
     chain: Devnet
-    home: Path
+    wallet: KeySigner
     origins: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     payees: dict[str, str] = field(default_factory=dict)
@@ -72,7 +88,7 @@ class LiveMarket:
         worker = ["-m", "gateway.demo.worker_server", "--model", f"{seller.model}={QUALITY[seller.model]}", *arguments]
         child = self.crew.start(f"model-{seller.name}", [farebox_command()[0], *worker])
         self.crew.wait_ready(child, f"{model_url}/healthz")
-        payee = _address_of(secrets.token_bytes(32))
+        payee = address_text(KeySigner(secrets.token_bytes(32)).address)
         folder = self.crew.folder / seller.name
         folder.mkdir()
         _write_key(folder / "settler.key", settler_key)
@@ -94,11 +110,40 @@ class LiveMarket:
         self.origins[seller.name], self.models[seller.name], self._admins[seller.name] = url, model_url, admin
         self.payees[seller.name] = payee
 
-    def buy(self, seller: LiveSeller, count: int) -> None:
-        """Sign `count` payments to a seller."""
-        where = ["--endpoint", self.origins[seller.name], "--model", seller.model, "--rpc", self.chain.rpc_url]
-        limits = ["--count", str(count), "--max-price", seller.price, "--signer", "keyfile:buyer.key", "--yes"]
-        self.crew.run("farebox buy", farebox_command("buy", seller.name, *where, *limits, "--json"))
+    def buy(self, home: Path, sellers: Sequence[LiveSeller], count: int) -> None:
+        """Sign `count` payments to each seller, into the pool of a home."""
+        home.mkdir(mode=0o700, exist_ok=True)
+        with Pool.open(Home.open(home)) as pool:
+            for seller in sellers:
+                order = BuyOrder(
+                    name=seller.name,
+                    endpoint=self.origins[seller.name],
+                    model=seller.model,
+                    count=count,
+                    budget=None,
+                    max_price=seller.price,
+                    accept_quote=False,
+                    ttl_s=None,
+                    refill=RefillOrder(),
+                    networks=(),
+                    assets=(),
+                    rpc_urls=(self.chain.rpc_url,),
+                )
+                plan, _ = asyncio.run(plan_buy(pool, order, self.wallet, int(time.time())))
+                carry_out(pool, plan, self.wallet)
+
+    def start_gateway(self, name: str, home: Path, settings: dict[str, Any]) -> LiveGateway:
+        """Start a gateway on the pool of a home; it is there once `wait_ready` has returned."""
+        urls = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
+        listen = {"listen": urls[0][7:], "admin_listen": urls[1][7:], "home": str(home)}
+        path = self.crew.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**listen, **settings}))
+        child = self.crew.start(name, farebox_command("serve", "--config", str(path)))
+        return LiveGateway(home, *urls, child)
+
+    def wait_ready(self, gateway: LiveGateway) -> None:
+        """Return when a gateway answers. Raises `DemoFailed` with its last words when it does not."""
+        self.crew.wait_ready(gateway.process, f"{gateway.admin_url}/readyz")
 
     def set_pace(self, seller: str, pace: float) -> None:
         """Make a seller's model faster or slower from now on."""
@@ -121,25 +166,16 @@ class LiveMarket:
 
 
 @contextmanager
-def live_market(sellers: Sequence[LiveSeller], counts: dict[str, int]) -> Iterator[LiveMarket]:
-    """Give a market in which `counts` payments are signed for each seller by name; all of it ends with the block."""
+def live_market(sellers: Sequence[LiveSeller]) -> Iterator[LiveMarket]:
+    """Give a market, and a wallet that can pay it; all of it ends with the block."""
     with TemporaryDirectory(prefix="farebox-live-") as name, Devnet() as chain:
-        folder = Path(name)
-        home = folder / "home"
-        home.mkdir(mode=0o700)
-        wallet = secrets.token_bytes(32)
-        chain.mint(_address_of(wallet), _WALLET_ATOMIC)
-        _write_key(folder / "buyer.key", wallet)
-        with Crew(folder, {"FAREBOX_HOME": str(home)}) as crew:
-            market = LiveMarket(crew, chain, home)
+        wallet = KeySigner(secrets.token_bytes(32))
+        chain.mint(address_text(wallet.address), _WALLET_ATOMIC)
+        with Crew(Path(name), {}) as crew:
+            market = LiveMarket(crew, chain, wallet)
             for seller, account in zip(sellers, chain.accounts[1:], strict=False):
                 market.open(seller, account.key)
-                market.buy(seller, counts[seller.name])
             yield market
-
-
-def _address_of(key: bytes) -> str:
-    return address_text(keccak(PrivateKey(key).public_key.format(compressed=False)[1:])[12:])
 
 
 def _write_key(path: Path, key: bytes) -> None:

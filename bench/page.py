@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "PAGE",
     "PAGES",
     "RESULTS",
+    "filled",
     "load_results",
     "main",
     "render",
@@ -60,11 +61,12 @@ def load_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 def render(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page with every generated block written anew, out of `results`."""
+    return filled(page, lambda name: _generated(name, results))
 
-    def block(match: re.Match[str]) -> str:
-        return f"{match[1]}{_generated(match['name'], results)}{match[3]}"
 
-    return _BLOCK.sub(block, page)
+def filled(page: str, block: Callable[[str], str]) -> str:
+    """Return the page with `block(name)` between the marks of every block."""
+    return _BLOCK.sub(lambda match: f"{match[1]}{block(match['name'])}{match[3]}", page)
 
 
 def write_pages(results: Mapping[str, Mapping[str, Any]]) -> None:

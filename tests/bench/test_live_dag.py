@@ -6,8 +6,10 @@ from random import Random
 
 import pytest
 
-from bench.live_dag import STANDARD, Row, _gates, _ratios, arms
+from bench.live_arms import STANDARD, arms
+from bench.live_dag import _gates
 from bench.live_graphs import SHAPES, drawn
+from bench.live_tables import PAGE, Row, ratios, rendered
 from bench.paired import resampled
 from gateway.delegator.inputs import prompt_of, resolve
 from gateway.delegator.plan import check_plan
@@ -37,13 +39,18 @@ def test_every_combination_has_an_arm_and_is_compared_with_the_same_graph() -> N
         for graph in range(3)
         for name in names
     ]
-    assert _ratios(rows, "took_s", names[-1], STANDARD) == {"chain": [0.5, 0.5, 0.5]}
+    assert ratios(rows, "took_s", names[-1], STANDARD) == {"chain": [0.5, 0.5, 0.5]}
 
 
 def test_books_that_differ_by_one_unit_fail_the_gate() -> None:
     row = Row("chain", 0, 1, STANDARD, 1.0, 1, True, True)
     assert all(gate.met for gate in _gates([row], {"journal": 5, "receipts": 5, "chain": 5}))
     assert not all(gate.met for gate in _gates([row], {"journal": 5, "receipts": 5, "chain": 4}))
+
+
+def test_the_page_says_what_was_published() -> None:
+    page = PAGE.read_text("utf-8")
+    assert rendered(page) == page, "write it anew: python -m bench live_dag --page"
 
 
 def test_the_interval_of_a_mean_holds_it_and_narrows_with_more_pairs() -> None:
