@@ -5,10 +5,12 @@ Every function runs inside a write transaction that the caller holds, so a payme
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
+
+import msgspec
 
 from contracts.address import Address
 from contracts.errors import (
@@ -22,22 +24,21 @@ from contracts.errors import (
 )
 from contracts.lifecycle import Money, MoneyEvent, Work, advance_money
 from contracts.storage import Connection, Row
+from contracts.storage.bulk import in_pieces, placeholders
 from seller.policy import Mode
 
 __all__ = [
     "BOOKS",
+    "Before",
     "Changes",
     "PayerSums",
     "charge",
     "count_entered",
     "due_atomic",
     "move",
-    "outstanding_atomic",
-    "payer_sums",
+    "read_before",
     "remove",
 ]
-
-PayerKey = tuple[int, Address, Address]
 
 BOOKS = ("earned", "outstanding", "exposure", "lost")
 
@@ -61,25 +62,33 @@ def due_atomic(row: Row) -> int:
     return int(row["value_atomic"] if row["charged_atomic"] is None else row["charged_atomic"])
 
 
-@dataclass(frozen=True, slots=True)
-class PayerSums:
-    """What the books say of one payer; `is_known` is False before its first payment, when all is zero."""
+class PayerSums(msgspec.Struct, frozen=True):
+    """What the books say of one payer; before its first payment, nothing but zeros."""
 
     settled_count: int = 0
     settled_atomic: int = 0
     outstanding_atomic: int = 0
     exposure_atomic: int = 0
     withdrawn_count: int = 0
-    is_known: bool = False
 
 
-@dataclass(slots=True)
+_STRANGER = PayerSums()
+
+
+class Before(msgspec.Struct, frozen=True):
+    """What the books say before payments are entered: of each of their payers, and in all, by the book's name."""
+
+    payers: Mapping[Address, PayerSums]
+    books_atomic: Mapping[str, int]
+
+
 class Changes:
     """What payments that enter together add to the sums, by payer."""
 
-    outstanding_atomic: Counter[Address] = field(default_factory=Counter)
-    exposure_atomic: Counter[Address] = field(default_factory=Counter)
-    total_atomic: int = 0
+    def __init__(self) -> None:
+        self.outstanding_atomic: defaultdict[Address, int] = defaultdict(int)
+        self.exposure_atomic: defaultdict[Address, int] = defaultdict(int)
+        self.total_atomic = 0
 
     def add(self, payer: Address, value_atomic: int, *, on_credit: bool) -> None:
         """Count one more payment: money on its way is outstanding; where the goods leave first, it is also exposure."""
@@ -89,49 +98,51 @@ class Changes:
             self.exposure_atomic[payer] += value_atomic
 
 
-def payer_sums(connection: Connection, key: PayerKey) -> PayerSums:
-    """Return what the books say of the payer with this (chain id, token, payer)."""
-    row = connection.execute("SELECT * FROM payers WHERE chain_id = ? AND token = ? AND payer = ?", key).fetchone()
-    if row is None:
-        return PayerSums()
-    return PayerSums(
-        row["settled_count"],
-        int(row["settled_atomic"]),
-        int(row["outstanding_atomic"]),
-        int(row["exposure_atomic"]),
-        row["withdrawn_count"],
-        is_known=True,
+def read_before(connection: Connection, chain_id: int, token: Address, payers: Collection[Address]) -> Before:
+    """Return what the books say of `payers`, and of all together."""
+    sums = dict.fromkeys(payers, _STRANGER)
+    for piece in in_pieces(list(sums)):
+        sql = _PAYERS.format(placeholders(len(piece), 1))
+        rows = connection.execute(sql, (chain_id, token, *piece))
+        for payer, settled_count, settled, outstanding, exposure, withdrawn_count in rows:
+            sums[payer] = PayerSums(settled_count, int(settled), int(outstanding), int(exposure), withdrawn_count)
+    books = connection.execute(
+        "SELECT name, amount_atomic FROM books WHERE chain_id = ? AND token = ?", (chain_id, token)
     )
+    return Before(sums, {name: int(amount) for name, amount in books})
 
 
-def outstanding_atomic(connection: Connection, chain_id: int, token: Address) -> int:
-    """Return the money of all payers that is claimed and still on their accounts."""
-    row = connection.execute(
-        "SELECT amount_atomic FROM books WHERE chain_id = ? AND token = ? AND name = 'outstanding'", (chain_id, token)
-    ).fetchone()
-    return int(row["amount_atomic"]) if row else 0
-
-
-def count_entered(
-    connection: Connection, chain_id: int, token: Address, payers: Mapping[Address, PayerSums], changes: Changes
-) -> None:
-    """Count payments that were just inserted; `payers` are the sums before."""
-    for payer, delta_atomic in changes.outstanding_atomic.items():
-        before = payers[payer]
-        if not before.is_known:
-            connection.execute("INSERT INTO payers (chain_id, token, payer) VALUES (?, ?, ?)", (chain_id, token, payer))
-        connection.execute(
-            "UPDATE payers SET outstanding_atomic = ?, exposure_atomic = ?"
-            " WHERE chain_id = ? AND token = ? AND payer = ?",
-            (
-                str(before.outstanding_atomic + delta_atomic),
-                str(before.exposure_atomic + changes.exposure_atomic[payer]),
-                *(chain_id, token, payer),
-            ),
+def count_entered(connection: Connection, chain_id: int, token: Address, before: Before, changes: Changes) -> None:
+    """Count payments that were just inserted."""
+    sums = [
+        (
+            *(chain_id, token, payer),
+            str(before.payers[payer].outstanding_atomic + delta_atomic),
+            str(before.payers[payer].exposure_atomic + changes.exposure_atomic[payer]),
         )
-    key = {"chain_id": chain_id, "token": token}
-    _add_to_book(connection, key, "outstanding", changes.total_atomic)
-    _add_to_book(connection, key, "exposure", changes.exposure_atomic.total())
+        for payer, delta_atomic in changes.outstanding_atomic.items()
+    ]
+    for piece in in_pieces(sums):
+        connection.execute(_COUNT_PAYERS.format(placeholders(5, len(piece))), list(chain.from_iterable(piece)))
+    deltas = {"outstanding": changes.total_atomic, "exposure": sum(changes.exposure_atomic.values())}
+    for name, delta_atomic in deltas.items():
+        amount = str(before.books_atomic.get(name, 0) + delta_atomic)
+        connection.execute(_COUNT_BOOK, (chain_id, token, name, amount))
+
+
+_PAYERS = (
+    "SELECT payer, settled_count, settled_atomic, outstanding_atomic, exposure_atomic, withdrawn_count"
+    " FROM payers WHERE chain_id = ? AND token = ? AND payer IN {}"
+)
+_COUNT_PAYERS = (
+    "INSERT INTO payers (chain_id, token, payer, outstanding_atomic, exposure_atomic) VALUES {}"
+    " ON CONFLICT (chain_id, token, payer) DO UPDATE"
+    " SET outstanding_atomic = excluded.outstanding_atomic, exposure_atomic = excluded.exposure_atomic"
+)
+_COUNT_BOOK = (
+    "INSERT INTO books (chain_id, token, name, amount_atomic) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (chain_id, token, name) DO UPDATE SET amount_atomic = excluded.amount_atomic"
+)
 
 
 def charge(connection: Connection, payment_id: int, charged_atomic: int, now_ms: int) -> None:

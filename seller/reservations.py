@@ -7,7 +7,7 @@ own) is judged by itself, after the others. Every function runs inside a write t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from contracts.address import Address
 from contracts.errors import FareboxError
@@ -82,14 +82,12 @@ class Reservations:
             authorization = each.payment.authorization
             changes.add(authorization.payer, authorization.value_atomic, on_credit=mode is Mode.ASYNC)
             claims.append(Claim(payment_id, each.payment, mode, each.owner))
-        books.count_entered(connection, self._chain_id, self._token, standings.payers, changes)
+        books.count_entered(connection, self._chain_id, self._token, standings.before, changes)
         return claims
 
     def _standings(self, connection: Connection, wanted: Sequence[Wanted]) -> _Standings:
-        chain_id, token = self._chain_id, self._token
         payers = {each.payment.authorization.payer for each in wanted}
-        sums = {payer: books.payer_sums(connection, (chain_id, token, payer)) for payer in payers}
-        return _Standings(sums, books.outstanding_atomic(connection, chain_id, token))
+        return _Standings(books.read_before(connection, self._chain_id, self._token, payers))
 
 
 class _Standings:
@@ -98,20 +96,20 @@ class _Standings:
     Also one that turns out to be here already, so that at the edge of a cap the next may settle first without need.
     """
 
-    def __init__(self, payers: Mapping[Address, books.PayerSums], total_outstanding_atomic: int) -> None:
-        self.payers = payers
-        self._before_atomic = total_outstanding_atomic
+    def __init__(self, before: books.Before) -> None:
+        self.before = before
+        self._outstanding_atomic = before.books_atomic.get("outstanding", 0)
         self._changes = books.Changes()
 
     def of(self, wanted: Wanted) -> Standing:
         """Return where the payer of one payment stands."""
         payer = wanted.payment.authorization.payer
-        sums, changes = self.payers[payer], self._changes
+        sums, changes = self.before.payers[payer], self._changes
         return Standing(
             settled_count=sums.settled_count,
             outstanding_atomic=sums.outstanding_atomic + changes.outstanding_atomic[payer],
             exposure_atomic=sums.exposure_atomic + changes.exposure_atomic[payer],
-            total_outstanding_atomic=self._before_atomic + changes.total_atomic,
+            total_outstanding_atomic=self._outstanding_atomic + changes.total_atomic,
             withdrawn_count=sums.withdrawn_count,
             balance_atomic=wanted.balance_atomic(sums.settled_atomic),
         )

@@ -11,11 +11,11 @@ __all__ = ["in_pieces", "placeholders"]
 T = TypeVar("T")
 
 # Few sizes, so that a store prepares few statements; 64 rows of 25 values are far below every store's limit of values.
-_SIZES = (64, 16, 4, 1)
+_SIZES = (64, 32, 16, 8, 4, 2, 1)
 
 
 def in_pieces(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield `rows` in order, in pieces of 64, 16, 4 or 1."""
+    """Yield `rows` in order, in pieces whose lengths are powers of two, 64 at most."""
     begin = 0
     for size in _SIZES:
         while len(rows) - begin >= size:
