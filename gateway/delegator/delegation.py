@@ -15,7 +15,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -75,7 +75,13 @@ class Delegator:
         return Delegation(self, self._buying(client_key), run_id or f"r{secrets.token_hex(8)}", order)
 
     def resume(self, run_id: str, client_key: ClientKey | None = None) -> Delegation:
-        """Return a delegation that goes on from where it stands. Raises `NameUnknown`, `RequestInProgress`."""
+        """Return a delegation that goes on from where it stands, on the account it was begun on, whoever resumes it.
+
+        Raises `NameUnknown`, `RequestInProgress`.
+        """
+        if client_key is None:
+            # A revoked key begins nothing, but what it had begun stays on its budget and to its models.
+            client_key = _account_of(self.journal.find(run_id), self.desk.pool.database.read(read_keys))
         run = self.journal.take_over(run_id)
         return Delegation(self, self._buying(client_key), run_id, order_of(run), run)
 
@@ -86,10 +92,8 @@ class Delegator:
         """
         database = self.desk.pool.database
         found = await self.desk.in_store(lambda: database.read(read_keys))
-        keys = {key.name: key for key in found if key.revoked_s is None}
-        if run.tenant and run.tenant not in keys:
-            raise NameUnknown(f"run {run.id}: there is no client key {run.tenant!r} any more")
-        return await Delegation(self, self._buying(keys.get(run.tenant)), run.id, order_of(run), run).job()
+        client_key = _account_of(run, [key for key in found if key.revoked_s is None])
+        return await Delegation(self, self._buying(client_key), run.id, order_of(run), run).job()
 
     async def course(self, order: Order) -> Planned:
         """Return how the order's plan, or one call, would be carried out, and pay nothing. Raises as `plan_course`."""
@@ -232,6 +236,14 @@ async def delegator_at(desk: Desk, settings: DelegateSettings) -> AsyncIterator[
             delegator.engine = engine.run
             stack.callback(asyncio.create_task(_recover(engine)).cancel)
         yield delegator
+
+
+def _account_of(run: Run, keys: Iterable[ClientKey]) -> ClientKey | None:
+    """Return the client key that a run was begun with, None where it was without one. Raises `NameUnknown`."""
+    key = next((key for key in keys if key.name == run.tenant), None)
+    if run.tenant and key is None:
+        raise NameUnknown(f"run {run.id}: there is no client key {run.tenant!r} any more")
+    return key
 
 
 async def _recover(engine: DbosEngine) -> None:

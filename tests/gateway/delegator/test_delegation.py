@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from buyer.client_keys import create_key, find_key
 from buyer.home import Home
 from buyer.pool import Pool
 from contracts.address import parse_address
@@ -178,6 +179,19 @@ async def test_a_worker_that_is_stopped_in_mid_call_loses_no_answer_and_pays_not
         assert events[-1].text == "70"
         assert built.paid["only"] == 3
         assert events[-1].spent_units == 3 * SLOW * UNITS_PER_ATOMIC
+
+
+async def test_whoever_resumes_a_run_its_client_s_budget_and_models_hold(pair: Town) -> None:
+    with Pool.open(Home.open(pair.home)) as pool:
+        text = pool.database.transact(lambda connection: create_key(connection, "kid", ["other"], 0))
+        kid = pool.database.read(lambda connection: find_key(connection, text))
+    async with pair.delegating() as delegator:
+        begun = delegator.begin(order(SUM), kid)
+        with pytest.raises(NotForSale):
+            await events_of(begun)
+        with pytest.raises(NotForSale):
+            await events_of(delegator.resume(begun.id))
+    assert pair.paid == {"slow": 0, "fast": 0}
 
 
 async def test_what_a_worker_says_is_data_to_the_next_one_whatever_it_orders(pair: Town) -> None:
