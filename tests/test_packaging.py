@@ -1,7 +1,8 @@
-"""What is shipped: locks, wheel, image and compose file. No container is started here; what can be read is read."""
+"""What is shipped: locks, wheel, image, compose file and units. No container is started; what can be read is read."""
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import subprocess
@@ -12,7 +13,10 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 import pytest
+import typer
 import yaml
+
+from gateway.cli import app
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("contracts", "registry", "buyer", "seller", "gateway")
@@ -168,3 +172,35 @@ def test_compose_starts_three_roles_and_only_the_settler_has_the_key() -> None:
     files = {name for name in named if name.startswith("./")}
     assert named - files == set(compose["volumes"])
     assert [name for name in files if not (ROOT / "config" / name).is_file()] == []
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser(strict=False, interpolation=None)
+    parsed.optionxform = str  # type: ignore[assignment,method-assign]
+    parsed.read(ROOT / "config/systemd" / name)
+    return parsed
+
+
+@pytest.mark.parametrize("name", ["farebox-serve.service", "farebox-process.service", "farebox-sell.service"])
+def test_a_unit_types_a_command_that_exists_and_runs_as_nobody_special(name: str) -> None:
+    service = unit(name)["Service"]
+    program, command, *words = service["ExecStart"].split()
+    assert program == "/opt/farebox/bin/farebox"
+    known = {option for each in _command(command).params for option in each.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+    assert service["User"].startswith("farebox")
+    assert service["NoNewPrivileges"] == "yes"
+
+
+def test_the_gateways_unit_hides_the_key_that_the_refill_reads() -> None:
+    key = unit("farebox-process.service")["Service"]["ExecStart"].partition("keyfile:")[2]
+    assert unit("farebox-serve.service")["Service"]["InaccessiblePaths"] == f"-{key}"
+    assert unit("farebox-process.timer")["Timer"]["OnUnitInactiveSec"]
+
+
+def _command(name: str) -> typer.core.TyperCommand:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    command = group.commands[name]
+    assert isinstance(command, typer.core.TyperCommand)
+    return command
