@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from contracts.address import Address
 from contracts.storage import Connection
-from seller.books import PayerKey
 
 __all__ = ["Marked", "lift_mark", "marked"]
 
@@ -33,7 +32,7 @@ def marked(connection: Connection, chain_id: int, token: Address, limit: int) ->
     ]
 
 
-def lift_mark(connection: Connection, key: PayerKey) -> bool:
+def lift_mark(connection: Connection, key: tuple[int, Address, Address]) -> bool:
     """Take the mark off the payer with this (chain id, token, payer); False when it had none."""
     changed = connection.execute(
         "UPDATE payers SET withdrawn_count = 0 WHERE chain_id = ? AND token = ? AND payer = ? AND withdrawn_count > 0",
