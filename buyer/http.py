@@ -18,6 +18,7 @@ from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
 from buyer.limits import PAID_TIMEOUT_S, PROBE_CONNECT_TIMEOUT_S
 from contracts.errors import MalformedMessage, SellerUnreachable
 from contracts.http_log import show_hosts_only
+from contracts.tls import tls_context
 
 __all__ = [
     "async_transport",
@@ -57,7 +58,7 @@ class _Deadlined(httpx.HTTPTransport):
     """
 
     def __init__(self, deadline_s: Callable[[], float], proxy: str | None = None) -> None:
-        super().__init__(trust_env=False, proxy=proxy)
+        super().__init__(verify=tls_context(), trust_env=False, proxy=proxy)
         self._pool._network_backend = _Network(deadline_s)
 
 
@@ -120,7 +121,7 @@ def transport(proxy: str | None = None) -> httpx.BaseTransport:
 
 def async_transport(proxy: str | None = None) -> httpx.AsyncBaseTransport:
     """Return the transport beneath `buyer.AsyncClient`."""
-    return httpx.AsyncHTTPTransport(proxy=proxy, trust_env=False)
+    return httpx.AsyncHTTPTransport(verify=tls_context(), proxy=proxy, trust_env=False)
 
 
 def defaults() -> dict[str, Any]:

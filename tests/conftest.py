@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+import ssl
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx._transports.default
 import hypothesis
 import pytest
 
 from contracts.evm.devnet import Devnet
+from contracts.tls import tls_context
 from tests.warm import Warm, clean_environment
 
 # A run in the background of a shell starts with interrupts ignored, and every process it starts would inherit that.
@@ -19,6 +23,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test fails by the clock: the first example of a property pays for its imports.
 hypothesis.settings.register_profile("farebox", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("farebox")
+
+
+def _shared_tls_context(verify: Any = True, **given: Any) -> ssl.SSLContext:
+    return tls_context() if verify is True else httpx.create_ssl_context(verify, **given)
+
+
+# Each `httpx.get` of a test would read the world's authorities, 14 ms of CPU, and most are made while waiting.
+vars(httpx._transports.default)["create_ssl_context"] = _shared_tls_context
 
 TESTS = Path(__file__).parent
 # Workers are dealt whole files, and none shall be left alone with a long one at the end: these come first, the longest

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from contracts.tls import tls_context
 from tests.patience import PATIENCE_S
 
 __all__ = ["PROGRAMS", "Done", "Started", "Warm", "clean_environment"]
@@ -218,6 +219,7 @@ class _Parent:
             # A command that is not there yet is reported by the one who asks for it.
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(module)
+        tls_context()
         gc.collect()
         gc.freeze()
         for line in sys.stdin:

@@ -39,6 +39,7 @@ from contracts.limits import (
 )
 from contracts.nesting import recursion_limit_kept
 from contracts.networks import PERMIT2
+from contracts.tls import tls_context
 from contracts.typed_data import word_of_address, word_of_uint
 
 __all__ = ["DevAccount", "Devnet", "DevnetFailed"]
@@ -127,7 +128,7 @@ class Devnet:
         binary = anvil_binary()
         folder = Path(tempfile.mkdtemp(prefix="farebox-devnet-"))
         log_file = self._log_file or folder / "anvil.log"
-        self._client = httpx.Client(timeout=DEVNET_RPC_TIMEOUT_S, trust_env=False)
+        self._client = httpx.Client(timeout=DEVNET_RPC_TIMEOUT_S, trust_env=False, verify=tls_context())
         try:
             with log_file.open("wb") as log, held_back():
                 # A session of its own: an interrupt from the terminal reaches us, and we stop the chain in order.

@@ -20,6 +20,7 @@ from contracts.errors import ChainUnavailable, ConfigInvalid, RemoteError
 from contracts.http_log import show_hosts_only
 from contracts.limits import RPC_ANSWER_BYTES_MAX, RPC_BATCH_MAX, RPC_CONNECT_TIMEOUT_S, RPC_TIMEOUT_S
 from contracts.nesting import check_nesting
+from contracts.tls import tls_context
 
 __all__ = ["Rpc", "RpcRefused"]
 
@@ -68,6 +69,7 @@ class Rpc:
             timeout=httpx.Timeout(timeout_s, connect=min(RPC_CONNECT_TIMEOUT_S, timeout_s)),
             follow_redirects=False,
             trust_env=False,
+            verify=tls_context(),
             transport=transport,
         )
 

@@ -23,6 +23,7 @@ import httpx
 
 from contracts.errors import LocalError
 from contracts.interrupts import INTERRUPTS, held_back
+from contracts.tls import tls_context
 
 __all__ = [
     "Child",
@@ -246,7 +247,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=2.0, trust_env=False).status_code == 200
+        return httpx.get(url, timeout=2.0, trust_env=False, verify=tls_context()).status_code == 200
     except httpx.HTTPError:
         return False
 

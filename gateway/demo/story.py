@@ -18,6 +18,7 @@ from contracts.address import parse_address
 from contracts.evm.devnet import Devnet
 from contracts.keccak import keccak
 from contracts.money import Asset, format_amount
+from contracts.tls import tls_context
 from contracts.typed_data import word_of_address
 from gateway.demo.books import Books
 from gateway.demo.calls import CallResult, chat_calls, embedding_calls
@@ -187,7 +188,8 @@ class _Story:
         self.teller.step("The seller collects on chain")
 
         def nothing_owed() -> bool:
-            status = httpx.get(f"{self.seller_admin_url}/status", timeout=5.0, trust_env=False).json()
+            url = f"{self.seller_admin_url}/status"
+            status = httpx.get(url, timeout=5.0, trust_env=False, verify=tls_context()).json()
             return int(status["unsettled_atomic"]) == 0
 
         with self.teller.waiting("waiting for the last settlement"):

@@ -18,6 +18,7 @@ import msgspec
 from contracts.crash import checkpoint
 from contracts.errors import FacilitatorUnavailable, MalformedMessage
 from contracts.offers import Offer
+from contracts.tls import tls_context
 from contracts.wire import FacilitatorRequest, PaymentPayload, SettlementResponse, decode_json, encode_json
 from seller.limits import (
     BATCH_MAX,
@@ -59,7 +60,9 @@ class FacilitatorSettler:
         self._judged: list[int] = []
         self._urls = [url.rstrip("/") + "/settle" for url in urls]
         self._share_s = max(FACILITATOR_SHARE_MIN_S, FACILITATOR_TIMEOUT_S / len(urls))
-        self._client = httpx.AsyncClient(timeout=FACILITATOR_TIMEOUT_S, follow_redirects=False, trust_env=False)
+        self._client = httpx.AsyncClient(
+            timeout=FACILITATOR_TIMEOUT_S, follow_redirects=False, trust_env=False, verify=tls_context()
+        )
 
     async def close(self) -> None:
         """Let running requests end; their items are marked as given away, so nothing is lost."""

@@ -11,6 +11,7 @@ import httpx
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import FacilitatorUnavailable, FareboxError
 from contracts.networks import Network
+from contracts.tls import tls_context
 from contracts.wire import SupportedResponse, decode_json
 from seller.limits import FACILITATOR_ANSWER_BYTES_MAX, FACILITATOR_TIMEOUT_S
 
@@ -24,7 +25,9 @@ async def settling_accounts(url: str, network: Network) -> list[Address]:
 
     Raises `FacilitatorUnavailable` when it does not answer, or `MalformedMessage` for an answer that does not parse.
     """
-    async with httpx.AsyncClient(timeout=FACILITATOR_TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        timeout=FACILITATOR_TIMEOUT_S, follow_redirects=False, trust_env=False, verify=tls_context()
+    ) as client:
         data = bytearray()
         try:
             async with client.stream("GET", url.rstrip("/") + "/supported") as answer:
