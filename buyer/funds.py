@@ -19,9 +19,10 @@ from buyer.payment import SignedPayment
 from buyer.policy import SpendPolicy, choose
 from buyer.signing import Signer
 from contracts.address import Address
-from contracts.errors import BudgetExceeded, OutcomeUnknown, RequestChanged, UsageError
+from contracts.errors import BudgetExceeded, OutcomeUnknown, RequestChanged, TermsNotAllowed, UsageError
 from contracts.limits import EXPIRY_MARGIN_S
 from contracts.money import format_amount
+from contracts.networks import DEVNET_CHAIN_ID, find_asset
 from contracts.offers import Offer
 
 __all__ = ["SignerFunds", "fingerprint"]
@@ -65,6 +66,7 @@ class SignerFunds:
         """Choose, reserve and sign. Raises `LocalRefusal` leaves, `MalformedMessage` or `SignerFailed`."""
         terms = choose(asked, self._policy, request.url).terms
         offer = terms.offer
+        self._check_unit(offer)
         validity_s = min(self._policy.max_validity_s, offer.max_timeout_s + CLAIM_MARGIN_S)
         nonce = secrets.token_bytes(32)
         authorization = fresh_authorization(offer, self._signer.address, nonce, now_s + validity_s)
@@ -89,6 +91,16 @@ class SignerFunds:
     def close(self) -> None:
         """Let go of the signer."""
         self._signer.close()
+
+    def _check_unit(self, offer: Offer) -> None:
+        """Raise `TermsNotAllowed` where a cap in whole tokens means nothing: no chain is asked here for decimals."""
+        is_known = offer.network.chain_id == DEVNET_CHAIN_ID or find_asset(offer.network, offer.asset.address)
+        if not is_known and (self._policy.max_price is not None or self._policy.max_total is not None):
+            raise TermsNotAllowed(
+                f"how many decimals the token {offer.asset.address_text} has is not known here, so a cap in whole "
+                "tokens does not bound it",
+                remedy="give max_price_atomic and max_total_atomic for it",
+            )
 
     def _reserve(self, offer: Offer) -> None:
         key, price_atomic = _asset_key(offer), offer.amount_atomic

@@ -42,7 +42,8 @@ class SpendPolicy:
     """What may be paid without asking anybody.
 
     - `max_price` (`"0.01"`, in the offer's own asset) or `max_price_atomic`: the most one request may cost. One of them
-      is required, unless `accept_quote` says that any price will do.
+      is required, unless `accept_quote` says that any price will do. A client that asks no chain takes only the latter
+      for a token that Farebox does not know: nobody told it the decimals.
     - `max_total` or `max_total_atomic`: the most a client may ever sign for, in each asset.
     - `allowed_hosts`: `host` or `host:port`; None allows the hosts a caller names in its own requests.
     - `allowed_networks`: CAIP-2 ids or names; None allows every network Farebox knows a token of, and the local devnet.

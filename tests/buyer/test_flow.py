@@ -279,6 +279,20 @@ def test_a_signer_signs_nothing_outside_its_policy(
     assert wallet.signed_atomic(OFFER) == 0
 
 
+@pytest.mark.parametrize("cap", [{}, {"max_price": None, "max_price_atomic": 1000, "max_total": "1"}])
+def test_a_cap_in_whole_tokens_bounds_no_token_whose_decimals_nobody_knows(cap: dict[str, object]) -> None:
+    unknown = offer_of(chain_id=8453)
+    token = unknown.asset.address_text
+    _, outcome = handshake(funds(allowed_assets=[token], **cap), asks(unknown))
+    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome.error, TermsNotAllowed)
+    assert "decimals" in outcome.error.message
+    in_atomic = funds(allowed_assets=[token], max_price=None, max_price_atomic=1000)
+    _, step = handshake(in_atomic, asks(unknown))
+    assert isinstance(step, Outgoing)
+    assert step.paid
+
+
 def test_the_total_budget_is_counted_over_calls() -> None:
     wallet = funds(max_total="0.002")
     for _ in range(2):
