@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-_NAMED = re.compile(r"\b(?:contracts|registry|buyer|seller|gateway)/[a-z_0-9/]+(?:\.py)?")
+_NAMED = re.compile(r"(?<![\w/])(?:contracts|registry|buyer|seller|gateway)/[a-z_0-9/]+(?:\.py)?")
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
