@@ -206,5 +206,7 @@ def shown(config: GatewayConfig, path: Path | None) -> list[Shown]:
 def host_only(url: str) -> str:
     """Return a URL without the parts that may carry a key."""
     parts = urlsplit(url)
+    if not parts.hostname:
+        return "(not a URL)"
     secret = parts.username or parts.query or parts.path.strip("/")
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}" + ("/***" if secret else "")

@@ -109,6 +109,10 @@ def test_only_the_host_of_a_url_with_a_key_is_shown(url: str) -> None:
     assert host_only(url) == "https://h.example/***"
 
 
+def test_what_is_no_url_is_not_shown_as_one() -> None:
+    assert host_only("mainnet.example/s3cret") == "(not a URL)"
+
+
 def test_a_missing_fallback_key_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigInvalid, match="NO_SUCH_KEY"):
