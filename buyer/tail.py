@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 import zlib
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ class Tail:
         # Of the entries that count, in bytes; what lies behind it after a failed write does not count.
         self.size = 0
         self.is_over = False
+        # What nobody has asked for yet of what counts, each with where it ends, and where the first of it begins.
+        self._recent: deque[tuple[int, Entry]] = deque()
+        self._recent_from = 0
         self._lock = threading.Lock()
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -89,6 +93,7 @@ class Tail:
             if end != self.size + written:
                 return False
             self.size, self.is_over = end, False
+            self._recent.append((end, Entry(step, row_id, values)))
             return True
 
     def finish(self) -> None:
@@ -100,6 +105,19 @@ class Tail:
         """Return how many bytes count, and whether that is final."""
         with self._lock:
             return self.size, self.is_over
+
+    def since(self, start: int) -> Unposted | None:
+        """Return what counts behind the byte `start`, without a look at the file; None where one is needed.
+
+        What ends at `start` or before is forgotten here: whoever asks has it. A last word of others is not looked for:
+        they say it in the books, too, or the next entry finds it.
+        """
+        with self._lock:
+            while self._recent and self._recent[0][0] <= start:
+                self._recent_from, _ = self._recent.popleft()
+            if self._recent_from != start:
+                return None
+            return Unposted([entry for _, entry in self._recent], self.size, self.is_over)
 
     def close(self) -> None:
         """Close and remove the file. What it says must be in the books, or void."""

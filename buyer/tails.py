@@ -15,7 +15,7 @@ from buyer.budgets import recount
 from buyer.endings import lose_lease
 from buyer.generation import Generation
 from buyer.posting import post
-from buyer.tail import Tail, call_in, read_tail
+from buyer.tail import Tail, Unposted, call_in, read_tail
 from contracts.crash import checkpoint
 from contracts.errors import StoreUnavailable
 from contracts.storage import Connection
@@ -109,8 +109,7 @@ class Tails:
         if size == entered and not is_final:
             return False
         try:
-            # Our own knows what of it counts, also where a write failed and the file says more.
-            unposted = read_tail(self._folder / name, entered, size if is_final else None)
+            unposted = self._unposted(name, entered, size, is_final=is_final)
         except FileNotFoundError:
             # Somebody removed it, or the store came here without it: nobody can say what that worker did.
             lose_lease(connection, worker_id)
@@ -126,6 +125,13 @@ class Tails:
             values = (None if is_over else name, unposted.end, worker_id)
             connection.execute("UPDATE workers SET tail = ?, entered = ? WHERE id = ?", values)
         return is_over
+
+    def _unposted(self, name: str, entered: int, size: int, *, is_final: bool) -> Unposted:
+        """Return what a tail holds that is not in the books. Raises as `read_tail` does."""
+        own = self._own.get(name)
+        # Our own knows what of it counts, also where a write failed and the file says more.
+        recent = None if own is None else own.since(entered)
+        return recent or read_tail(self._folder / name, entered, size if is_final else None)
 
     def _say_last_word(self, name: str) -> None:
         own = self._own.get(name)

@@ -41,6 +41,7 @@ from gateway.bidder.service import Bidder
 from gateway.bidder.task import Outcome as Ended
 from gateway.client import Client
 from gateway.config import GatewayConfig
+from gateway.deadlines import Deadlines
 from gateway.envelope import Headers, Problem, Refused
 from gateway.fallback import fall_back
 from gateway.forward import drive
@@ -97,6 +98,7 @@ class Desk:
         self.metrics = Metrics(self.shelf.counts)
         self.router = Router(config.routing, bidder or Bidder())
         self._upstream = upstream
+        self._deadlines = Deadlines()
         self._needs_keys = config.needs_keys
         self._fallback_key = config.fallback_key()
         self._spender: Spender = pool.spender()
@@ -227,7 +229,7 @@ class Desk:
         attempt = self.attempts.begin(call.key, call.digest, lambda: client.gone)
         served = False
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            with self._deadlines.within(CALL_TIMEOUT_S):
                 served = await self._pay_and_pass_on(call, client, attempt, order)
         except TimeoutError:
             problem = Problem(
@@ -362,7 +364,7 @@ class Desk:
     async def _fall_back(self, call: Call, client: Client, base_url: str) -> None:
         outcome = "failed"
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            with self._deadlines.within(CALL_TIMEOUT_S):
                 status = await fall_back(call, client, self._upstream, base_url, self._fallback_key)
             outcome = f"{status // 100}xx"
         except TimeoutError:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
-from cachetools import LRUCache
 
 from buyer.budgets import budget_units, parse_units
 from buyer.flow import Outcome as Paid
@@ -85,7 +84,7 @@ class Router:
         self.breakers = Breakers()
         self.queues = Queues(bidder.saw)
         # By the identity of purchases, which never change. An entry keeps its own alive, so that no other gets its id.
-        self._known: LRUCache[int, _Shown] = LRUCache(BREAKERS_MAX)
+        self._known: dict[int, _Shown] = {}
 
     def route(self, call: Call, candidates: Sequence[Purchase], now_s: float) -> Routed:
         """Return the order for `call` among purchases that are within its caps.
@@ -166,6 +165,8 @@ class Router:
     def _shown(self, purchase: Purchase) -> _Shown:
         shown = self._known.get(id(purchase))
         if shown is None:
+            if len(self._known) >= BREAKERS_MAX:
+                self._known.clear()
             offer = offer_of(purchase)
             shown = self._known[id(purchase)] = _Shown(purchase, offer, offer.arm)
         return shown

@@ -80,6 +80,28 @@ def test_steps_are_beside_the_books_until_somebody_looks(pool: Pool, purchase: P
         assert all(finding.ok for finding in audit_pool(other))
 
 
+def test_what_an_undone_transaction_had_entered_is_entered_by_the_next(
+    pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    claims = [claim_new(spender, purchase, f"r{number}") for number in range(2)]
+
+    def enter(connection: Connection) -> None:
+        assert pool.tails is not None
+        pool.tails.enter(connection)
+
+    def go_on_meanwhile_and_fail(connection: Connection) -> None:
+        for claim in claims:
+            spender.sent(claim)
+            enter(connection)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        pool.database.transact(go_on_meanwhile_and_fail, bare=True)
+    assert raw_states(pool) == {"ready"}
+    pool.database.transact(enter, bare=True)
+    assert pool.counts("p").sent == 2
+
+
 def test_a_look_leaves_the_lease_alone_and_a_change_calls_it_in(
     pool: Pool, purchase: Purchase, spender: Spender
 ) -> None:
