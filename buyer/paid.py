@@ -1,4 +1,4 @@
-"""What `farebox pay` prints: the answer on stdout as it came, everything else on stderr."""
+"""What `farebox pay` prints: the answer on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from buyer.flow import Outcome
 from buyer.policy import describe
 from buyer.presign import Plan
 from buyer.purchase import Purchase
-from contracts.console import progress
+from contracts.console import printable, progress
 
 __all__ = ["answer_document", "print_announcement", "write_answer"]
 
@@ -45,11 +45,14 @@ def answer_document(outcome: Outcome, claim: Claim, purchase: Purchase) -> dict[
 
 
 def write_answer(outcome: Outcome) -> None:
-    """Write the body to stdout, byte for byte."""
+    """Write the body to stdout, byte for byte; on a terminal as text that cannot steer it."""
     assert outcome.incoming is not None
+    body = outcome.incoming.body
     if not outcome.incoming.whole:
         progress("the answer was too long to keep, and is not shown; it was paid for")
-    sys.stdout.buffer.write(outcome.incoming.body)
-    if sys.stdout.isatty() and not outcome.incoming.body.endswith(b"\n"):
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
+    if sys.stdout.isatty():
+        sys.stdout.write(printable(body.decode("utf-8", "replace")).rstrip("\n") + "\n")
+        sys.stdout.flush()
+    else:
+        sys.stdout.buffer.write(body)
+        sys.stdout.buffer.flush()

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from contracts.errors import FareboxError
 
@@ -29,8 +30,17 @@ __all__ = [
     "progress_bar",
 ]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console whose terminal nobody's words steer, wherever they stand: rich itself lets escape sequences through."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Part of rich, which brings every plain string here, those in tables too."""
+        return super().render_str(printable(text), **options)
+
+
+out = _Console(highlight=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_document(document: Any, *, as_json: bool, human: Callable[[], None]) -> None:
@@ -56,8 +66,8 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
         if as_json:
             print_document(error_document(error), as_json=True, human=lambda: None)
         else:
-            err.print(f"[bold red]{escape(error.code)}[/]: {escape(printable(error.message))}")
-            err.print(f"[dim]{escape(printable(error.advice))}[/]")
+            err.print(f"[bold red]{escape(error.code)}[/]: {escape(error.message)}")
+            err.print(f"[dim]{escape(error.advice)}[/]")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -76,7 +86,7 @@ def given_rpc_urls(given: list[str] | None) -> list[str]:
 
 def progress(text: str) -> None:
     """Say on stderr what is happening now, so that stdout stays one document."""
-    err.print(f"[dim]{escape(printable(text))}[/]")
+    err.print(f"[dim]{escape(text)}[/]")
 
 
 @contextmanager

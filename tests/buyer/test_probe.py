@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from buyer.cli import commands
 from buyer.probe import probe_base, probe_url
 from contracts.errors import FareboxError, MalformedMessage, NotForSale, SellerUnreachable
 from contracts.headers import PAYMENT_REQUIRED, encode_header
@@ -86,3 +89,13 @@ def test_terms_in_the_header_are_read_whatever_the_body_is() -> None:
     for body in (b" " * 5_000_000, b"\xff\xfe", gzip.compress(bytes(20_000_000))):
         with serving(Shop([offer_of()], raw_402=(HEADER, body))) as url:
             assert len(probe_url(url).asked.options) == 1
+
+
+def test_no_word_of_an_offer_steers_the_terminal_of_whoever_probes() -> None:
+    hostile = "\x1b[2J\x1b]0;owned\x07"
+    offers = [replace(offer_of(), scheme=f"one{hostile}"), replace(offer_of(), method=f"two{hostile}")]
+    with serving(Shop(offers)) as url:
+        shown = CliRunner().invoke(commands, ["probe", url, "--model", "m"]).stdout
+    assert "one" in shown
+    assert "two" in shown
+    assert not {"\x1b", "\x07"} & set(shown)

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
-from contracts.console import exit_on_error, print_document, printable, progress
+from contracts.console import exit_on_error, out, print_document, printable, progress
 from contracts.errors import NameUnknown, OutcomeUnknown, PriceAboveCap, SellerUnreachable
 from tests.patience import PATIENCE_S
 
@@ -65,6 +66,18 @@ def test_a_sellers_text_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().err
     assert shown.startswith("not_found: [bold]no[/] ")
     assert not {"\x1b", "\x07", "\r", "\u202e"} & set(shown)
+
+
+def test_no_text_in_a_line_or_a_table_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "one \x1b[2J\x1b]0;owned\x07 \u202etwo\x9b"
+    table = Table(hostile)
+    table.add_row(hostile)
+    out.print(hostile, markup=False)
+    out.print(f"[bold]{hostile}[/]")
+    out.print(table)
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u202e", "\x9b"} & set(shown)
+    assert shown.count("one") == shown.count("two") == 4
 
 
 def test_several_lines_stay_several_lines() -> None:
