@@ -10,7 +10,7 @@ import re
 
 from contracts.limits import EVENT_BYTES_MAX
 
-__all__ = ["EventSplitter", "event_data", "is_event_stream_type"]
+__all__ = ["EventSplitter", "event_data"]
 
 _LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 _LINE_ENDS = re.compile(_LINE_END)
@@ -58,9 +58,3 @@ def event_data(event: bytes) -> bytes:
         return event[6:-2]  # the form in which nearly all come
     lines = [line[5:] for line in _LINE_ENDS.split(event) if line.startswith(b"data:")]
     return b"\n".join(line.removeprefix(b" ") for line in lines)
-
-
-def is_event_stream_type(content_type: str | bytes) -> bool:
-    """Tell whether a `content-type` is that of server-sent events."""
-    text = content_type.decode("latin-1") if isinstance(content_type, bytes) else content_type
-    return text.partition(";")[0].strip().lower() == "text/event-stream"

@@ -21,7 +21,6 @@ from registry.limits import URL_CHARS_MAX
 __all__ = ["GuardedNetwork", "NetworkPolicy", "Refused", "Resolver", "forbidden", "resolve"]
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Only 2000::/3 is given out for the open internet (RFC 4291); interpreters disagree about the rest.
 _GLOBAL_UNICAST_6 = ipaddress.ip_network("2000::/3")

@@ -14,7 +14,7 @@ from contracts.schemes.authorization import Authorization, Call
 from contracts.schemes.permit2 import Proxy, TokenPermit
 from contracts.signature import recover
 
-__all__ = ["Rail", "check", "check_account_signature", "proxy_of", "rail_named", "rail_of"]
+__all__ = ["Rail", "check", "proxy_of", "rail_named", "rail_of"]
 
 
 class Rail(Protocol):
@@ -95,11 +95,6 @@ def check(
     rail = rail or rail_of(offer)
     rail.check_terms(authorization, offer, now_s, margin_s)
     _check_signature(rail, authorization, signature, offer)
-
-
-def check_account_signature(authorization: Authorization, signature: bytes, offer: Offer) -> None:
-    """Raise `InvalidSignature` where the key of the paying account did not sign."""
-    _check_signature(rail_of(offer), authorization, signature, offer)
 
 
 def _check_signature(rail: Rail, authorization: Authorization, signature: bytes, offer: Offer) -> None:

@@ -16,9 +16,7 @@ class Drift:
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean = 0.0
-        self._sum = 0.0
-        self._lowest = 0.0
+        self._mean = self._sum = self._lowest = 0.0
 
     def add(self, value: float) -> bool:
         """Take one value and tell whether the series has risen for good; after an alarm it starts anew."""
@@ -28,5 +26,6 @@ class Drift:
         self._lowest = min(self._lowest, self._sum)
         if self._count < DRIFT_OUTCOMES_MIN or self._sum - self._lowest < _THRESHOLD:
             return False
-        self.__init__()  # type: ignore[misc]
+        self._count = 0
+        self._mean = self._sum = self._lowest = 0.0
         return True

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from contracts.errors import FareboxError
 from gateway.bidder.choose import NO_EXPLORATION, Chosen, Exploration, choose
@@ -253,19 +254,19 @@ class Bidder:
         if self._log is not None:
             self._log.close()
 
-    def _in_background(self, work: object) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine beside the calls; what fails is logged, and past a bound it is left out."""
         if len(self._tasks) >= OBSERVATIONS_QUEUED_MAX:
-            work.close()  # type: ignore[attr-defined]
+            work.close()
             return
         task = asyncio.ensure_future(_quietly(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-async def _quietly(work: object) -> None:
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
     try:
-        await work  # type: ignore[misc]
+        await work
     except FareboxError as error:
         _log.warning("the bidder's log: %s", error.message)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.event_stream import EventSplitter, event_data, is_event_stream_type
+from contracts.event_stream import EventSplitter, event_data
 from contracts.limits import EVENT_BYTES_MAX
 
 EVENTS = (
@@ -65,9 +65,3 @@ def test_an_event_without_end_is_passed_on_in_pieces() -> None:
 )
 def test_data_is_what_the_standard_says(event: bytes, data: bytes) -> None:
     assert event_data(event) == data
-
-
-def test_the_media_type_is_known_by_value() -> None:
-    assert is_event_stream_type("Text/Event-Stream; charset=utf-8")
-    assert is_event_stream_type(b"text/event-stream")
-    assert not is_event_stream_type("text/event-streams")

@@ -249,10 +249,10 @@ def test_a_signature_for_one_rail_is_worthless_on_another(signed_as: str, rail: 
     signature = KEY.sign(rails.rail_named(signed_as).digest(authorization_for(signed_as), offers[signed_as]))
     authorization = authorization_for(rail)
     if rail == signed_as:
-        rails.check_account_signature(authorization, signature, offers[rail])
+        rails.check(authorization, signature, offers[rail], NOW_S, 6)
         return
     with pytest.raises(InvalidSignature):
-        rails.check_account_signature(authorization, signature, offers[rail])
+        rails.check(authorization, signature, offers[rail], NOW_S, 6)
 
 
 @pytest.mark.parametrize("chain_id", [8453, 1])
@@ -261,7 +261,7 @@ def test_a_signature_for_another_chain_is_refused(rail: str, chain_id: int) -> N
     authorization, offer = authorization_for(rail), OFFERS[rail]
     twin = replace(offer, network=Network(chain_id))
     with pytest.raises(InvalidSignature) as refused:
-        rails.check_account_signature(authorization, sign(authorization, twin), offer)
+        rails.check(authorization, sign(authorization, twin), offer, NOW_S, 6)
     assert refused.value.x402_reason == "invalid_permit2_signature"
 
 
