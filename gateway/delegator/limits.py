@@ -15,7 +15,7 @@ PATH_LENGTH_MAX = 200
 EST_TOKENS_MAX = 100_000
 PROBLEMS_SHOWN_MAX = 20
 
-# Scheduling: trials of an upgrade, each of which simulates the schedule.
+# Scheduling: trials of an upgrade, some tens of microseconds each.
 UPGRADE_TRIALS_MAX = 20_000
 
 # What one worker is told.

@@ -55,7 +55,8 @@ def schedule_text(order: Order, planned: Planned | None, note: str) -> str:
         kept["ways"] = [
             [{**asdict(way), "price_units": str(way.price_units)} for way in ways] for ways in planned.graph.ways
         ]
-        kept |= {"slots": dict(planned.graph.slots), "assignment": list(planned.assignment)}
+        graph = planned.graph
+        kept |= {"slots": dict(graph.slots), "width": graph.width, "assignment": list(planned.assignment)}
     return json.dumps(kept)
 
 
@@ -65,7 +66,8 @@ def planned_of(run: Run) -> Planned:
     plan = Plan.model_validate_json(run.plan)
     places = plan.places
     ways = [[Way(way["seller"], way["takes_s"], int(way["price_units"])) for way in each] for each in kept["ways"]]
-    graph = Graph([[places[need] for need in node.needs] for node in plan.nodes], ways, kept["slots"])
+    needs = [[places[need] for need in node.needs] for node in plan.nodes]
+    graph = Graph(needs, ways, kept["slots"], kept.get("width"))
     return Planned(plan, graph, kept["assignment"])
 
 

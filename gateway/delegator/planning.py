@@ -6,6 +6,7 @@ here pays for no plan twice.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,25 +71,25 @@ class Planning:
         """
         self.offers = await self.buying.offers()
         if self.order.plan is not None:
-            return Course(self._of(self.order.plan), "the plan that was given")
+            return Course(await self._of(self.order.plan), "the plan that was given")
         if self.order.planner is None:
-            return self._one_call("no planner was asked")
+            return await self._one_call("no planner was asked")
         problem: _Refused | None = None
         for number in range(PLANNER_ROUNDS):
             try:
                 answer = await self._ask(self.order.planner, number, problem)
             except BudgetExceeded as error:
-                return self._one_call(error.message)
+                return await self._one_call(error.message)
             except NodeFailed as error:
                 self.spent_units += error.paid_units
-                return self._one_call(f"the planner gave no plan: {error.message}")
+                return await self._one_call(f"the planner gave no plan: {error.message}")
             self.spent_units += answer.paid_units
             try:
-                return self._judged(self._of(parse_plan(unfenced(answer.text))))
+                return await self._judged(await self._of(parse_plan(unfenced(answer.text))))
             except (PlanInvalid, BudgetInfeasible) as error:
                 problem = _Refused(answer.text, error)
         assert problem is not None
-        return self._one_call(f"the planner's plans were refused: {problem.error.message}")
+        return await self._one_call(f"the planner's plans were refused: {problem.error.message}")
 
     async def replan(self, rest: Rest) -> Replanned | None:
         """Return a plan for what a failed one has left; None where nobody plans, or nothing better comes of it.
@@ -112,7 +113,8 @@ class Planning:
                 PLANNER_ROUNDS + self.run.round, lambda number: self._made(number, within[-1], prompt)
             )
             plan = _continued(unfenced(answer.text), rest)
-            planned = plan_course(
+            planned = await asyncio.to_thread(
+                plan_course,
                 plan,
                 self.offers,
                 self.settings,
@@ -126,9 +128,11 @@ class Planning:
         text = schedule_text(self.order, planned, "the rest was planned anew")
         return Replanned(planned, text, answer.paid_units)
 
-    def _of(self, plan: Plan) -> Planned:
+    async def _of(self, plan: Plan) -> Planned:
         check_plan(plan)
-        return plan_course(
+        # A large plan takes a good part of a second; other calls go on meanwhile.
+        return await asyncio.to_thread(
+            plan_course,
             plan,
             self.offers,
             self.settings,
@@ -137,15 +141,15 @@ class Planning:
             is_soonest=self.order.is_soonest,
         )
 
-    def _one_call(self, why: str) -> Course:
-        return Course(self._of(one_node_plan(self.order.task, ONE_CALL_TOKENS)), f"one call: {why}")
+    async def _one_call(self, why: str) -> Course:
+        return Course(await self._of(one_node_plan(self.order.task, ONE_CALL_TOKENS)), f"one call: {why}")
 
-    def _judged(self, planned: Planned) -> Course:
+    async def _judged(self, planned: Planned) -> Course:
         """Return the plan, or the single call where delegating brings nothing."""
         if not self.order.is_judged or len(planned.plan.nodes) == 1:
             return Course(planned, "the planner's plan")
         try:
-            single = self._of(alone(planned.plan, self.order.task))
+            single = await self._of(alone(planned.plan, self.order.task))
         except FareboxError:
             return Course(planned, "the planner's plan: no single call can do it")
         verdict = judge(planned, single, deadline_s=self.left_s())

@@ -65,17 +65,25 @@ class Way:
 class Graph:
     """Jobs. `needs[job]` are those it waits for; `ways[job]` is not empty and ordered by price, then time.
 
-    `slots` says how many calls a seller should have at a time; a seller without an entry takes any number.
+    `slots` says how many calls a seller should have at a time; a seller without an entry takes any number. At most
+    `width` jobs are done at once.
     """
 
     needs: Sequence[Sequence[int]]
     ways: Sequence[Sequence[Way]]
     slots: Mapping[str, int] = field(default_factory=dict)
+    width: int | None = None
 
     @property
     def size(self) -> int:
         """How many jobs there are."""
         return len(self.needs)
+
+    @cached_property
+    def has_turns(self) -> bool:
+        """Whether a job may have to wait although all that it needs is done."""
+        bounds = [*self.slots.values(), *([] if self.width is None else [self.width])]
+        return any(bound < self.size for bound in bounds)
 
     @cached_property
     def followers(self) -> list[list[int]]:
@@ -164,10 +172,11 @@ def carry_out(
 ) -> Course:
     """Return the course of an assignment: whatever is ready starts, the urgent first, while its seller has a slot.
 
-    At most `width` jobs run at once. A failed attempt is repeated by `next_way`, with what the budget still allows
-    after everything that is yet to be done.
+    At most `width` jobs run at once, or as many as the graph says. A failed attempt is repeated by `next_way`, with
+    what the budget still allows after everything that is yet to be done.
     """
     ranks = upward_ranks(graph, assignment) if ranks is None else ranks
+    width = graph.width if width is None else width
     missing = [len(needs) for needs in graph.needs]
     ready = [(-ranks[job], job) for job, count in enumerate(missing) if not count]
     heapq.heapify(ready)
@@ -268,11 +277,22 @@ def upgraded(graph: Graph, *, budget_units: int | None = None, deadline_s: float
         raise BudgetInfeasible(
             f"the cheapest way to do all of it takes {cost} units, the budget is {budget_units}", missing_units=missing
         )
-    takes_s = carry_out(graph, assignment).takes_s
-    trials = 0
+    faster = _faster(graph, assignment, budget_units, deadline_s)
+    if not graph.has_turns:
+        return faster
+    # Trials reckon with the least that waiting for turns can cost: aim lower by what it does cost.
+    if deadline_s is not None and (ends_s := carry_out(graph, faster).takes_s) > deadline_s:
+        faster = _faster(graph, faster, budget_units, deadline_s * deadline_s / ends_s)
+    return min(assignment, faster, key=lambda each: carry_out(graph, each).takes_s)
+
+
+def _faster(graph: Graph, given: Assignment, budget_units: int | None, deadline_s: float | None) -> list[int]:
+    """Return an assignment with the upgrades that save most time a coin, one after the other."""
+    assignment = list(given)
+    cost, takes_s, trials = cost_units(graph, assignment), _least_s(graph, assignment), 0
     while deadline_s is None or takes_s > deadline_s:
         best: tuple[float, int, int, float, int] | None = None
-        for job in _critical(graph, assignment):
+        for job in _critical(graph, assignment, takes_s):
             kept = assignment[job]
             for way, each in enumerate(graph.ways[job]):
                 more = each.price_units - graph.ways[job][kept].price_units
@@ -283,7 +303,7 @@ def upgraded(graph: Graph, *, budget_units: int | None = None, deadline_s: float
                 if (trials := trials + 1) > UPGRADE_TRIALS_MAX:
                     return assignment
                 assignment[job] = way
-                would_take_s = carry_out(graph, assignment).takes_s
+                would_take_s = _least_s(graph, assignment)
                 assignment[job] = kept
                 gain = (takes_s - would_take_s) / max(more, 1)
                 if would_take_s < takes_s - _LEAST_GAIN_S and (best is None or gain > best[0]):
@@ -296,8 +316,28 @@ def upgraded(graph: Graph, *, budget_units: int | None = None, deadline_s: float
     return assignment
 
 
-def _critical(graph: Graph, assignment: Assignment) -> list[int]:
-    """Return the jobs on a longest path, or nearly so: only they are worth making faster."""
+def _least_s(graph: Graph, assignment: Assignment) -> float:
+    """Return the least that an assignment can take: its longest path, or all the work through what there are turns of.
+
+    Where no job has to wait for a turn, that is what it takes.
+    """
+    longest_s = max(upward_ranks(graph, assignment))
+    if not graph.has_turns:
+        return longest_s
+    total_s, by_seller = 0.0, dict.fromkeys(graph.slots, 0.0)
+    for ways, way in zip(graph.ways, assignment, strict=True):
+        total_s += ways[way].takes_s
+        if ways[way].seller in by_seller:
+            by_seller[ways[way].seller] += ways[way].takes_s
+    shares_s = [work_s / graph.slots[seller] for seller, work_s in by_seller.items()]
+    return max(longest_s, *shares_s, 0.0 if graph.width is None else total_s / graph.width)
+
+
+def _critical(graph: Graph, assignment: Assignment, least_s: float) -> Sequence[int]:
+    """Return the jobs on a longest path, or nearly so: only they are worth making faster.
+
+    Where the whole takes longer than that path, jobs wait for a turn, and each that ends sooner lets another begin.
+    """
     ranks = upward_ranks(graph, assignment)
     before = [0.0] * graph.size
     for job in graph.order:
@@ -305,4 +345,6 @@ def _critical(graph: Graph, assignment: Assignment) -> list[int]:
             (before[need] + graph.ways[need][assignment[need]].takes_s for need in graph.needs[job]), default=0.0
         )
     longest_s = max(before[job] + ranks[job] for job in range(graph.size))
+    if least_s > longest_s + _LEAST_GAIN_S:
+        return range(graph.size)
     return [job for job in range(graph.size) if before[job] + ranks[job] >= longest_s * _NEARLY_CRITICAL]

@@ -132,17 +132,20 @@ def plan_course(
 def wishes_of(planned: Planned, deadline_s: float | None = None) -> Mapping[str, Wish]:
     """Return for each node when its answer is needed so that the whole is in time.
 
-    Nodes that others do not wait for have all the time that the longest path leaves them.
+    Nodes that others do not wait for have all the time that the longest path leaves them, unless nodes wait for a turn:
+    then the next one waits for each.
     """
     graph, assignment = planned.graph, planned.assignment
     ranks, before = upward_ranks(graph, assignment), _begins_s(graph, assignment)
-    whole_s = max(start + rank for start, rank in zip(before, ranks, strict=True))
+    longest_s = max(start + rank for start, rank in zip(before, ranks, strict=True))
+    whole_s = carry_out(graph, assignment).takes_s
+    has_turns = whole_s > longest_s + _SHORTEST_S
     late_s = 0.0 if deadline_s is None else max(deadline_s - whole_s, 0.0)
     wishes = {}
     for job, node in enumerate(planned.plan.nodes):
         takes_s = graph.ways[job][assignment[job]].takes_s
         path_s = max(before[job] + ranks[job], _SHORTEST_S)
-        spread_s, free_s = SPREAD_SHARE * takes_s + SPREAD_MIN_S, whole_s - path_s
+        spread_s, free_s = SPREAD_SHARE * takes_s + SPREAD_MIN_S, 0.0 if has_turns else longest_s - path_s
         # Of the time that is not needed, each node gets as much as it takes of the longest path through it.
         wishes[node.id] = Wish(
             takes_s + spread_s + free_s * takes_s / path_s + late_s * takes_s / max(whole_s, _SHORTEST_S), free_s <= 0
@@ -174,7 +177,7 @@ def _graph(plan: Plan, offers: Sequence[Priced], settings: DelegateSettings, ans
     ]
     fitness = {offer.name: settings.fitness_of(offer.model) for offer in offers}
     slots = {name: each.slots for name, each in fitness.items() if each is not None and each.slots is not None}
-    return Graph([[places[need] for need in node.needs] for node in plan.nodes], ways, slots)
+    return Graph([[places[need] for need in node.needs] for node in plan.nodes], ways, slots, settings.parallel)
 
 
 def _ways(place: int, node: Node, work: float, offers: Sequence[Priced], settings: DelegateSettings) -> Sequence[Way]:

@@ -128,7 +128,7 @@ def test_a_hostile_plan_is_refused_with_its_own_error(free: Farebox, tmp_path: P
     ("arguments", "exit_code", "said"),
     [
         (("run", "--budget", "0.05"), 2, "TASK"),
-        (("run", "x", "--budget", "lots"), 2, "--budget: expected digits"),
+        (("run", "x", "--budget", "lots"), 2, "--budget: expected a number of tokens"),
         (("run", "x", "--budget", "0"), 2, "budget: expected more than zero"),
         (("run", "x", "--budget", "0.05", "--deadline", "soon"), 2, "--deadline: expected a time"),
         (("run", "x", "--budget", "0.05", "--plan", "/nowhere"), 2, "/nowhere: no such file"),

@@ -129,7 +129,7 @@ def test_repeating_a_request_by_its_id_gives_its_answer_again_and_buys_nothing(b
     ("extra", "status", "said"),
     [
         ({"metadata": {"budget": "0.30"}}, 400, "budget: at most 0.20"),
-        ({"metadata": {"budget": "much"}}, 400, "budget: expected digits"),
+        ({"metadata": {"budget": "much"}}, 400, "budget: expected a number of tokens"),
         ({"metadata": {"budget": "0"}}, 400, "budget: expected more than zero"),
         ({"metadata": {"deadline_s": "601"}}, 400, "deadline: at most 600 s"),
         ({"metadata": {"deadline_s": "soon"}}, 400, "metadata.deadline_s"),

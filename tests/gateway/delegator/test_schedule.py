@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +58,19 @@ def test_the_urgent_job_goes_first() -> None:
 def test_speed_is_bought_on_the_critical_path_only() -> None:
     graph = Graph([(), (), (0, 1)], [[SLOW, QUICK], [Way("slow", 1.0, 10), Way("quick", 0.5, 30)], [SLOW, QUICK]])
     assert upgraded(graph, budget_units=70) == [1, 0, 1]
+
+
+def test_where_jobs_wait_for_a_turn_speed_is_bought_off_the_longest_path_too() -> None:
+    at_once = Graph([()] * 4, [[Way("slow", 9.0, 10), Way("quick", 8.0, 15)], *[[SLOW, QUICK]] * 3])
+    assert upgraded(at_once, budget_units=75) == [1, 0, 0, 0]
+    assert upgraded(replace(at_once, width=1), budget_units=75) == [1, 1, 0, 0]
+    assert upgraded(replace(at_once, slots={"slow": 1}), budget_units=75) == [1, 1, 0, 0]
+
+
+def test_a_deadline_is_met_in_spite_of_turns_where_a_coin_can_do_it() -> None:
+    graph = replace(FORK, width=2)
+    assert carry_out(graph, cheapest(graph)).takes_s == 12.0
+    assert carry_out(graph, upgraded(graph, deadline_s=7.0)).takes_s <= 7.0
 
 
 def test_no_more_is_bought_than_the_deadline_asks_for() -> None:
