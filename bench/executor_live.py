@@ -23,6 +23,7 @@ from bench.idle_town import IdleTown, open_idle_town
 from bench.machine import this_machine
 from buyer.budgets import budget_units
 from buyer.home import Home
+from buyer.limits import SIGN_COUNT_MAX
 from buyer.pool import Pool
 from contracts.console import print_document
 from contracts.tiers import NORMAL
@@ -90,7 +91,8 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _measured(folder: Path, kills: int, seed: int) -> tuple[int, Books]:
     timeout_s = max(_KILLS_TIMEOUT_S, kills * _KILL_TIMEOUT_S)
-    async with open_idle_town(folder, slots=_SLOTS, payments={NORMAL: kills * _PAYMENTS_A_KILL + 50}) as town:
+    payments = min(kills * _PAYMENTS_A_KILL + 50, SIGN_COUNT_MAX)
+    async with open_idle_town(folder, slots=_SLOTS, payments={NORMAL: payments}) as town:
         home = town.homes[NORMAL]
         child = await asyncio.create_subprocess_exec(
             sys.executable,
