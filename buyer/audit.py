@@ -135,10 +135,10 @@ def _audit_rows(connection: Connection, purchase: Purchase, finding: Finding) ->
 def _audit_requests(connection: Connection) -> Finding:
     """One logical request, one authorization."""
     finding = Finding("requests")
-    (left,) = connection.execute(f"SELECT count(*) FROM authorizations WHERE state IN {_LEFT}").fetchone()  # noqa: S608
+    (left,) = connection.execute(f"SELECT count(*) FROM authorizations WHERE state IN {_LEFT}").fetchone()  # noqa: S608 - constants
     doubled = connection.execute(
         f"""SELECT request_key, count(*) AS times FROM authorizations
-            WHERE state IN {_LEFT} AND request_key IS NOT NULL GROUP BY request_key HAVING count(*) > 1"""  # noqa: S608
+            WHERE state IN {_LEFT} AND request_key IS NOT NULL GROUP BY request_key HAVING count(*) > 1"""  # noqa: S608 - constants
     ).fetchall()
     for row in doubled:
         finding.differ(f"request {row['request_key'][:80]} took {row['times']} authorizations")

@@ -388,9 +388,9 @@ def _was_too_large(outcome: Outcome) -> bool:
 
 def _check_model(call: Call, models: list[str]) -> None:
     """Refuse (403) a model that the caller's key does not name. Purchases of one name are of one model."""
-    allowed = None if call.client_key is None else call.client_key.models
-    if allowed is not None and any(model not in allowed for model in models):
-        message = f"model: the key {call.client_key.name} may not call {call.model.name[:100]!r}"  # type: ignore[union-attr]
+    key = call.client_key
+    if key is not None and key.models is not None and any(model not in key.models for model in models):
+        message = f"model: the key {key.name} may not call {call.model.name[:100]!r}"
         raise Refused(Problem(403, "model_not_allowed", message))
 
 

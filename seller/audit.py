@@ -57,8 +57,8 @@ def audit_books(database: Database, chain_id: int, asset: Asset) -> list[Finding
         key = (chain_id, asset.address)
         where = "WHERE chain_id = ? AND token = ?"
         rows = connection.execute(f"SELECT * FROM payments {where}", key).fetchall()  # noqa: S608 - a constant
-        kept = connection.execute(f"SELECT name, amount_atomic FROM books {where}", key).fetchall()  # noqa: S608
-        payers = connection.execute(f"SELECT * FROM payers {where}", key).fetchall()  # noqa: S608
+        kept = connection.execute(f"SELECT name, amount_atomic FROM books {where}", key).fetchall()  # noqa: S608 - as above
+        payers = connection.execute(f"SELECT * FROM payers {where}", key).fetchall()  # noqa: S608 - as above
         return [
             _audit_sums(rows, {row["name"]: int(row["amount_atomic"]) for row in kept}, asset),
             _audit_payers(rows, payers),

@@ -71,7 +71,7 @@ def owe_together(connection: Connection, process_id: str, deliveries: Sequence[D
     queued = advance_money(Money.RESERVED, MoneyEvent.OWE)
     for piece in in_pieces([delivery.claim.owner for delivery in deliveries]):
         changed = connection.execute(
-            "UPDATE payments SET work = ?, owner = NULL, money = ?, reason = NULL, updated_ms = ?"  # noqa: S608
+            "UPDATE payments SET work = ?, owner = NULL, money = ?, reason = NULL, updated_ms = ?"  # noqa: S608 - placeholders
             f" WHERE owner IN {placeholders(len(piece), 1)} AND money = ?",
             (Work.DELIVERED.value, queued.value, now_ms, *piece, Money.RESERVED.value),
         ).rowcount
