@@ -1,4 +1,4 @@
-"""Every error Farebox raises, in one tree.
+"""The errors that the rooms share, in one tree. What one room alone raises stands there; docs/errors.md lists all.
 
 FareboxError
 ├── LocalError                    our own configuration, machine or misuse
