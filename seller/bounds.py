@@ -27,6 +27,12 @@ _PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "quer
 _TEXT_MEMBERS = ("content", "text")
 _CHOICE_FIELDS = ("n", "best_of")
 _STREAM_FIELDS = ("stream", "stream_options")
+# What makes a model work beyond its request, or read what is not in it: neither is bounded by the body's length.
+_BOUNDLESS = {
+    "background": "what runs on without its request",
+    "previous_response_id": "what a server remembers of earlier requests",
+    "conversation": "what a server remembers of earlier requests",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +56,12 @@ def bound_request(body: bytes, dialect: Dialect, price: UsagePrice) -> BoundedRe
     `MalformedMessage` (400) for a body that is no JSON object or has a field of another type.
     """
     raw = decode_json(body, dict[str, msgspec.Raw], "body")
-    watched = (*dialect.output_fields, *dialect.pairs, *_CHOICE_FIELDS, *_STREAM_FIELDS, "background")
+    watched = (*dialect.output_fields, *dialect.pairs, *_CHOICE_FIELDS, *_STREAM_FIELDS, *_BOUNDLESS)
     _refuse_other_case(raw, watched)
     fields: Fields = {name: decode_json(raw[name], Any, name) for name in watched if name in raw}
-    if fields.get("background"):
-        raise MalformedMessage("background: what runs on without its request is not sold by usage")
+    for name, what in _BOUNDLESS.items():
+        if fields.get(name):
+            raise MalformedMessage(f"{name}: {what} is not sold by usage")
     read_bytes = len(body) + _read_again_bytes(raw, fields, dialect)
     fits = price.output_that_fits(read_bytes)
     if fits is None:

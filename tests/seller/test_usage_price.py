@@ -202,6 +202,9 @@ def test_what_goes_on_can_be_read_in_one_way_only(body: bytes) -> None:
         ({"stream": True, "stream_options": []}, "stream_options"),
         ({"stream": True, "stream_options": {"Include_Usage": False}}, "Include_Usage"),
         ({"background": True}, "background"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": {"id": "conv_1"}}, "conversation"),
+        ({"Previous_Response_Id": "resp_1"}, "Previous_Response_Id"),
     ],
 )
 def test_a_field_that_could_mean_something_else_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
