@@ -74,20 +74,21 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench executor", description=__doc__)
     parser.add_argument("--live", action="store_true", help="with a real pool, seller and chain; has its own --help")
     parser.add_argument("--kill", type=int, default=_KILLS, metavar="N", help=f"children to kill ({_KILLS})")
-    parser.add_argument("--store", choices=_STORES, default="sqlite", help="where the journal is (sqlite)")
+    parser.add_argument("--store", choices=_STORES, help="where the journal is (sqlite; postgres with --engine dbos)")
     parser.add_argument("--engine", choices=_LIFE_S_MAX, default="asyncio", help="what carries runs out (asyncio)")
-    parser.add_argument("--processes", type=int, help="children at once (1; 2 with --store postgres)")
+    parser.add_argument("--processes", type=int, help="children at once (1; 2 with postgres)")
     parser.add_argument("--seed-base", type=int, default=_SEED, help=f"the seed ({_SEED})")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a text")
     options = parser.parse_args(arguments)
-    at_once = options.processes or (2 if options.store == "postgres" else 1)
+    store = options.store or ("postgres" if options.engine == "dbos" else "sqlite")
+    at_once = options.processes or (2 if store == "postgres" else 1)
     if options.kill < 1 or at_once < 1:
         parser.error("expected at least one kill and one process")
-    if options.engine == "dbos" and options.store == "sqlite":
+    if options.engine == "dbos" and store == "sqlite":
         parser.error("--engine dbos: needs --store postgres")
     work = _carry_out if options.engine == "asyncio" else _carry_out_by_dbos
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder, _store(options.store, folder) as url:
+    with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder, _store(store, folder) as url:
         bank = Path(folder) / "bank.db"
         killed = kill_again_and_again(
             lambda ready: asyncio.run(work(url, bank, ready)),
@@ -109,13 +110,13 @@ def main(arguments: Sequence[str]) -> int:
         Gate("spent by the journal less what was paid", "at most", 0, abs(books.journal_units - books.paid_units)),
         Gate("runs over their budget", "at most", 0, books.over_budget),
     ]
-    if options.store == "sqlite":
+    if store == "sqlite":
         # With a server it is mostly the driver's time, and told without a promise.
         gates.append(Gate("the engine's CPU time per node, in us", "at most", _CPU_US_MAX, cpu_us))
     document: dict[str, Any] = {
         "machine": this_machine(),
         "seed": options.seed_base,
-        "store": options.store,
+        "store": store,
         "engine": options.engine,
         "processes": at_once,
         "killed": killed,
