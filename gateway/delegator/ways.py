@@ -170,6 +170,11 @@ def judge(planned: Planned, single: Planned, *, deadline_s: float | None = None)
 
 
 def _graph(plan: Plan, offers: Sequence[Priced], settings: DelegateSettings, answered: Collection[str]) -> Graph:
+    if not offers:
+        raise NotForSale(
+            "nothing that was bought can be spent now",
+            remedy="run `farebox buy NAME --endpoint URL --model MODEL --count N --max-price P`; see `farebox status`",
+        )
     places, nodes = plan.places, {node.id: node for node in plan.nodes}
     ways = [
         [_ANSWERED] if node.id in answered else _ways(place, node, _work(node, nodes), offers, settings)

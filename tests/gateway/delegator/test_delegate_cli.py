@@ -114,6 +114,12 @@ def test_a_dry_run_shows_who_would_do_what_and_pays_nothing(free: Farebox, plan:
     assert "a planner is paid" in free("run", "x", "--planner-model", "m", "--budget", "0.05", "--dry-run").stdout
 
 
+def test_who_has_bought_nothing_yet_is_told_to_buy(tmp_path: Path, typed: Callable[[Town], Farebox]) -> None:
+    refused = typed(Town(tmp_path / "home"))("run", "x", "--budget", "0.05")
+    assert refused.exit_code == 1
+    assert "nothing that was bought can be spent now\nrun `farebox buy" in refused.stderr
+
+
 @pytest.mark.parametrize("code", HOSTILE)
 def test_a_hostile_plan_is_refused_with_its_own_error(free: Farebox, tmp_path: Path, code: str) -> None:
     file = written(tmp_path, HOSTILE[code])
