@@ -244,9 +244,12 @@ def _number(answer: Any) -> int:
 
 def _timestamp(block: Any) -> int:
     try:
-        return int(block["timestamp"], 16)
+        seconds = int(block["timestamp"], 16)
     except (TypeError, KeyError, ValueError):
         raise ChainUnavailable("eth_getBlockByNumber: the answer is not a block") from None
+    if not 0 <= seconds < 2**63:
+        raise ChainUnavailable("eth_getBlockByNumber: its time is none")
+    return seconds
 
 
 def _hash(log: dict[str, Any]) -> str | None:

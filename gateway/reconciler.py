@@ -44,6 +44,9 @@ class Reconciler:
                 await self._ask(purchase, now_s)
             except FareboxError as error:
                 log.warning("purchase %s: %s: %s", purchase.name, error.code, error.message)
+            except Exception:
+                # One purchase's chain must not end what is known of the others.
+                log.exception("purchase %s: its payments cannot be asked about", purchase.name)
 
     async def _ask(self, purchase: Purchase, now_s: float) -> None:
         rpc_urls = list(purchase.rpc_urls) or self._rpc_urls

@@ -8,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from buyer.home import Home
 from buyer.pool import Claim, Counts, Pool
@@ -17,7 +21,7 @@ from contracts.schemes.exact_eip3009 import transfer_call
 from gateway.limits import RECONCILE_EVERY_S
 from gateway.reconciler import Reconciler
 from gateway.shelf import Shelf
-from tests.gateway.parts import ASSET, KEY, sign_pool
+from tests.gateway.parts import ASSET, KEY, listening, sign_pool
 from tests.gateway.test_failures import closed_port
 
 COUNT = 3
@@ -41,10 +45,10 @@ def pool(tmp_path: Path) -> Iterator[AskedPool]:
     opened.close()
 
 
-def lose_one(pool: Pool) -> Claim:
+def lose_one(pool: Pool, name: str = "chat") -> Claim:
     """Let one authorization be sent and its answer be lost."""
     spender = pool.spender()
-    claim = spender.claim(pool.purchase("chat"), "request", int(time.time()))
+    claim = spender.claim(pool.purchase(name), f"request at {name}", int(time.time()))
     spender.sent(claim)
     spender.lost(claim, status=None, reason="no answer")
     spender.close()
@@ -93,3 +97,42 @@ async def test_a_dead_endpoint_is_reported_and_tried_again(pool: AskedPool, capl
         await reconciler.run(now_s)
     assert pool.asked == 2
     assert "chain_unavailable" in caplog.text
+
+
+@pytest.mark.parametrize("timestamp", ["0x" + "f" * 64, "-0x1", "soon", None])
+async def test_an_endpoint_that_tells_no_time_expires_nothing(
+    chain: Devnet, pool: AskedPool, timestamp: str | None
+) -> None:
+    said = {"eth_chainId": "0x7a69", "eth_getBlockByNumber": {"timestamp": timestamp}, "eth_call": "0x0"}
+
+    async def lie(request: Request) -> JSONResponse:
+        asked = await request.json()
+        answers = [
+            {"id": each["id"], "result": said[each["method"]]}
+            for each in (asked if isinstance(asked, list) else [asked])
+        ]
+        return JSONResponse(answers)
+
+    with listening(Starlette(routes=[Route("/", lie, methods=["POST"])])) as liar:
+        asset = replace(ASSET, address=parse_address(chain.token))
+        sign_pool(pool, "http://127.0.0.1:1", COUNT, asset=asset, rpc_urls=(liar.url,))
+        lose_one(pool)
+        await Reconciler(pool, Shelf(pool), []).run(0.0)
+    assert pool.counts("chat") == Counts(ready=COUNT - 1, unknown=1)
+
+
+async def test_a_defect_with_one_purchase_keeps_nobody_else_waiting(chain: Devnet, pool: AskedPool) -> None:
+    asset = replace(ASSET, address=parse_address(chain.token))
+    for name in ("chat", "later"):
+        sign_pool(pool, "http://127.0.0.1:1", COUNT, name=name, asset=asset, rpc_urls=(chain.rpc_url,))
+        lose_one(pool, name)
+
+    asked: list[str] = []
+
+    async def reconcile(name: str, rpc_urls: object, *, ready_too: bool = False) -> dict[str, int]:
+        asked.append(name)
+        raise OverflowError("a defect")
+
+    pool.reconcile = reconcile  # type: ignore[method-assign]
+    await Reconciler(pool, Shelf(pool), []).run(0.0)
+    assert asked == ["chat", "later"]
