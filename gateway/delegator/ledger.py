@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from buyer.budgets import shown_units
 from contracts.errors import BudgetExceeded
 
 __all__ = ["Ledger"]
@@ -71,7 +72,8 @@ class Ledger:
         assert key not in self._reserved, "a call is reserved for once"
         room = self.room_units(name)
         if units > room:
-            raise BudgetExceeded(f"a call may cost {units} units, {room} are left of the run's {self.budget_units}")
+            shown = [shown_units(each) for each in (units, room, self.budget_units)]
+            raise BudgetExceeded("a call may cost {}, {} is left of the run's {}".format(*shown))
         out_of_slice = min(units, self._slices.get(name, 0)) if name is not None else 0
         if name is not None and out_of_slice:
             self._slices[name] -= out_of_slice

@@ -139,15 +139,16 @@ def test_the_ledger_holds_at_every_step() -> None:
 
 
 def test_a_slice_is_its_nodes_alone_until_the_node_is_done() -> None:
-    ledger = Ledger(100)
-    ledger.cut([("a", 60), ("b", 30)])
-    with pytest.raises(BudgetExceeded):
-        ledger.reserve("b's repetition", 41, "b")
-    ledger.reserve("a's call", 60, "a")
-    ledger.settle("a's call", 20)
-    assert ledger.room_units("b") == 40, "a may need the rest of its slice again"
+    cent = 10**34
+    ledger = Ledger(100 * cent)
+    ledger.cut([("a", 60 * cent), ("b", 30 * cent)])
+    with pytest.raises(BudgetExceeded, match=r"a call may cost 0\.41, 0\.4 is left of the run's 1$"):
+        ledger.reserve("b's repetition", 41 * cent, "b")
+    ledger.reserve("a's call", 60 * cent, "a")
+    ledger.settle("a's call", 20 * cent)
+    assert ledger.room_units("b") == 40 * cent, "a may need the rest of its slice again"
     ledger.close("a")
-    assert ledger.room_units("b") == 80
+    assert ledger.room_units("b") == 80 * cent
 
 
 def test_a_result_of_brackets_does_not_end_the_process() -> None:
