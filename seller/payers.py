@@ -12,6 +12,7 @@ from cachetools import TTLCache
 
 from contracts.address import Address
 from contracts.errors import ChainUnavailable
+from contracts.evm.gathered import Gathered
 from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token, read_head
@@ -44,12 +45,12 @@ class KnownPayer:
 
 
 class Payers:
-    """A bounded cache of payer facts; concurrent questions about one payer are one question."""
+    """A bounded cache of payer facts; concurrent questions about one payer are one question, and of all one request."""
 
     def __init__(self, rpc: Rpc, token: Address) -> None:
-        self._rpc = rpc
-        self._token = Token(rpc, token)
-        self._permit2 = Permit2(rpc)
+        self._chain = chain = Gathered(rpc)
+        self._token = Token(chain, token)
+        self._permit2 = Permit2(chain)
         self._known: TTLCache[tuple[Address, bool], KnownPayer] = TTLCache(
             PAYER_FACTS_MAX, PAYER_FACTS_TTL_S, time.monotonic
         )
@@ -95,7 +96,7 @@ class Payers:
         try:
             async with asyncio.timeout(FACTS_TIMEOUT_S):
                 head, facts, bits = await asyncio.gather(
-                    read_head(self._rpc),
+                    read_head(self._chain),
                     self._token.payer_facts(payer, permit2=permit2),
                     self._words(payer, asked),
                 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable
-from contracts.evm.rpc import Rpc
+from contracts.evm.rpc import Reader
 from contracts.evm.token import allowance_data, bytes_of, call_object, integer_of
 from contracts.keccak import keccak
 from contracts.limits import ENDINGS_LOOKED_AT_MAX
@@ -48,7 +48,7 @@ class Ending:
 class Permit2:
     """Permit2 on the chain behind `rpc`. Every method raises `ChainUnavailable` when no endpoint answers."""
 
-    def __init__(self, rpc: Rpc) -> None:
+    def __init__(self, rpc: Reader) -> None:
         self._rpc = rpc
 
     async def facts(self, proxy: Address, token: Address, owner: Address) -> Permit2Facts:

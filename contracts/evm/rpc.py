@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import httpx
 import msgspec
@@ -22,7 +22,7 @@ from contracts.limits import RPC_ANSWER_BYTES_MAX, RPC_BATCH_MAX, RPC_CONNECT_TI
 from contracts.nesting import check_nesting
 from contracts.tls import tls_context
 
-__all__ = ["Rpc", "RpcRefused"]
+__all__ = ["Call", "Reader", "Rpc", "RpcRefused"]
 
 Call = tuple[str, Sequence[Any]]
 
@@ -42,6 +42,13 @@ class RpcRefused(RemoteError):
         super().__init__(message)
         self.rpc_code = rpc_code
         self.data = data
+
+
+class Reader(Protocol):
+    """Who asks the chain: `Rpc`, or something before it."""
+
+    async def call(self, method: str, *params: Any) -> Any: ...
+    async def batch(self, calls: Sequence[Call]) -> list[Any]: ...
 
 
 class Rpc:

@@ -7,7 +7,7 @@ from typing import Any
 
 from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable
-from contracts.evm.rpc import Rpc, RpcRefused
+from contracts.evm.rpc import Reader, RpcRefused
 from contracts.keccak import keccak
 from contracts.networks import PERMIT2
 from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, AUTHORIZATION_USED_TOPIC
@@ -72,7 +72,7 @@ def call_object(to: Address, data: bytes) -> dict[str, str]:
     return {"to": address_text(to), "data": "0x" + data.hex()}
 
 
-async def read_head(rpc: Rpc) -> Head:
+async def read_head(rpc: Reader) -> Head:
     """Return number and timestamp of the latest block. Raises `ChainUnavailable`."""
     block = await rpc.call("eth_getBlockByNumber", "latest", False)
     try:
@@ -84,7 +84,7 @@ async def read_head(rpc: Rpc) -> Head:
 class Token:
     """An EIP-3009 token on the chain behind `rpc`. Every method raises `ChainUnavailable` when no endpoint answers."""
 
-    def __init__(self, rpc: Rpc, address: Address) -> None:
+    def __init__(self, rpc: Reader, address: Address) -> None:
         self._rpc = rpc
         self.address = address
 
