@@ -41,11 +41,24 @@ def redacted(text: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats as its base does, tracebacks included, and masks what looks like a secret."""
+    """Formats as its base does, tracebacks included, and masks what looks like a secret.
+
+    What others say is in messages, too: it makes no line of its own, and steers no terminal that shows the log.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line as it may be read by anybody who reads logs."""
-        return redacted(super().format(record))
+        return "\n".join(map(_one_line, redacted(super().format(record)).split("\n")))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line without what follows it: a traceback, whose lines stay lines."""
+        return _one_line(super().formatMessage(record))
+
+
+def _one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def log_to_stderr(level: int) -> None:
