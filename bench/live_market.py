@@ -75,7 +75,6 @@ class LiveMarket:
     chain: Devnet
     wallet: KeySigner
     origins: dict[str, str] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
     payees: dict[str, str] = field(default_factory=dict)
     processes: dict[str, Child] = field(default_factory=dict)
     _admins: dict[str, str] = field(default_factory=dict)
@@ -107,7 +106,7 @@ class LiveMarket:
         command = farebox_command("sell", "--config", str(folder / "seller.yaml"), "--admin-listen", admin[7:])
         self.processes[seller.name] = self.crew.start(f"sell-{seller.name}", command)
         self.crew.wait_ready(self.processes[seller.name], f"{admin}/readyz")
-        self.origins[seller.name], self.models[seller.name], self._admins[seller.name] = url, model_url, admin
+        self.origins[seller.name], self._admins[seller.name] = url, admin
         self.payees[seller.name] = payee
 
     def buy(self, home: Path, sellers: Sequence[LiveSeller], count: int) -> None:
@@ -134,20 +133,16 @@ class LiveMarket:
 
     def start_gateway(self, name: str, home: Path, settings: dict[str, Any]) -> LiveGateway:
         """Start a gateway on the pool of a home; it is there once `wait_ready` has returned."""
-        urls = [f"http://127.0.0.1:{port}" for port in free_ports(2)]
-        listen = {"listen": urls[0][7:], "admin_listen": urls[1][7:], "home": str(home)}
+        url, admin_url = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+        listen = {"listen": url[7:], "admin_listen": admin_url[7:], "home": str(home)}
         path = self.crew.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**listen, **settings}))
         child = self.crew.start(name, farebox_command("serve", "--config", str(path)))
-        return LiveGateway(home, *urls, child)
+        return LiveGateway(home, url, admin_url, child)
 
     def wait_ready(self, gateway: LiveGateway) -> None:
         """Return when a gateway answers. Raises `DemoFailed` with its last words when it does not."""
         self.crew.wait_ready(gateway.process, f"{gateway.admin_url}/readyz")
-
-    def set_pace(self, seller: str, pace: float) -> None:
-        """Make a seller's model faster or slower from now on."""
-        httpx.post(f"{self.models[seller]}/test/pace/{float(pace)}", timeout=10).raise_for_status()
 
     def earned_atomic(self) -> int:
         """Return what the sellers have on the chain, once nothing is owed to them any more."""
