@@ -81,6 +81,7 @@ async def _examine_buyer(config: GatewayConfig, rpc_urls: Sequence[str]) -> list
 
 async def _examine_seller(path: Path) -> list[Check]:
     from seller.advice import advice
+    from seller.checkup import has_gas_key, look_at_gas_account, look_at_token, look_at_upstream
     from seller.config import read_config
 
     try:
@@ -88,7 +89,16 @@ async def _examine_seller(path: Path) -> list[Check]:
     except FareboxError as error:
         return [Check("seller", False, error.message, error.advice)]
     money = f"money goes to {config.pay_to} on {config.chain.label}"
-    checks = [Check("seller", True, f"{path} can be read; {money}"), *await _checked(_chain_looks(config.rpc))]
+    looks = [*_chain_looks(config.rpc), ("seller: token", lambda: look_at_token(config))]
+    if has_gas_key(config):
+        looks.append(("seller: gas account", lambda: look_at_gas_account(config)))
+    if config.upstream is not None:
+        looks.append(("seller: upstream", lambda: look_at_upstream(config)))
+    checks = [Check("seller", True, f"{path} can be read; {money}"), *await _checked(looks)]
+    if config.settler.key_file is not None and not has_gas_key(config):
+        found = f"there is no key in {config.settler.key_file}"
+        elsewhere = "so `farebox settle` must run where it is, and this machine sells with `--no-settle`"
+        checks.append(Check("seller: gas account", True, found, advice=elsewhere))
     return checks + [Check("seller: settings", True, "they work", advice=line) for line in advice(config)]
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gateway.doctor
 import seller.advice
@@ -24,12 +25,13 @@ from contracts.evm.token import Token
 from contracts.evm.toolchain import anvil_binary
 from gateway import devnet as practice
 from gateway.config import GatewayConfig
-from gateway.doctor import examine
+from gateway.doctor import Check, examine
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
 from tests.gateway.test_serve_process import run
 from tests.processes import farebox_process
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "seller.example.yaml"
+PAYEE = "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
 HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai", "pydantic", "httpx", "uvicorn"}
 
 
@@ -176,7 +178,9 @@ class TestDoctor:
     ) -> None:
         def advice(*rpc_urls: str) -> dict[str, str]:
             checks = asyncio.run(examine(GatewayConfig(home=str(home)), rpc_urls, settings))
-            return {check.name: check.advice for check in checks if check.advice and check.ok}
+            return {
+                check.name: check.advice for check in checks if check.advice and check.name != "seller: gas account"
+            }
 
         home, settings = tmp_path / "home", tmp_path / "seller.yaml"
         with Pool.open(Home.open(home)) as pool:
@@ -194,6 +198,47 @@ class TestDoctor:
 
         settings.write_text(text.replace('9"]', '9", "http://127.0.0.1:8"]'))
         assert advice("http://127.0.0.1:9", "http://127.0.0.1:8") == {}
+
+    def test_a_sellers_token_gas_account_and_server_are_looked_at(
+        self, tmp_path: Path, devnet: Devnet, seller_server: Listening
+    ) -> None:
+        def looked(text: str) -> dict[str, Check]:
+            settings.write_text(text)
+            checks = asyncio.run(examine(GatewayConfig(home=str(tmp_path / "home")), [], settings))
+            return {check.name.removeprefix("seller: "): check for check in checks if check.name.startswith("seller: ")}
+
+        settings, key = tmp_path / "seller.yaml", tmp_path / "settler.key"
+        parts: dict[str, object] = {
+            "network": "eip155:31337",
+            "rpc": [devnet.rpc_url],
+            "upstream": seller_server.url,
+            "pay_to": PAYEE,
+        }
+        parts |= {
+            "settler": {"kind": "chain", "key_file": key.name},
+            "routes": [{"match": "POST /v1/x", "price": "0.01"}],
+        }
+        token = {"address": devnet.token, "name": "USDC", "version": "2", "decimals": 6, "symbol": "USDC"}
+        well = yaml.safe_dump(parts | {"asset": token})
+
+        assert "farebox settle" in looked(well)["gas account"].advice
+        key.write_text(devnet.accounts[1].key.hex())
+        key.chmod(0o600)
+        found = looked(well)
+        assert {name: check.ok for name, check in found.items()} == {
+            "token": True,
+            "gas account": True,
+            "upstream": True,
+        }
+        assert "settlements at today's gas price" in found["gas account"].found
+
+        assert "network` says 84532" in looked(well.replace("31337", "84532"))["token"].found
+        assert (
+            "EIP-712 domain" in looked(yaml.safe_dump(parts | {"asset": token | {"name": "USD Coin"}}))["token"].found
+        )
+        assert not looked(yaml.safe_dump(parts | {"asset": token, "upstream": "http://127.0.0.1:9"}))["upstream"].ok
+        key.write_text("11" * 32)
+        assert looked(well)["gas account"].fix.startswith("send ether to 0x")
 
     def test_a_seller_that_could_not_start_fails_with_the_field_to_mend(self, tmp_path: Path) -> None:
         settings = tmp_path / "seller.yaml"
