@@ -158,7 +158,11 @@ def _listening(address: str, field: str) -> Iterator[socket.socket]:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
-        raise ConfigInvalid(f"{field}: cannot listen on {address}: {error.strerror}") from None
+        # Python adds the address once more, in its own notation.
+        reason = str(error.strerror).partition(" (")[0].lower()
+        raise ConfigInvalid(
+            f"{field}: {address}: {reason}", remedy="end what uses that address, or choose another one"
+        ) from None
     with listening:
         # Python's own event loop leaves this off for accepted connections, and an answer written in two parts would
         # wait 40 ms for the client's delayed acknowledgement.

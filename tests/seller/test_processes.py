@@ -201,6 +201,16 @@ def test_settings_that_do_not_hold_end_sell_with_two_and_the_reason(
     assert "Traceback" not in stderr
 
 
+def test_an_address_that_another_has_is_named_with_what_to_do(funded: Devnet, tmp_path: Path) -> None:
+    taken = funded.rpc_url.removeprefix("http://")
+    config = write_settings(funded, tmp_path, "http://127.0.0.1:9", "auto")
+    with command("sell", "--config", str(config), "--admin-listen", taken, "--json") as (process, _):
+        stdout, _ = process.communicate(timeout=PATIENCE_S)
+    error = json.loads(stdout)["error"]
+    assert (process.returncode, error["message"]) == (2, f"--admin-listen: {taken}: address already in use")
+    assert "end what uses that address" in error["remedy"]
+
+
 def test_importing_the_seller_loads_nothing_heavy() -> None:
     script = (
         "import seller, sys; heavy = {'web3', 'litellm', 'lightgbm', 'eth_account', 'uvicorn', 'aiohttp', 'typer'};"
