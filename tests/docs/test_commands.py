@@ -4,7 +4,8 @@ A page is a story: its blocks run in order, in one folder, in one shell. `sh` bl
 blocks stay running, and the story goes on once the port answers; `yaml file=…`, `python file=…` and `js file=…` blocks
 become files; `text` blocks are for what cannot run here, and say so. A page that `continues:` another begins where that
 one ended. The npm packages that a page says to install are those of config/interop.
-The ports of the text are replaced by free ones, so that stories may be told side by side.
+The ports of the text are replaced by free ones, so that stories may be told side by side. What stays running starts
+cold, as at a reader's; what is typed and ends is forked from a warm process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.warm_shell import warm_farebox
 from tests.patience import PATIENCE_S
+from tests.warm import Warm
 
 REPO = Path(__file__).parents[2]
 PORTS = ("8545", "9000", "8402", "8403", "8405", "9402", "9403", "4021")
@@ -56,8 +59,9 @@ def blocks_of(page: Path) -> list[Block]:
 class Stage:
     """One reader's folder and shell."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, warm_commands: Path) -> None:
         self.folder = folder
+        self.warm_commands = warm_commands
         self.services: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         self.ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self.environment = {
@@ -82,12 +86,13 @@ class Stage:
             assert block.language == "text", f"a {block.language} block that nothing runs:\n{block.text}"
 
     def _type(self, text: str) -> None:
-        """Run one block in bash; what it exports is there for the next."""
-        script = f"[ -f .env.sh ] && source .env.sh\nset -euo pipefail\n{text}\ndeclare -px > .env.sh\n"
+        """Run one block in bash; what it exports is there for the next, but for where the warm commands are."""
+        keep = "declare -px | grep -v '^declare -x PATH=' > .env.sh"
+        script = f"[ -f .env.sh ] && source .env.sh\nset -euo pipefail\n{text}\n{keep}\n"
         done = subprocess.run(
             ["bash", "-c", script],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, "PATH": f"{self.warm_commands}{os.pathsep}{self.environment['PATH']}"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -134,11 +139,12 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path: Path, warm: Warm) -> Iterator[Stage]:
     (tmp_path / "node_modules").symlink_to(REPO / "config" / "interop" / "node_modules")
-    stage = Stage(tmp_path)
-    yield stage
-    stage.close()
+    with warm_farebox(warm) as commands:
+        stage = Stage(tmp_path, commands)
+        yield stage
+        stage.close()
 
 
 def _free_ports(count: int) -> list[str]:
