@@ -310,6 +310,9 @@ def receipts(
 
         assets = pool.assets()
         found = pool.receipts(name=name, limit=limit)
+        if name is not None and not found:
+            # A removed purchase keeps its receipts.
+            pool.purchase(name)
         documents = [receipt_document(receipt, assets.get((receipt.network, receipt.asset))) for receipt in found]
         print_document({"ok": True, "receipts": documents}, as_json=as_json, human=lambda: print_receipts(documents))
 

@@ -92,7 +92,7 @@ def import_index(index: Index, path: Path) -> int:
         with _reading(path) as lines:
             return index.database.transact(lambda connection: _read(connection, lines, path.name))
     except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except Conflict as error:
         raise MalformedMessage(f"{path.name}: {error}", remedy=_REMEDY) from None
 

@@ -227,7 +227,8 @@ def test_status_without_a_name_shows_each_purchase_and_what_all_could_cost(town:
 
 def test_an_unknown_name_is_a_usage_error_everywhere(town: Town) -> None:
     wallet = ["--signer", f"keyfile:{town.key_file}"]
-    for words in (["status", "x"], ["process", "x"], ["refill", "x", "--count", "1", *wallet], ["remove", "x"]):
+    names = (["status", "x"], ["process", "x"], ["receipts", "x"], ["remove", "x"])
+    for words in (*names, ["refill", "x", "--count", "1", *wallet]):
         code, document, _ = town.run(*words)
         assert (code, document["error"]["code"]) == (USAGE, "not_found"), words
 
