@@ -165,6 +165,8 @@ def list_runs(
                 task = printable(" ".join(document["task"].split()))[:60]
                 spent = f"{document['spent']:>10} of {document['budget']:<8}"
                 out.print(f"{document['run']}  {document['state']:<8}{spent}  {task}", markup=False)
+            if not documents:
+                out.print("no runs yet; `farebox delegate run` makes one")
 
         print_document({"ok": True, "runs": documents}, as_json=as_json, human=human)
 

@@ -26,8 +26,8 @@ from contracts.evm.toolchain import anvil_binary
 from gateway import devnet as practice
 from gateway.config import GatewayConfig
 from gateway.doctor import Check, examine
+from tests.gateway.conftest import Run
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
-from tests.gateway.test_serve_process import run
 from tests.processes import farebox_process
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "seller.example.yaml"
@@ -47,8 +47,8 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
     assert not HEAVY & loaded
 
 
-def test_help_lists_every_command_under_a_heading(tmp_path: Path) -> None:
-    text = run("--help", home=tmp_path).stdout
+def test_help_lists_every_command_under_a_heading(tmp_path: Path, run: Run) -> None:
+    text = run("--help", home=tmp_path).out
     for heading, commands in {
         "Start here": ["demo", "devnet"],
         "Buy": ["probe", "buy", "process", "list", "status", "balance", "receipts", "refill", "remove", "pay"],
@@ -64,22 +64,24 @@ def test_help_lists_every_command_under_a_heading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", ["serve", "doctor", "config show", "version", "probe", "buy", "sell", "settle", "demo", "litellm config"]
 )
-def test_every_command_explains_itself_and_takes_json(tmp_path: Path, command: str) -> None:
-    text = run(*command.split(), "--help", home=tmp_path).stdout
+def test_every_command_explains_itself_and_takes_json(tmp_path: Path, run: Run, command: str) -> None:
+    text = run(*command.split(), "--help", home=tmp_path).out
     assert f"Usage: farebox {command}" in text
     assert "--json" in text
 
 
-def test_help_breaks_lines_where_the_terminal_does_and_tells_defaults(tmp_path: Path) -> None:
-    text = run("serve", "--help", home=tmp_path).stdout
+def test_help_breaks_lines_where_the_terminal_does_and_tells_defaults(tmp_path: Path, run: Run) -> None:
+    text = run("serve", "--help", home=tmp_path).out
     assert "Ctrl-C or SIGTERM ends it when the calls in flight have their answers." in text
-    assert "The model ids it may call. [all]" in run("key", "create", "--help", home=tmp_path).stdout
+    assert "The model ids it may call. [all]" in run("key", "create", "--help", home=tmp_path).out
 
 
-@pytest.mark.parametrize("command", ["list", "status", "receipts", "key list", "budget list", "background list"])
-def test_a_new_home_says_that_there_is_nothing_yet(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    "command", ["list", "status", "receipts", "key list", "budget list", "delegate list", "background list"]
+)
+def test_a_new_home_says_that_there_is_nothing_yet(tmp_path: Path, run: Run, command: str) -> None:
     done = run(*command.split(), home=tmp_path / "home")
-    assert (done.returncode, " yet" in done.stdout) == (0, True), done.stdout
+    assert (done.code, " yet" in done.out) == (0, True), done.out
 
 
 def test_a_practice_chain_has_a_token_for_each_way_to_pay_and_a_wallet_with_both(tmp_path: Path) -> None:
@@ -109,72 +111,70 @@ def test_a_practice_chain_that_dies_ends_its_command_and_is_named(
     assert "anvil ended with code -9" in capsys.readouterr().err
 
 
-def test_the_version_is_the_installed_one(tmp_path: Path) -> None:
-    assert run("--version", home=tmp_path).stdout.strip() == f"farebox {version('farebox')}"
-    assert json.loads(run("version", "--json", home=tmp_path).stdout)["version"] == version("farebox")
+def test_the_version_is_the_installed_one(tmp_path: Path, run: Run) -> None:
+    assert run("--version", home=tmp_path).out.strip() == f"farebox {version('farebox')}"
+    assert json.loads(run("version", "--json", home=tmp_path).out)["version"] == version("farebox")
 
 
-def test_a_wrong_word_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_wrong_word_is_a_usage_error(tmp_path: Path, run: Run) -> None:
     done = run("srve", home=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "No such command 'srve'" in done.stderr
+    assert (done.code, done.out) == (2, "")
+    assert "No such command 'srve'" in done.err
 
 
-def test_config_show_tells_value_and_origin(tmp_path: Path) -> None:
+def test_config_show_tells_value_and_origin(tmp_path: Path, run: Run) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text('max_price: "0.5"\n')
-    settings = json.loads(run("config", "show", "--config", str(file), "--json", home=tmp_path / "h").stdout)[
-        "settings"
-    ]
+    settings = json.loads(run("config", "show", "--config", str(file), "--json", home=tmp_path / "h").out)["settings"]
     assert settings["max_price"] == {"value": "0.5", "from": str(file)}
     assert settings["home"] == {"value": str(tmp_path / "h"), "from": "FAREBOX_HOME"}
     assert settings["listen"] == {"value": "127.0.0.1:8403", "from": "default"}
-    assert "0.5" in run("config", "show", "--config", str(file), home=tmp_path / "h").stdout
+    assert "0.5" in run("config", "show", "--config", str(file), home=tmp_path / "h").out
 
 
 class TestDoctor:
-    def test_a_new_home_is_well(self, tmp_path: Path, devnet: Devnet) -> None:
+    def test_a_new_home_is_well(self, tmp_path: Path, run: Run, devnet: Devnet) -> None:
         done = run("doctor", "--rpc", devnet.rpc_url, "--json", home=tmp_path / "home")
-        document = json.loads(done.stdout)
-        assert (done.returncode, document["ok"]) == (0, True)
+        document = json.loads(done.out)
+        assert (done.code, document["ok"]) == (0, True)
         found = {check["check"]: check["found"] for check in document["checks"]}
         assert "can be written" in found["store"]
         assert any("chain 31337" in text for text in found.values())
         assert "farebox buy" in found["purchases"]
 
-    def test_a_dead_endpoint_and_a_dead_seller_come_with_a_fix(self, tmp_path: Path) -> None:
+    def test_a_dead_endpoint_and_a_dead_seller_come_with_a_fix(self, tmp_path: Path, run: Run) -> None:
         home = tmp_path / "home"
         pool = Pool.open(Home.open(home))
         sign_pool(pool, "http://127.0.0.1:9", 1)
         pool.close()
         done = run("doctor", "--rpc", "http://127.0.0.1:9", "--json", home=home)
-        document = json.loads(done.stdout)
-        assert (done.returncode, document["ok"]) == (1, False)
+        document = json.loads(done.out)
+        assert (done.code, document["ok"]) == (1, False)
         failed = {check["check"]: check for check in document["checks"] if not check["ok"]}
         assert {"chain http://127.0.0.1:9", "purchase chat: seller"} <= set(failed)
         assert all(check["fix"] for check in failed.values())
-        assert "FAIL" in run("doctor", home=home).stdout
+        assert "FAIL" in run("doctor", home=home).out
 
     def test_a_seller_with_other_terms_and_a_token_that_is_none_are_found(
-        self, tmp_path: Path, devnet: Devnet, seller: StandInSeller, seller_server: Listening
+        self, tmp_path: Path, run: Run, devnet: Devnet, seller: StandInSeller, seller_server: Listening
     ) -> None:
         home = tmp_path / "home"
         pool = Pool.open(Home.open(home))
         sign_pool(pool, seller_server.url, 1)
         pool.close()
-        well = checks_of(run("doctor", "--json", home=home).stdout)
+        well = checks_of(run("doctor", "--json", home=home).out)
         assert well["purchase chat: seller"]["ok"]
         assert "0.001 USDC, as pinned" in str(well["purchase chat: seller"]["found"])
 
         seller.price_atomic = 5000
-        ill = checks_of(run("doctor", "--rpc", devnet.rpc_url, "--json", home=home).stdout)
+        ill = checks_of(run("doctor", "--rpc", devnet.rpc_url, "--json", home=home).out)
         assert "0.005 USDC" in str(ill["purchase chat: seller"]["found"])
         assert "farebox probe" in str(ill["purchase chat: seller"]["fix"])
         assert not ill["purchase chat: token and wallet"]["ok"]
         assert "no token contract" in str(ill["purchase chat: token and wallet"]["found"])
 
     def test_who_relies_on_one_endpoint_alone_is_told_and_passes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def advice(*rpc_urls: str) -> dict[str, str]:
             checks = asyncio.run(examine(GatewayConfig(home=str(home)), rpc_urls, settings))
@@ -200,7 +200,7 @@ class TestDoctor:
         assert advice("http://127.0.0.1:9", "http://127.0.0.1:8") == {}
 
     def test_a_sellers_token_gas_account_and_server_are_looked_at(
-        self, tmp_path: Path, devnet: Devnet, seller_server: Listening
+        self, tmp_path: Path, run: Run, devnet: Devnet, seller_server: Listening
     ) -> None:
         def looked(text: str) -> dict[str, Check]:
             settings.write_text(text)
@@ -240,20 +240,20 @@ class TestDoctor:
         key.write_text("11" * 32)
         assert looked(well)["gas account"].fix.startswith("send ether to 0x")
 
-    def test_a_seller_that_could_not_start_fails_with_the_field_to_mend(self, tmp_path: Path) -> None:
+    def test_a_seller_that_could_not_start_fails_with_the_field_to_mend(self, tmp_path: Path, run: Run) -> None:
         settings = tmp_path / "seller.yaml"
         settings.write_text("upstream: 5\n")
         done = run("doctor", "--seller", str(settings), "--json", home=tmp_path / "home")
-        assert done.returncode == 1
-        assert "upstream" in str(checks_of(done.stdout)["seller"]["found"])
+        assert done.code == 1
+        assert "upstream" in str(checks_of(done.out)["seller"]["found"])
 
-    def test_a_store_that_cannot_be_opened_is_the_first_finding(self, tmp_path: Path) -> None:
+    def test_a_store_that_cannot_be_opened_is_the_first_finding(self, tmp_path: Path, run: Run) -> None:
         home = tmp_path / "home"
         home.mkdir(mode=0o700)
         (home / "buyer.db").mkdir()
         done = run("doctor", "--json", home=home)
-        assert done.returncode == 1
-        assert checks_of(done.stdout)["store"]["fix"]
+        assert done.code == 1
+        assert checks_of(done.out)["store"]["fix"]
 
 
 def checks_of(text: str) -> dict[str, dict[str, object]]:
