@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import openai
@@ -14,6 +15,7 @@ from buyer.home import Home
 from buyer.pool import Pool
 from tests.gateway.parts import Gateway, Listening, StandInSeller, gateway, listening, sign_pool
 from tests.patience import PATIENCE_S
+from tests.warm import Done, Warm
 
 COUNT = 20
 
@@ -35,6 +37,21 @@ class Street:
     def release(self, hold: str) -> None:
         """Let the model go on that waits for `hold`."""
         httpx.post(f"{self.seller_server.url}/test/release/{hold}")
+
+
+class Run(Protocol):
+    """Run one farebox command with a home of its own choice, and further variables, to its end."""
+
+    def __call__(self, *words: str, home: Path, **variables: str) -> Done: ...
+
+
+@pytest.fixture
+def run(warm: Warm, tmp_path: Path) -> Run:
+    def run(*words: str, home: Path, **variables: str) -> Done:
+        environment = {"FAREBOX_HOME": str(home), "COLUMNS": "200", **variables}
+        return warm.run(words, tmp_path, environment=environment)
+
+    return run
 
 
 @pytest.fixture

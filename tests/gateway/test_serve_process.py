@@ -20,6 +20,7 @@ import pytest
 
 from buyer.home import Home
 from buyer.pool import Counts, Pool
+from tests.gateway.conftest import Run
 from tests.gateway.parts import Listening, RawCall, StandInSeller, sign_pool
 from tests.gateway.test_repetition import CHAT, ask, with_id
 from tests.patience import PATIENCE_S, eventually
@@ -159,26 +160,19 @@ def test_wallet_variables_are_gone_and_no_signer_is_loaded(stocked: Path) -> Non
     assert not {"buyer.signers", "eth_account", "eth_keyfile"} & loaded
 
 
-def test_an_address_in_use_is_named(stocked: Path) -> None:
+def test_an_address_in_use_is_named(stocked: Path, run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run("serve", "--listen", address, "--admin-listen", "127.0.0.1:0", home=stocked)
-    assert done.returncode == 2
-    assert f"listen: {address}: address already in use" in done.stderr
+    assert done.code == 2
+    assert f"listen: {address}: address already in use" in done.err
 
 
-def test_a_wrong_setting_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_wrong_setting_is_named_with_its_line(tmp_path: Path, run: Run) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text("listen: 127.0.0.1:0\nadmin_listn: 127.0.0.1:0\n")
     done = run("serve", "--config", str(file), "--json", home=tmp_path / "home")
-    assert done.returncode == 2
-    error = json.loads(done.stdout)["error"]
+    assert done.code == 2
+    error = json.loads(done.out)["error"]
     assert error["code"] == "config_invalid"
     assert "gateway.yaml:2: `admin_listn` is not a setting; did you mean `admin_listen`?" in error["message"]
-
-
-def run(*arguments: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "FAREBOX_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200", **variables}
-    return subprocess.run(
-        command(*arguments), env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
