@@ -43,6 +43,7 @@ SECOND_S = 0.6
 VALUE_UNIT = 0.0011
 _PRIORITIES = ("urgent", "normal", "background")
 _SETTLED_TIMEOUT_S = 180.0
+_LOGGED_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,17 @@ async def _settled(town: Town) -> None:
                 await asyncio.sleep(0.2)
 
 
+async def _logged(town: Town, rows: dict[str, Row]) -> tuple[int, int]:
+    """Return what all receipts and all event logs say was paid. Logs are written beside the calls, and waited for."""
+    deadline = time.monotonic() + _LOGGED_TIMEOUT_S
+    while True:
+        books = [_books(gateway, rows[gateway.policy]) for gateway in town.gateways.values()]
+        paid_atomic, logged_atomic = (sum(column) for column in zip(*books, strict=True))
+        if paid_atomic == logged_atomic or time.monotonic() > deadline:
+            return paid_atomic, logged_atomic
+        await asyncio.sleep(0.2)
+
+
 def _books(gateway: Gateway, row: Row) -> tuple[int, int]:
     """Fill in what a gateway's books say; return what its receipts and its event log say was paid, in atomic units."""
     home = Home.open(gateway.home)
@@ -189,11 +201,8 @@ async def run(tasks: Sequence[Task], seed: int, folder: Path) -> tuple[dict[str,
     async with open_town(folder, POLICIES, len(tasks) + 20, seed) as town:
         rows = await play(town, tasks, seed)
         await _settled(town)
-        # The event log is written beside the calls.
-        await asyncio.sleep(1.0)
-        books = [_books(gateway, rows[gateway.policy]) for gateway in town.gateways.values()]
+        paid_atomic, logged_atomic = await _logged(town, rows)
         earned_atomic = town.earned_atomic()
-    paid_atomic, logged_atomic = (sum(column) for column in zip(*books, strict=True))
     ours = rows[DEFAULT]
     gates = [
         Gate("utility per token paid, against cheapest first", "at least", 1.0, _ratio(ours, rows["cheapest"])),
