@@ -12,9 +12,8 @@ from cachetools import TTLCache
 
 from contracts.address import Address
 from contracts.errors import ChainUnavailable
-from contracts.evm.gathered import Gathered
 from contracts.evm.permit2 import Permit2
-from contracts.evm.rpc import Rpc
+from contracts.evm.rpc import Reader
 from contracts.evm.token import Token, read_head
 from contracts.schemes.permit2 import word_and_bit
 from seller.limits import FACTS_TIMEOUT_S, PAYER_FACTS_MAX, PAYER_FACTS_TTL_S
@@ -45,10 +44,10 @@ class KnownPayer:
 
 
 class Payers:
-    """A bounded cache of payer facts; concurrent questions about one payer are one question, and of all one request."""
+    """A bounded cache of payer facts; concurrent questions about one payer are one question."""
 
-    def __init__(self, rpc: Rpc, token: Address) -> None:
-        self._chain = chain = Gathered(rpc)
+    def __init__(self, chain: Reader, token: Address) -> None:
+        self._chain = chain
         self._token = Token(chain, token)
         self._permit2 = Permit2(chain)
         self._known: TTLCache[tuple[Address, bool], KnownPayer] = TTLCache(

@@ -23,6 +23,7 @@ from contracts.errors import (
     SettlementFailed,
     TokenPaused,
 )
+from contracts.evm.gathered import Gathered
 from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
@@ -61,8 +62,9 @@ class Verifier:
         factories: frozenset[Address] = frozenset(),
     ) -> None:
         self._rpc = rpc
+        self._together = Gathered(rpc)
         self._token = Token(rpc, token)
-        self._payers = Payers(rpc, token)
+        self._payers = Payers(self._together, token)
         self._clock = ChainClock(rpc)
         self._wallets = Wallets(rpc, factories)
         self._settled_atomic = settled_atomic
@@ -116,9 +118,11 @@ class Verifier:
 
     async def would_settle(self, payment: VerifiedPayment, *, block: str = "latest") -> bool:
         """Try the whole settlement on the chain, without a transaction. Raises `ChainUnavailable`."""
+        # A stranger's contract may take its time, for which nobody else shall wait.
+        chain = self._rpc if payment.contract_payer else self._together
         sender = payment.authorization.facilitator
         refusal = await refusal_of(
-            self._rpc, payment_calls(payment), sender=sender, block=block, capped=payment.contract_payer
+            chain, payment_calls(payment), sender=sender, block=block, capped=payment.contract_payer
         )
         return refusal is None
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable
-from contracts.evm.rpc import Rpc, RpcRefused
+from contracts.evm.rpc import Reader, RpcRefused
 from contracts.networks import MULTICALL3
 from contracts.schemes.authorization import Authorization, Call
 from contracts.schemes.erc6492 import unwrap
@@ -58,7 +58,7 @@ def joined(calls: Sequence[Call]) -> Call:
 
 
 async def refusal_of(
-    rpc: Rpc, calls: Sequence[Call], *, sender: Address | None = None, block: str = "latest", capped: bool = False
+    rpc: Reader, calls: Sequence[Call], *, sender: Address | None = None, block: str = "latest", capped: bool = False
 ) -> str | None:
     """Simulate on `block` as `sender`; return why the last of `calls` fails, or None. Raises `ChainUnavailable`.
 
