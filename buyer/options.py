@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from buyer.wiring import the_pool
+from contracts.errors import FareboxError
 
 __all__ = [
     "AllowHttp",
@@ -28,9 +29,12 @@ __all__ = [
 
 
 def complete_name(incomplete: str) -> list[str]:
-    """Complete the name of a purchase."""
-    with the_pool() as pool:
-        return [purchase.name for purchase in pool.purchases() if purchase.name.startswith(incomplete)]
+    """Complete the name of a purchase; a home that cannot be read has none, and the command itself says why."""
+    try:
+        with the_pool() as pool:
+            return [purchase.name for purchase in pool.purchases() if purchase.name.startswith(incomplete)]
+    except FareboxError:
+        return []
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

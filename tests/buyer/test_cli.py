@@ -325,3 +325,13 @@ def test_names_complete(town: Town) -> None:
     town.buy(name="chat", count=1)
     assert complete_name("ch") == ["chat"]
     assert complete_name("x") == []
+
+
+def test_completing_a_name_in_a_home_that_cannot_be_read_disturbs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from buyer.options import complete_name
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FAREBOX_HOME", str(tmp_path / "file"))
+    assert complete_name("ch") == []
