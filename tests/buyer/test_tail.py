@@ -271,6 +271,23 @@ def test_a_step_that_the_disk_does_not_take_is_refused_or_made_up_for(
     assert all(finding.ok for finding in audit_pool(pool))
 
 
+def test_leases_grow_while_they_do_not_last_and_are_small_again_after_a_quiet_while(home: Home) -> None:
+    pool, purchase = open_pool(home, 200)
+    with pool, closing(pool.spender(lease_size=LEASE)) as worker:
+
+        def lease_after(claims: int, now_s: int) -> int:
+            """Return how many the worker holds of its lease once it had to take another."""
+            for number in range(claims):
+                worker.claim(purchase, f"{now_s} {number} {claims}", now_s, is_new=True)
+            query = "SELECT count(*) FROM authorizations WHERE state = 'ready' AND lease IS NOT NULL"
+            held: int = pool.database.read(lambda connection: connection.execute(query).fetchone()[0], bare=True)
+            return held
+
+        assert lease_after(1, NOW_S) == LEASE
+        assert [lease_after(claims, NOW_S) for claims in (4, 8, 16)] == [8, 16, 16], "at most four times the first"
+        assert lease_after(16, NOW_S + 60) == LEASE
+
+
 def test_a_long_tail_is_followed_by_a_new_one(
     pool: Pool, purchase: Purchase, spender: Spender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
