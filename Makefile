@@ -104,8 +104,9 @@ demo: setup
 	@$(BIN)/farebox demo $(ARGS)
 
 # Three at a time, a file never divided: most tests wait for processes, blocks and disks. The order is tests/conftest.py's.
+# Bytecode is kept even where the environment says otherwise: a hundred processes shall not compile the same modules.
 test: setup setup-litellm setup-weights setup-interop
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-attacks: setup
 	@FAREBOX_MUTATIONS=10000 $(BIN)/python -m tests.attacks.score $(ARGS)
