@@ -76,14 +76,19 @@ def payment_headers(
 
 
 def _advertised_for(url: str | None, terms: Terms) -> dict[str, Any] | None:
-    if url is None or terms.resource is None or _path(terms.resource.url) == _path(url):
+    if url is None or terms.resource is None or _is_same_path(terms.resource.url, url):
         return terms.extensions
     return {name: body for name, body in (terms.extensions or {}).items() if name in _FILLED_IN} or None
 
 
+def _is_same_path(stated: str, url: str) -> bool:
+    # Clients make up queries without end, and a cache must not keep them.
+    return _path(stated.partition("?")[0]) == _path(url.partition("?")[0])
+
+
 @lru_cache(_URLS_CACHED)
 def _path(url: str) -> str:
-    """Return the path of a URL; sellers state theirs, and not all of them are one."""
+    """Return the path of a URL without a query; sellers state theirs, and not all of them are one."""
     try:
         return urlsplit(url).path
     except ValueError:

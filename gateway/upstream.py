@@ -36,15 +36,15 @@ _TO_CLIENT = frozenset(
 _TO_CLIENT_PREFIX = b"x-ratelimit-"
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
-_URL = re.compile(r"(https?://[^/?#]+)([^#]*)", re.ASCII)
+_URL = re.compile(r"(https?://[^/#]+)([^#]*)", re.ASCII)
 # What may stand in a request line as it is. Anything else a client sent in its query is escaped.
-_VISIBLE = re.compile(r"[!-~]+", re.ASCII)
+_VISIBLE = re.compile(r"[!-~]*", re.ASCII)
 _SAFE = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 _LINE_ENDS = re.compile(r"[\r\n\x00]")
 _PORTS = {False: 80, True: 443}
 # Sent unless the request has its own.
 _DEFAULTS = (("accept", "*/*"), ("user-agent", "farebox"))
-_URLS_CACHED = 256
+_PLACES_CACHED = 256
 
 
 class Upstream:
@@ -149,10 +149,11 @@ def _drop(connection: Connection, exchange: Exchange) -> None:
 
 def _head(request: Outgoing) -> tuple[Origin, bytes]:
     """Return where a request goes, and its first bytes. Raises `NeverLeft` for what is no request."""
-    origin, target_and_host = _target(request.url)
+    place, mark, query = request.url.partition("?")
+    origin, path, host = _place(place)
     if _LINE_ENDS.search("".join([value for _, value in request.headers])):
         raise NeverLeft("a header cannot be sent")
-    lines = [f"{request.method} {target_and_host}"]
+    lines = [f"{request.method} {path}{mark}{_visible(query)} HTTP/1.1\r\nhost: {host}"]
     lines += [f"{name}: {value}" for name, value in request.headers]
     given = {name.lower() for name, _ in request.headers}
     lines += [f"{name}: {value}" for name, value in _DEFAULTS if name not in given]
@@ -160,17 +161,21 @@ def _head(request: Outgoing) -> tuple[Origin, bytes]:
     return origin, "\r\n".join(lines).encode("latin-1", "replace")
 
 
-@lru_cache(_URLS_CACHED)
-def _target(url: str) -> tuple[Origin, str]:
-    """Return the origin of a URL, and what follows the method in a request for it. Raises `NeverLeft`."""
+@lru_cache(_PLACES_CACHED)
+def _place(url: str) -> tuple[Origin, str, str]:
+    """Return origin, path and Host header of a URL without a query, of which there are few. Raises `NeverLeft`."""
     split = _URL.fullmatch(url)
     if split is None:
         raise NeverLeft("its URL is not valid")
     origin, host = _origin(split[1])
-    target = split[2] if split[2].startswith("/") else "/" + split[2]
-    if not _VISIBLE.fullmatch(target):
-        target = quote_from_bytes(target.encode("utf-8", "replace"), safe=_SAFE)
-    return origin, f"{target} HTTP/1.1\r\nhost: {host}"
+    return origin, _visible(split[2]) or "/", host
+
+
+def _visible(text: str) -> str:
+    """Return a part of a request line as it may stand there. Raises `NeverLeft` for one with a fragment."""
+    if "#" in text:
+        raise NeverLeft("its URL is not valid")
+    return text if _VISIBLE.fullmatch(text) else quote_from_bytes(text.encode("utf-8", "replace"), safe=_SAFE)
 
 
 def _origin(base: str) -> tuple[Origin, str]:
