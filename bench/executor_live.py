@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.gates import Gate, gate_lines, gates_met
 from bench.idle_town import IdleTown, open_idle_town
+from bench.live_carriers import plan
 from bench.machine import this_machine
 from buyer.budgets import budget_units
 from buyer.home import Home
@@ -51,6 +52,7 @@ class Books:
     runs_done: int
     payments: int
     paid_twice: int
+    not_bought: int
     lost: int
     journal_atomic: int
     receipts_atomic: int
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     gates = [
         Gate("buyers killed", "at least", options.kill, killed),
         Gate("nodes paid twice", "at most", 0, books.paid_twice),
+        Gate("nodes of the plans that were not bought", "at most", 0, books.not_bought),
         Gate("paid answers lost", "at most", 0, books.lost),
         Gate("runs without their whole answer", "at most", 0, books.runs - books.runs_done),
         Gate("journal less receipts, in atomic units", "at most", 0, abs(books.journal_atomic - books.receipts_atomic)),
@@ -141,6 +144,7 @@ async def _audited(town: IdleTown, path: Path) -> Books:
         runs_done=sum(run.state == "done" for run in runs),
         payments=payments,
         paid_twice=sum(count > 1 for count in sold.values()),
+        not_bought=len(runs) * len(plan().nodes) - len(sold),
         lost=lost,
         journal_atomic=journal_units // budget_units(1, asset),
         receipts_atomic=receipts_atomic,

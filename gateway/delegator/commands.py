@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts.console import exit_on_error, out, print_document, printable
+from gateway.options import Json
 
 if TYPE_CHECKING:
     from buyer.home import Home
@@ -23,9 +24,9 @@ __all__ = ["delegate_commands"]
 
 delegate_commands = typer.Typer(no_args_is_help=True, help="One task, many paid workers, one budget that holds.")
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _Config = Annotated[
-    Path | None, typer.Option("--config", help="gateway.yaml; its `delegate` section says who can what.")
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="gateway.yaml; its `delegate` section says who can what."),
 ]
 _RunId = Annotated[str, typer.Argument(metavar="RUN", help="As `farebox delegate list` shows it.")]
 _PlanFile = Annotated[
@@ -58,7 +59,7 @@ def run(
         bool, typer.Option("--dry-run", help="Show who would do what, for how much; pay nothing, not even a planner.")
     ] = False,
     config: _Config = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Plan TASK, buy its parts from the sellers in your pool, and print the answer.
 
@@ -89,7 +90,7 @@ def run(
 
 
 @delegate_commands.command("resume")
-def resume(run_id: _RunId, config: _Config = None, as_json: _Json = False) -> None:
+def resume(run_id: _RunId, config: _Config = None, as_json: Json = False) -> None:
     """Finish a run that was cut off or waits for an answer. What was paid for is asked for, never bought again."""
     with exit_on_error(as_json=as_json):
         code = _carry_out(_settings(config), lambda delegator: delegator.resume(run_id), as_json=as_json)
@@ -103,7 +104,7 @@ def show(
         Path | None, typer.Option("--svg", metavar="FILE", help="Draw planned against actual times into this file.")
     ] = None,
     config: _Config = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show a run: its plan, who did what, planned against actual time and price, and the payments behind it."""
     with exit_on_error(as_json=as_json):
@@ -151,7 +152,7 @@ def show(
 def list_runs(
     last: Annotated[int, typer.Option("--last", min=1, max=1_000, help="How many.")] = 20,
     config: _Config = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """List the latest runs. One that is "running" and in nobody's hands can be resumed."""
     with exit_on_error(as_json=as_json):
@@ -175,7 +176,7 @@ def list_runs(
 def plan(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A plan to check.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a plan.")] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Check a plan: its form, its references, circles, unused nodes and size. Prices and sellers are not looked at."""
     with exit_on_error(as_json=as_json):

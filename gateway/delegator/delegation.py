@@ -24,7 +24,7 @@ from buyer.client_keys import ClientKey, read_keys
 from buyer.home import Home
 from buyer.pool import Pool
 from buyer.receipts import Receipt
-from contracts.errors import NameUnknown
+from contracts.errors import NameUnknown, StoreUnavailable
 from gateway.config import GatewayConfig
 from gateway.delegator.buying import Asked, Buying, request_key
 from gateway.delegator.calls import Answer, attempt_key
@@ -134,12 +134,18 @@ class Delegation:
     async def events(self) -> AsyncGenerator[NodeEvent, None]:
         """Do it, and yield what happens. Raises as `Planning.course`; nothing but the planner is paid by then."""
         run = self._run = self._run or self._begin()
-        if not run.plan and self.order.plan is None and self.order.planner is not None:
-            yield NodeEvent("started", self._now_s(), PLANNER_NODE, self.order.planner)
-        job = await self.job()
-        run = self._journal.find(self.id)
-        assert self.course is not None
-        yield NodeEvent("planned", self._now_s(), spent_units=spent_units(run), reason=self.course.note)
+        try:
+            if not run.plan and self.order.plan is None and self.order.planner is not None:
+                yield NodeEvent("started", self._now_s(), PLANNER_NODE, self.order.planner)
+            job = await self.job()
+            run = self._journal.find(self.id)
+            assert self.course is not None
+            yield NodeEvent("planned", self._now_s(), spent_units=spent_units(run), reason=self.course.note)
+        except BaseException:
+            # Nobody carries it out yet: whoever asks again, in this process too, goes on with it.
+            with contextlib.suppress(StoreUnavailable):
+                self._journal.release(self.id)
+            raise
         happening = self._engine(job.planned, job.call_node, self._journal, run, job.limits, replan=job.replan)
         # Whoever stops listening stops the run: its generator must end now, not when it is collected.
         async with contextlib.aclosing(cast("AsyncGenerator[NodeEvent, None]", happening)) as events:

@@ -51,6 +51,8 @@ def schedule_text(order: Order, planned: Planned | None, note: str) -> str:
         "is_soonest": order.is_soonest,
         "note": note,
     }
+    if planned is None and order.plan is not None:
+        kept["plan"] = order.plan.model_dump(mode="json")
     if planned is not None:
         kept["ways"] = [
             [{**asdict(way), "price_units": str(way.price_units)} for way in ways] for ways in planned.graph.ways
@@ -80,6 +82,7 @@ def order_of(run: Run) -> Order:
         run.budget_units,
         deadline_s,
         planner=kept["planner"],
+        plan=Plan.model_validate_json(json.dumps(kept["plan"])) if "plan" in kept else None,
         is_judged=kept["is_judged"],
         is_soonest=kept.get("is_soonest", False),
     )

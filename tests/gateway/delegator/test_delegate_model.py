@@ -208,6 +208,27 @@ def test_a_client_that_leaves_ends_the_buying_and_finds_the_answer_when_it_comes
     assert built.paid["only"] == 2, "the first payment was shown again for the answer it had bought"
 
 
+def test_a_client_that_leaves_while_its_task_is_planned_may_come_back_at_once(built: Town, running: Gateway) -> None:
+    built.set_pace("only", 0.5)
+    body = {
+        "model": "delegate/model",
+        "messages": [{"role": "user", "content": TASK}],
+        "metadata": {"gate": "false"},
+    }
+    call = RawCall(running.url, json.dumps(body).encode(), {"x-farebox-request-id": "mine"})
+    eventually(lambda: built.shown["only"] == 1, "the planner was shown its payment")
+    call.leave()
+    with contextlib.closing(Journal.open(journal_url(running.home))) as journal:
+        (run,) = journal.recent(1)
+        eventually(lambda: _is_free(journal, run.id), "the run was let go")
+        journal.release(run.id)
+    built.set_pace("only", 1e6)
+    again = ask(running, metadata={"gate": "false"}, ours={"request_id": "mine"})
+    assert again.status_code == 200, again.text
+    assert again.json()["choices"][0]["message"]["content"] == "70"
+    assert built.paid["only"] == 4, "the plan that was paid for is the one that was carried out"
+
+
 def _is_free(journal: Journal, run_id: str) -> bool:
     """Tell whether a run is in nobody's hands, and take it."""
     try:

@@ -13,13 +13,13 @@ from buyer.client_keys import create_key, find_key
 from buyer.home import Home
 from buyer.pool import Pool
 from contracts.address import parse_address
-from contracts.errors import NameUnknown, UsageError
+from contracts.errors import NameUnknown, StoreUnavailable, UsageError
 from gateway.bidder.task import Outcome, Task
 from gateway.delegator.delegation import delegate, receipts_in
 from gateway.delegator.gantt import bars_of, gantt_svg
 from gateway.delegator.order import planned_of
 from gateway.delegator.schedule import BudgetInfeasible
-from gateway.delegator.ways import DeadlineInfeasible, NotForSale
+from gateway.delegator.ways import DeadlineInfeasible, NotForSale, Priced
 from gateway.demo.worker_server import worker_app
 from gateway.routing import offer_of
 from tests.gateway.delegator.parts import UNITS_PER_ATOMIC, Town, events_of, order, plan_of, town
@@ -152,6 +152,22 @@ async def test_sellers_of_one_model_may_take_tokens_of_different_decimals(tmp_pa
     assert events[-1].text == "70"
     assert built.paid["coarse"] == 0
     assert events[-1].spent_units == 3 * just_below * 10**18
+
+
+async def test_a_run_that_ended_before_it_was_planned_is_resumed_with_the_plan_that_was_given(
+    pair: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> list[Priced]:
+        raise StoreUnavailable("the disk is gone")
+
+    async with pair.delegating() as delegator:
+        delegation = delegator.begin(order(SUM, task="the plan in plan.json"))
+        monkeypatch.setattr(delegation.buying, "offers", fail)
+        with pytest.raises(StoreUnavailable):
+            await events_of(delegation)
+        events = await events_of(delegator.resume(delegation.id))
+    assert events[-1].text == "70"
+    assert sum(pair.paid.values()) == 3
 
 
 async def test_a_worker_that_is_stopped_in_mid_call_loses_no_answer_and_pays_nothing_twice(tmp_path: Path) -> None:
