@@ -8,6 +8,7 @@ import typer
 
 from buyer.wiring import the_pool
 from contracts.errors import FareboxError
+from registry.options import Json, RpcOption
 
 __all__ = [
     "AllowHttp",
@@ -37,7 +38,6 @@ def complete_name(incomplete: str) -> list[str]:
         return []
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=complete_name)]
 MaybeName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=complete_name)]
@@ -70,9 +70,5 @@ SignerOption = Annotated[
         help="keyfile:PATH, keystore:PATH or remote:URL.",
         show_envvar=False,
     ),
-]
-RpcOption = Annotated[
-    list[str] | None,
-    typer.Option("--rpc", metavar="URL", help="An endpoint of the chain; repeatable. Also FAREBOX_RPC."),
 ]
 MaxPrice = Annotated[str | None, typer.Option("--max-price", metavar="AMOUNT", help='Most for one call, as "0.01".')]

@@ -28,6 +28,7 @@ from gateway.delegator.commands import delegate_commands
 from gateway.devnet import devnet
 from gateway.feedback_command import feedback
 from gateway.key_commands import budget_commands, key_commands
+from gateway.options import ConfigFile, Json
 from gateway.register_commands import register_commands
 from gateway.selfcheck import selfcheck
 from registry.experience import PaidCalls, tell_own_calls
@@ -45,9 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_commands = typer.Typer(no_args_is_help=True, help="Read settings as Farebox reads them.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="gateway.yaml; without it, the defaults.")]
 
 
 def _version(wanted: bool) -> None:
@@ -72,7 +70,7 @@ def _print_version(*, as_json: bool) -> None:
     print_document(document, as_json=as_json, human=lambda: out.print(f"farebox {document['version']}"))
 
 
-def version(as_json: AsJson = False) -> None:
+def version(as_json: Json = False) -> None:
     """Print the version."""
     _print_version(as_json=as_json)
 
@@ -85,7 +83,7 @@ def serve(
     admin_listen: Annotated[
         str | None, typer.Option(envvar="FAREBOX_SERVE_ADMIN_LISTEN", help="host:port of /status and /metrics.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Serve paid models to anything that speaks OpenAI: `paid/<model>` on 127.0.0.1:8403.
 
@@ -123,7 +121,7 @@ def doctor(
         Path | None, typer.Option(metavar="SELLER.YAML", help="Also check the settings of this seller.")
     ] = None,
     config: ConfigFile = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Check everything a paid call depends on; each problem comes with its fix. Exit code 1 when there is one."""
     with exit_on_error(as_json=as_json):
@@ -162,7 +160,7 @@ def doctor(
 
 
 @config_commands.command("show")
-def config_show(config: ConfigFile = None, as_json: AsJson = False) -> None:
+def config_show(config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the gateway's settings as they take effect, and where each comes from. Secrets are masked."""
     with exit_on_error(as_json=as_json):
         from gateway.config import load_config, shown

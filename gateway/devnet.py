@@ -13,6 +13,7 @@ import typer
 from contracts.console import exit_on_error, out, print_document
 from contracts.errors import UsageError
 from gateway.limits import DEVNET_LOOK_EVERY_S
+from gateway.options import Json
 
 __all__ = ["devnet"]
 
@@ -24,7 +25,7 @@ _BUYER_PLAIN_ATOMIC = 100 * 10**18
 def devnet(
     port: Annotated[int, typer.Option(help="Port of the chain's RPC on 127.0.0.1.")] = 8545,
     folder: Annotated[Path, typer.Option("--dir", help="Where the key files are written.")] = Path("devnet"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Start a local chain to practise on, and stay until interrupted or until the chain itself ends.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts.console import exit_on_error, out, print_document
+from gateway.options import Json
 
 if TYPE_CHECKING:
     from buyer.budgets import Budget
@@ -18,7 +19,6 @@ __all__ = ["budget_commands", "key_commands"]
 key_commands = typer.Typer(no_args_is_help=True, help="Keys with which clients call the gateway.")
 budget_commands = typer.Typer(no_args_is_help=True, help="Limits on what is spent, per day and for ever.")
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _MaxPerDay = Annotated[
     str | None, typer.Option("--max-per-day", metavar="AMOUNT", help="Most that one UTC day may cost, in tokens.")
 ]
@@ -39,7 +39,7 @@ def create(
     models: Annotated[
         str | None, typer.Option("--models", metavar="A,B", help="The model ids it may call. \\[all]")
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Make a client key. It is shown once, and only its hash is kept."""
     with exit_on_error(as_json=as_json):
@@ -68,7 +68,7 @@ def create(
 
 
 @key_commands.command("list")
-def list_keys(as_json: _Json = False) -> None:
+def list_keys(as_json: Json = False) -> None:
     """List client keys by name, with what they may call."""
     with exit_on_error(as_json=as_json):
         from buyer.client_keys import read_keys
@@ -101,7 +101,7 @@ def list_keys(as_json: _Json = False) -> None:
 
 @key_commands.command("revoke")
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A key of `farebox key list`.")], as_json: _Json = False
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A key of `farebox key list`.")], as_json: Json = False
 ) -> None:
     """Refuse a key from now on."""
     with exit_on_error(as_json=as_json):
@@ -115,7 +115,7 @@ def revoke(
 
 @budget_commands.command("set")
 def set_limits(
-    scope: _Scope, max_per_day: _MaxPerDay = None, max_total: _MaxTotal = None, as_json: _Json = False
+    scope: _Scope, max_per_day: _MaxPerDay = None, max_total: _MaxTotal = None, as_json: Json = False
 ) -> None:
     """Limit what a scope may spend. What it has spent before counts; limits not named are lifted."""
     with exit_on_error(as_json=as_json):
@@ -140,7 +140,7 @@ def set_limits(
 
 
 @budget_commands.command("list")
-def list_budgets(as_json: _Json = False) -> None:
+def list_budgets(as_json: Json = False) -> None:
     """List all limits, and what is taken of them: everything reserved or spent."""
     with exit_on_error(as_json=as_json):
         from buyer.budgets import read_budgets
@@ -159,7 +159,7 @@ def list_budgets(as_json: _Json = False) -> None:
 
 
 @budget_commands.command("remove")
-def remove_limits(scope: _Scope, as_json: _Json = False) -> None:
+def remove_limits(scope: _Scope, as_json: Json = False) -> None:
     """Lift all limits of a scope."""
     with exit_on_error(as_json=as_json):
         from buyer.budgets import check_scope, remove_budget

@@ -22,7 +22,7 @@ register_commands = typer.Typer(
     help="Register a seller where buyers look: the ERC-8004 registry of its chain.", no_args_is_help=True
 )
 
-SellerFile = Annotated[Path, typer.Option("--config", metavar="FILE", help="The seller's settings.")]
+SellerFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The seller's settings.")]
 AgentNumber = Annotated[int, typer.Argument(metavar="ID", min=0, help="Your agent's id on the chain.")]
 OutFolder = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Where to put .well-known/agent-registration.json.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from contracts.console import exit_on_error, out, print_document, printable
+from gateway.options import ConfigFile, Json
 
 if TYPE_CHECKING:
     from buyer.home import Home
@@ -33,8 +34,8 @@ def selfcheck(
         Path | None, typer.Option(metavar="SELLER.YAML", help="Also check the books of this seller.")
     ] = None,
     depth: Annotated[int, typer.Option(min=1, help="Blocks that must hold a transfer to the seller.")] = _DEPTH,
-    config: Annotated[Path | None, typer.Option("--config", help="gateway.yaml; without it, the defaults.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """Compare all books with themselves and with the chain. Exit code 1 when something differs."""
     with exit_on_error(as_json=as_json):

@@ -11,6 +11,7 @@ import typer
 
 from contracts.console import exit_on_error, out, print_document, printable
 from gateway.background.limits import LISTED_MAX, LIVES_HOURS_MAX, TOKENS_MAX
+from gateway.options import ConfigFile, Json
 
 if TYPE_CHECKING:
     from gateway.background.backlog import Backlog, Task
@@ -22,8 +23,6 @@ background_commands = typer.Typer(
     no_args_is_help=True, help="Work that can wait: bought when sellers are idle, at their background price."
 )
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-_Config = Annotated[Path | None, typer.Option("--config", help="gateway.yaml; without it, the defaults.")]
 _TaskId = Annotated[str, typer.Argument(metavar="TASK", help="As `farebox background list` shows it.")]
 
 
@@ -37,8 +36,8 @@ def add(
         int, typer.Option("--within-hours", min=1, max=LIVES_HOURS_MAX, help="Dropped if not bought by then.")
     ] = 24,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, max=TOKENS_MAX, help="Length of the answer.")] = 400,
-    config: _Config = None,
-    as_json: _Json = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """Keep PROMPT until a seller is idle; nothing is paid now. `farebox background run` buys it."""
     with exit_on_error(as_json=as_json):
@@ -71,8 +70,8 @@ def add(
 @background_commands.command("run")
 def run(
     once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do, instead of waiting.")] = False,
-    config: _Config = None,
-    as_json: _Json = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """Buy what waits, whenever a seller with a background tier has room. Ctrl-C ends it; nothing is lost.
 
@@ -98,8 +97,8 @@ def run(
 @background_commands.command("list")
 def list_tasks(
     last: Annotated[int, typer.Option("--last", min=1, max=LISTED_MAX, help="How many.")] = 20,
-    config: _Config = None,
-    as_json: _Json = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """List the latest tasks and what became of them."""
     with exit_on_error(as_json=as_json):
@@ -118,7 +117,7 @@ def list_tasks(
 
 
 @background_commands.command("show")
-def show(task_id: _TaskId, config: _Config = None, as_json: _Json = False) -> None:
+def show(task_id: _TaskId, config: ConfigFile = None, as_json: Json = False) -> None:
     """Show a task and its answer."""
     with exit_on_error(as_json=as_json):
         with _backlog(_settings(config)) as backlog:
@@ -132,7 +131,7 @@ def show(task_id: _TaskId, config: _Config = None, as_json: _Json = False) -> No
 
 
 @background_commands.command("cancel")
-def cancel(task_id: _TaskId, config: _Config = None, as_json: _Json = False) -> None:
+def cancel(task_id: _TaskId, config: ConfigFile = None, as_json: Json = False) -> None:
     """Drop a task that waits. What may be paid for already is not dropped."""
     with exit_on_error(as_json=as_json):
         import time

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from contracts.console import exit_on_error, out, print_document, printable
+from gateway.options import Json
 
 if TYPE_CHECKING:
     from gateway.bidder.events import Event, EventLog
@@ -18,11 +19,9 @@ __all__ = ["bid_commands"]
 
 bid_commands = typer.Typer(no_args_is_help=True, help="How sellers are chosen where several could answer a call.")
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
 
 @bid_commands.command("policy")
-def policy(as_json: _Json = False) -> None:
+def policy(as_json: Json = False) -> None:
     """Show what decides now, and how well each way of deciding has foreseen what came of it.
 
     The figures are the mean log-loss over the latest 300 outcomes: 0 is perfect foresight, 0.69 a coin.
@@ -50,7 +49,7 @@ def policy(as_json: _Json = False) -> None:
 @bid_commands.command("explain")
 def explain(
     decision: Annotated[str, typer.Argument(metavar="DECISION", help="The x-farebox-decision header of an answer.")],
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show the terms of one decision: every offer, what it was reckoned to bring, and what moved the model."""
     with exit_on_error(as_json=as_json):
@@ -120,7 +119,7 @@ def report(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write it as one HTML page, with plots.")
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show what choosing has brought, against the rule and the cheapest, and where the calls went."""
     with exit_on_error(as_json=as_json):
@@ -165,7 +164,7 @@ def simulate(
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="How many markets.")] = 2,
     seed_base: Annotated[int, typer.Option("--seed-base", min=0, help="The first seed.")] = 0,
     tasks: Annotated[int, typer.Option("--tasks", min=3_000, max=100_000, help="Tasks in each market.")] = 6_000,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Run every policy past simulated markets; needs the bidder extra.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gateway.options import Json
+
 __all__ = ["commands"]
 
 commands = typer.Typer(no_args_is_help=True, help="Put `paid/<model>` behind a LiteLLM proxy.")
@@ -38,7 +40,7 @@ def config(
         str, typer.Option(help="USD per token that LiteLLM shows as cost. Display only: Farebox pays per call.")
     ] = "0",
     force: Annotated[bool, typer.Option("--force", help="Replace files that differ.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the proxy's configuration: one attempt per paid call, payment headers passed on.
 
