@@ -122,7 +122,10 @@ class Journal:
         self._in_hand.add(run.id)
 
     def take_over(self, run_id: str) -> Run:
-        """Make a run this process's and return it. Raises `NameUnknown`, or `RequestInProgress` for another's."""
+        """Make a run this process's and return it; one that failed before it was planned begins anew.
+
+        Raises `NameUnknown`, or `RequestInProgress` for another's.
+        """
 
         def take(connection: Connection) -> str | None:
             row = connection.execute("SELECT owner FROM runs WHERE id = ?", (run_id,)).fetchone()
@@ -132,6 +135,9 @@ class Journal:
             if owner not in (None, self._presence.id) and self._database.life_of(owner) is Life.ALIVE:
                 raise RequestInProgress(f"run {run_id}: another process carries it out")
             connection.execute("UPDATE runs SET owner = ? WHERE id = ?", (self._presence.id, run_id))
+            connection.execute(
+                "UPDATE runs SET state = 'running', ended_ms = NULL WHERE id = ? AND state = 'failed'", (run_id,)
+            )
             return owner
 
         if run_id in self._in_hand:

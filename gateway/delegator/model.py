@@ -83,12 +83,12 @@ class DelegateModel:
         except NameUnknown:
             return None
         before = order_of(run)
-        if (before.task, before.budget_units, before.planner) != (order.task, order.budget_units, order.planner):
+        if any(getattr(before, name) != getattr(order, name) for name in ("task", "budget_units", "planner", "plan")):
             raise RequestChanged("x-farebox-request-id: this id was used for another task")
         return run
 
     async def _go_on(self, call: Call, client: Client, run: Run) -> None:
-        if run.state == "running":
+        if run.state in ("running", "failed"):
             await self._carry_out(call, client, self._delegator.resume(run.id, call.client_key))
             return
         text = None if not run.plan else results_of(run).get(json.loads(run.plan)["output"])

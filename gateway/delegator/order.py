@@ -49,10 +49,9 @@ def schedule_text(order: Order, planned: Planned | None, note: str) -> str:
         "planner": order.planner,
         "is_judged": order.is_judged,
         "is_soonest": order.is_soonest,
+        "plan": None if order.plan is None else order.plan.model_dump(mode="json"),
         "note": note,
     }
-    if planned is None and order.plan is not None:
-        kept["plan"] = order.plan.model_dump(mode="json")
     if planned is not None:
         kept["ways"] = [
             [{**asdict(way), "price_units": str(way.price_units)} for way in ways] for ways in planned.graph.ways
@@ -82,7 +81,7 @@ def order_of(run: Run) -> Order:
         run.budget_units,
         deadline_s,
         planner=kept["planner"],
-        plan=Plan.model_validate_json(json.dumps(kept["plan"])) if "plan" in kept else None,
+        plan=None if kept.get("plan") is None else Plan.model_validate_json(json.dumps(kept["plan"])),
         is_judged=kept["is_judged"],
         is_soonest=kept.get("is_soonest", False),
     )

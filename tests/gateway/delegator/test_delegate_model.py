@@ -17,8 +17,9 @@ from gateway.delegator import model
 from gateway.delegator.delegation import journal_url
 from gateway.delegator.journal import Journal
 from gateway.delegator.order import order_of
+from gateway.demo.worker_server import worker_app
 from tests.gateway.delegator.parts import Town, plan_document, town
-from tests.gateway.parts import Gateway, RawCall, gateway
+from tests.gateway.parts import Gateway, RawCall, StandInSeller, gateway, listening
 from tests.patience import eventually
 
 PRICE = 1_000
@@ -121,8 +122,24 @@ def test_repeating_a_request_by_its_id_gives_its_answer_again_and_buys_nothing(b
     assert again["choices"] == first["choices"]
     assert again["farebox"]["run"] == first["farebox"]["run"]
     assert built.paid["only"] == 3
-    other = ask(running, "another task", ours={"request_id": "one"})
-    assert (other.status_code, other.json()["error"]["code"]) == (400, "request_id_reused")
+    for other in (ask(running, "another task", ours={"request_id": "one"}), ask(running, ours={"request_id": "one"})):
+        assert (other.status_code, other.json()["error"]["code"]) == (400, "request_id_reused")
+
+
+def test_a_task_that_could_not_be_planned_begins_anew_when_its_request_is_repeated(
+    built: Town, running: Gateway
+) -> None:
+    def ask_late() -> httpx.Response:
+        return ask(running, model="delegate/late", metadata={"gate": "false"}, ours={"request_id": "one"})
+
+    first = [ask_late() for _ in range(2)]
+    assert [each.status_code for each in first] == [404, 404]
+    assert all("no purchase of 'late'" in each.json()["error"]["message"] for each in first)
+    seller = StandInSeller(worker_app({"late": 1.0}), price_atomic=PRICE, keeps_answers=True)
+    with listening(seller) as served:
+        running.top_up(served.url, 5, name="late", model="late", price_atomic=PRICE)
+        again = ask_late()
+    assert (again.status_code, again.json()["choices"][0]["message"]["content"]) == (200, "70")
 
 
 @pytest.mark.parametrize(
