@@ -132,8 +132,15 @@ async def choose_option(
     accepted, _ = acceptable(corrected, policy, url)
     holdings = await read_holdings(accepted, payer, endpoints)
     allowances = await read_allowances(accepted, payer, endpoints)
-    choice = choose(corrected, policy, url, holdings, allowances)
+    try:
+        choice = choose(corrected, policy, url, holdings, allowances)
+    except InsufficientBalance as error:
+        raise InsufficientBalance(error.message, remedy=_fund(payer)) from None
     return choice, endpoints[choice.terms.offer.network.chain_id]
+
+
+def _fund(payer: Address) -> str:
+    return f"fund {address_text(payer)}, or sign for less"
 
 
 def count_for_budget(budget_atomic: int, price_atomic: int) -> int:
@@ -180,7 +187,8 @@ async def prepare(pool: Pool, draft: Draft, count: int, now_s: int, *, replace_s
         raise InsufficientBalance(
             f"the wallet holds {format_amount(facts.balance_atomic, offer.asset)}; live authorizations already promise "
             f"{format_amount(live_atomic, offer.asset)} and these would add "
-            f"{format_amount(plan.count * plan.price_atomic, offer.asset)}"
+            f"{format_amount(plan.count * plan.price_atomic, offer.asset)}",
+            remedy=_fund(draft.payer),
         )
     allowance_atomic = facts.allowance_atomic
     if allowance_atomic is not None:

@@ -28,10 +28,8 @@ __all__ = [
 DEVNET_CHAIN_ID = 31337
 PERMIT2 = parse_address("0x000000000022D473030F116dDEE9F6B43aC78BA3")
 MULTICALL3 = parse_address("0xcA11bde05977b3631167028862bE2a173976CA11")
-# The x402 contracts through which Permit2 moves money: the spenders that a Permit2 payment names.
-X402_EXACT_PROXY = parse_address("0x402085c248EeA27D92E8b30b2C58ed07f9E20001")
-X402_UPTO_PROXY = parse_address("0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002")
-# The spenders a Permit2 payment names; each pays out only as the payer's witness says.
+# The x402 contracts through which Permit2 moves money: the spenders that a Permit2 payment names. Each pays out only as
+# the payer's witness says.
 X402_EXACT_PROXY = parse_address("0x402085c248EeA27D92E8b30b2C58ed07f9E20001")
 X402_UPTO_PROXY = parse_address("0x4020A4f3b7b90ccA423B9fabCc0CE57C6C240002")
 

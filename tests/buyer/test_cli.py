@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from buyer.cli import commands
 from buyer.pool import Counts, Pool
+from contracts.address import address_text, parse_address
 from contracts.offers import Offer
 from tests.buyer.parts import closed_port_url, hanging_up, serving
 from tests.buyer.signing_server import SigningServer
@@ -72,6 +73,17 @@ def test_a_price_cap_is_mandatory_unless_the_quote_is_accepted(town: Town) -> No
     assert "--max-price" in document["error"]["message"]
     code, document, _ = town.buy("--accept-quote", "--yes")
     assert (code, document["price_cap_atomic"]) == (OK, "1000")
+
+
+def test_a_wallet_that_is_short_is_named_so_that_it_can_be_funded(town: Town) -> None:
+    stranger = town.chain.accounts[7]
+    town.key_file.write_text(stranger.key.hex())
+    address = address_text(parse_address(stranger.address))
+    code, document, _ = town.buy()
+    assert (code, document["error"]["code"]) == (OVER_CAP, "insufficient_balance")
+    assert document["error"]["remedy"] == f"fund {address}, or sign for less"
+    town.chain.mint(stranger.address, 4_000)
+    assert town.buy()[1]["error"]["remedy"] == f"fund {address}, or sign for less"
 
 
 def test_a_price_above_the_cap_is_exit_4(town: Town) -> None:
