@@ -7,9 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -17,6 +15,7 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.token import call_object
 from contracts.schemes.exact_eip3009 import decode_payload, transfer_call
 from contracts.wire import FacilitatorRequest
+from tests.faults.double import Double, Reply
 from tests.seller.shop import OTHER
 
 __all__ = ["FAULTS", "DoubleFacilitator", "Fault"]
@@ -75,52 +74,19 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-class DoubleFacilitator:
+class DoubleFacilitator(Double):
     """The double on a free loopback port. Use as a context manager; `fault` None: it does what it should."""
 
     def __init__(self, chain: Devnet) -> None:
+        super().__init__(self._answer)
         self._chain = chain
+        self._lock = threading.Lock()
         self.fault: Fault | None = None
         self.calls = 0
-        double = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                status, body = double.settle(self.rfile.read(int(self.headers["content-length"])))
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(body)))
-                if status == 307:
-                    self.send_header("location", "/elsewhere")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_: Any) -> None:
-                """A seller that hung up is none of our business."""
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def _answer(self, body: bytes) -> Reply:
+        status, answer = self.settle(body)
+        return Reply(status, answer, {"location": "/elsewhere"} if status == 307 else {})
 
     def settle(self, body: bytes) -> tuple[int, bytes]:
         """Answer one POST /settle."""

@@ -8,12 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 
+from tests.faults.double import Double, Reply
 from tests.patience import PATIENCE_S
 
 __all__ = ["Fault", "RpcProxy"]
@@ -40,60 +40,26 @@ class Fault:
     lie: Callable[[Any, Any], Any] = field(default=lambda params, result: result)
 
 
-class RpcProxy:
+class RpcProxy(Double):
     """The proxy on a free loopback port. Use as a context manager; `calls` counts methods, `faults` may be changed."""
 
     def __init__(self, upstream_url: str) -> None:
+        super().__init__(self._pass_on)
         self.upstream_url = upstream_url
         self.faults: list[Fault] = []
         self.calls: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._client = httpx.Client(timeout=PATIENCE_S, trust_env=False)
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            # Head and body leave in two packets; without this the second waits 40 ms for the first to be acknowledged.
-            disable_nagle_algorithm = True
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                answer = proxy.answer(json.loads(body))
-                if answer is None:
-                    self.close_connection = True
-                    return
-                status, document = answer
-                data = json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_: Any) -> None:
-                """A client that hung up is none of our business."""
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__exit__(kind, error, trace)
         self._client.close()
+
+    def _pass_on(self, body: bytes) -> Reply | None:
+        answer = self.answer(json.loads(body))
+        return None if answer is None else Reply(answer[0], json.dumps(answer[1]).encode())
 
     def inject(self, method: str, how: How, **more: Any) -> Fault:
         """Let the next calls of `method` fail, and return the fault; its `times` says how many are still to come."""

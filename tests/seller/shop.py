@@ -44,6 +44,31 @@ def store_url(folder: Path) -> str:
     return os.environ.get(STORE_VARIABLE) or f"sqlite:///{folder}/seller.db"
 
 
+def write_settings(chain: Devnet, folder: Path, upstream: str, settle: str, routes: str = "", more: str = "") -> Path:
+    """Write the seller.yaml of a `farebox sell` in front of `upstream`; return its path.
+
+    It sells chat at 0.001 unless `routes`, a YAML list, says otherwise. `more` are further lines.
+    """
+    write_key(folder, chain.accounts[GAS].key)
+    path = folder / "seller.yaml"
+    path.write_text(
+        f"""\
+upstream: {upstream}
+listen: 127.0.0.1:0
+network: {chain.network}
+rpc: ["{chain.rpc_url}"]
+asset: {{address: "{chain.token}", name: USDC, version: "2", decimals: 6, symbol: USDC}}
+pay_to: "{chain.accounts[SELLER].address}"
+settle: {settle}
+settler: {{kind: chain, key_file: settler.key}}
+{more}
+routes:
+{routes or f'  - {{match: "POST {CHAT}", price: "0.001"}}'}
+"""
+    )
+    return path
+
+
 def settings(chain: Devnet, folder: Path, **changed: Any) -> SellerConfig:
     """Return the settings of a shop on `chain` with its store in `folder`."""
     given: dict[str, Any] = {

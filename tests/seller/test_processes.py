@@ -19,28 +19,8 @@ from seller.config import read_config
 from seller.pricebook import PriceBook
 from tests.patience import PATIENCE_S
 from tests.paying import sign_payment
-from tests.seller.shop import BODY, BUYER, CHAT, GAS, PRICE_ATOMIC, SELLER, Application, open_shop, write_key
+from tests.seller.shop import BODY, BUYER, CHAT, GAS, PRICE_ATOMIC, SELLER, Application, open_shop, write_settings
 from tests.seller.test_streams import Tap, listening
-
-
-def write_settings(chain: Devnet, folder: Path, upstream: str, settle: str) -> Path:
-    write_key(folder, chain.accounts[GAS].key)
-    path = folder / "seller.yaml"
-    path.write_text(
-        f"""\
-upstream: {upstream}
-listen: 127.0.0.1:0
-network: {chain.network}
-rpc: ["{chain.rpc_url}"]
-asset: {{address: "{chain.token}", name: USDC, version: "2", decimals: 6, symbol: USDC}}
-pay_to: "{chain.accounts[SELLER].address}"
-settle: {settle}
-settler: {{kind: chain, key_file: settler.key}}
-routes:
-  - {{match: "POST {CHAT}", price: "0.001"}}
-"""
-    )
-    return path
 
 
 @contextmanager

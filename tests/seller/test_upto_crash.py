@@ -18,7 +18,7 @@ from seller.config import read_config
 from seller.pricebook import PriceBook
 from tests.patience import PATIENCE_S
 from tests.paying import sign_payment
-from tests.seller.shop import BUYER, CHAT, GAS, SELLER, is_replayed, write_key
+from tests.seller.shop import BUYER, CHAT, GAS, SELLER, is_replayed, write_settings
 from tests.seller.test_processes import selling
 from tests.seller.test_streams import listening
 from tests.seller.test_upto import MODEL, PROMPT, USED, request
@@ -30,27 +30,14 @@ HALTING = {"x-test-delay-ms": "100", "x-test-hold": "for-good", "x-test-hold-aft
 MADE = 100 * (len(PROMPT) // 8) + 7 * PIECES
 
 
-def write_settings(chain: Devnet, folder: Path, upstream: str) -> Path:
-    write_key(folder, chain.accounts[GAS].key)
-    path = folder / "seller.yaml"
-    path.write_text(
-        f"""\
-upstream: {upstream}
-listen: 127.0.0.1:0
-network: {chain.network}
-rpc: ["{chain.rpc_url}"]
-asset: {{address: "{chain.token}", name: USDC, version: "2", decimals: 6, symbol: USDC}}
-pay_to: "{chain.accounts[SELLER].address}"
-settle: async
-settler: {{kind: chain, key_file: settler.key}}
-upto: {{facilitator: "{chain.accounts[GAS].address}"}}
-routes:
+def metered(chain: Devnet, folder: Path, upstream: str) -> Path:
+    routes = f"""\
   - match: "POST {CHAT}"
     price: {{per_million_input_tokens: "100", per_million_output_tokens: "7", minimum: "0.000003",
              max_input_tokens: 400, max_output_tokens: 1000}}
 """
-    )
-    return path
+    more = f'upto: {{facilitator: "{chain.accounts[GAS].address}"}}'
+    return write_settings(chain, folder, upstream, "async", routes, more)
 
 
 @pytest.mark.parametrize("step", ["seller.delivered", "seller.piece_kept", "seller.charged"])
@@ -60,7 +47,7 @@ async def test_a_seller_that_is_killed_in_mid_stream_is_paid_once_for_what_was_m
     chain.mint(chain.accounts[BUYER].address, 1_000_000)
     chain.approve_permit2(chain.accounts[BUYER].address, 10**12)
     async with listening(model_server_app([MODEL])) as upstream, httpx.AsyncClient(timeout=60) as client:
-        config = write_settings(chain, tmp_path, upstream)
+        config = metered(chain, tmp_path, upstream)
         offer = PriceBook(read_config(config)).routes[0].quote_for(None).offer
         headers = {"PAYMENT-SIGNATURE": sign_payment(chain.accounts[BUYER].key, offer)}
         body = request(stream=True, metadata={} if step == "seller.charged" else HALTING)
