@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import Any
 
 import msgspec
@@ -26,7 +25,7 @@ from gateway.delegator.calls import NodeFailed, NodeUnknown
 from gateway.delegator.delegation import Delegation, Delegator
 from gateway.delegator.journal import Run
 from gateway.delegator.limits import DEADLINE_S_MAX, HEARTBEAT_S, RUNS_MAX
-from gateway.delegator.order import Order, order_of
+from gateway.delegator.order import Order, order_of, planned_of
 from gateway.delegator.plan import parse_plan
 from gateway.delegator.planning import spent_units
 from gateway.delegator.run import NodeEvent, results_of
@@ -91,8 +90,10 @@ class DelegateModel:
         if run.state in ("running", "failed"):
             await self._carry_out(call, client, self._delegator.resume(run.id, call.client_key))
             return
-        text = None if not run.plan else results_of(run).get(json.loads(run.plan)["output"])
-        last = NodeEvent("finished", 0.0, spent_units=spent_units(run), text=text)
+        plan, results = planned_of(run).plan, results_of(run)
+        missing = [node.id for node in plan.nodes if node.id not in results]
+        text = results.get(plan.output)
+        last = NodeEvent("finished", 0.0, spent_units=spent_units(run), text=text, missing=missing)
         await _Teller(call, client, run.id).end(last, run)
 
     async def _carry_out(self, call: Call, client: Client, delegation: Delegation) -> None:
