@@ -82,7 +82,7 @@ class Delegator:
         if client_key is None:
             # A revoked key begins nothing, but what it had begun stays on its budget and to its models.
             client_key = _account_of(self.journal.find(run_id), self.desk.pool.database.read(read_keys))
-        run = self.journal.take_over(run_id)
+        run = self.journal.take_over(run_id, anew=True)
         return Delegation(self, self._buying(client_key), run_id, order_of(run), run)
 
     async def take_up(self, run: Run) -> Job:

@@ -121,8 +121,8 @@ class Journal:
             raise RequestInProgress(f"run {run.id}: it was begun before", remedy="resume it")
         self._in_hand.add(run.id)
 
-    def take_over(self, run_id: str) -> Run:
-        """Make a run this process's and return it; one that failed before it was planned begins anew.
+    def take_over(self, run_id: str, *, anew: bool = False) -> Run:
+        """Make a run this process's and return it. With `anew`, one that could not be planned is running again.
 
         Raises `NameUnknown`, or `RequestInProgress` for another's.
         """
@@ -135,9 +135,10 @@ class Journal:
             if owner not in (None, self._presence.id) and self._database.life_of(owner) is Life.ALIVE:
                 raise RequestInProgress(f"run {run_id}: another process carries it out")
             connection.execute("UPDATE runs SET owner = ? WHERE id = ?", (self._presence.id, run_id))
-            connection.execute(
-                "UPDATE runs SET state = 'running', ended_ms = NULL WHERE id = ? AND state = 'failed'", (run_id,)
-            )
+            if anew:
+                connection.execute(
+                    "UPDATE runs SET state = 'running', ended_ms = NULL WHERE id = ? AND state = 'failed'", (run_id,)
+                )
             return owner
 
         if run_id in self._in_hand:
