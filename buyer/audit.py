@@ -19,7 +19,7 @@ from contracts.audit import Finding
 from contracts.errors import FareboxError
 from contracts.evm.evidence import Fate, Shown, read_fates, read_permit2_fates
 from contracts.evm.rpc import Rpc
-from contracts.evm.token import Head, read_head
+from contracts.evm.token import Head, chain_id_of, read_head
 from contracts.money import Asset, format_amount
 from contracts.networks import PERMIT2
 from contracts.schemes.authorization import Authorization
@@ -166,7 +166,7 @@ def _audit_budgets(connection: Connection) -> Finding:
 async def _compare(pool: Pool, purchase: Purchase, urls: Sequence[str], finding: Finding) -> None:
     entries = pool.database.read(lambda connection: _entries(connection, purchase.id))
     async with Rpc(urls) as rpc:
-        chain_id = int(await rpc.call("eth_chainId"), 16)
+        chain_id = await chain_id_of(rpc)
         if any(entry.chain_id != chain_id for entry in entries):
             finding.differ(f"could not be compared: the endpoint is of chain {chain_id}")
             return

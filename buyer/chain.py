@@ -13,7 +13,7 @@ from contracts.errors import ChainUnavailable, PayerHasCode, PriceAboveCap, Remo
 from contracts.evm.agent_wallet import Policy, WalletRail, WalletState, day_of, read_wallet
 from contracts.evm.permit2 import Permit2, Permit2Facts
 from contracts.evm.rpc import Rpc
-from contracts.evm.token import Head, Token, TokenFacts, read_head
+from contracts.evm.token import Head, Token, TokenFacts, chain_id_of, read_head
 from contracts.money import format_amount
 from contracts.networks import find_asset
 from contracts.offers import Offer
@@ -210,6 +210,6 @@ def _check_wallet(offer: Offer, wallet: Address, state: WalletState, agent: Addr
 async def _chain_id(url: str) -> int | None:
     try:
         async with Rpc([url]) as rpc:
-            return int(await rpc.call("eth_chainId"), 16)
-    except (ChainUnavailable, RemoteError, ValueError, TypeError):
+            return await chain_id_of(rpc)
+    except (ChainUnavailable, RemoteError):
         return None

@@ -10,7 +10,8 @@ import msgspec
 
 from buyer.limits import FORWARD_LIFE_S
 from buyer.signing import Signer, Transaction
-from contracts.address import ZERO, Address, address_text
+from buyer.transact import next_nonce
+from contracts.address import ZERO, Address
 from contracts.errors import TermsNotAllowed, UsageError
 from contracts.evm.forwarder import Forwarder, ForwardRequest, forward_call, read_forwarder
 from contracts.evm.rpc import Rpc
@@ -55,7 +56,7 @@ async def forward(
         ForwardRequest(owner.address, Call(each.to, each.data), each.gas_limit, known.nonce + number, deadline_s)
         for number, each in enumerate(direct)
     )
-    nonce = int(await rpc.call("eth_getTransactionCount", address_text(relay.address), "pending"), 16)
+    nonce = await next_nonce(rpc, relay.address)
     transactions = [
         msgspec.structs.replace(
             each,

@@ -19,10 +19,10 @@ from buyer.purchase import Purchase
 from buyer.rows import OPEN_IDS_SQL, authorization_from_row
 from contracts.address import Address
 from contracts.crash import checkpoint
-from contracts.errors import ChainUnavailable, TermsNotAllowed
+from contracts.errors import TermsNotAllowed
 from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Rpc, RpcRefused
-from contracts.evm.token import Token, call_object
+from contracts.evm.token import Token, call_object, chain_id_of, count_of, integer_of
 from contracts.keccak import keccak
 from contracts.lifecycle import AuthorizationEvent
 from contracts.networks import PERMIT2
@@ -146,7 +146,9 @@ async def _reconcile_batch(database: Database, rpc: Rpc, rows: list[Row], found:
         [("eth_getBlockByNumber", ["latest", False])]
         + [("eth_call", [call_object(to, data), "latest"]) for to, data in questions]
     )
-    head_s, states = _timestamp(answers[0]), dict(zip(questions, map(_number, answers[1:]), strict=True))
+    head_s = _timestamp(answers[0])
+    numbers = [integer_of(answer, "the state of a nonce") for answer in answers[1:]]
+    states = dict(zip(questions, numbers, strict=True))
     proven = 0
     for row in rows:
         question, mask = _question(row)
@@ -220,7 +222,7 @@ async def _permit2_word(rpc: Rpc, row: Row) -> _Word | None:
 
 
 async def _check_chain(rpc: Rpc, purchase: Purchase) -> None:
-    chain_id = int(await rpc.call("eth_chainId"), 16)
+    chain_id = await chain_id_of(rpc)
     if chain_id != purchase.offer.network.chain_id:
         raise TermsNotAllowed(
             f"the RPC endpoint is of chain {chain_id}, {purchase.name} is of {purchase.offer.network.caip2}",
@@ -233,23 +235,8 @@ def _sweep(connection: Connection, purchase: Purchase, over_s: int) -> None:
     forget_expired(connection, purchase, over_s)
 
 
-def _number(answer: Any) -> int:
-    if isinstance(answer, RpcRefused):
-        raise ChainUnavailable(f"the state of a nonce: {answer.message}")
-    try:
-        return int(answer, 16)
-    except (TypeError, ValueError):
-        raise ChainUnavailable("the state of a nonce: the answer is not a number") from None
-
-
 def _timestamp(block: Any) -> int:
-    try:
-        seconds = int(block["timestamp"], 16)
-    except (TypeError, KeyError, ValueError):
-        raise ChainUnavailable("eth_getBlockByNumber: the answer is not a block") from None
-    if not 0 <= seconds < 2**63:
-        raise ChainUnavailable("eth_getBlockByNumber: its time is none")
-    return seconds
+    return count_of(block.get("timestamp") if isinstance(block, dict) else None, "a block's time")
 
 
 def _hash(log: dict[str, Any]) -> str | None:

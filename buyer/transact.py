@@ -11,11 +11,11 @@ from buyer.signing import Signer, Transaction
 from contracts.address import Address, address_text
 from contracts.errors import ChainUnavailable, InsufficientBalance, SettlementFailed
 from contracts.evm.rpc import Rpc, RpcRefused
-from contracts.evm.token import call_object
+from contracts.evm.token import call_object, count_of, integer_of
 from contracts.keccak import keccak
 from contracts.schemes.authorization import Call
 
-__all__ = ["check_gas", "coin", "cost_max_wei", "price", "submit"]
+__all__ = ["check_gas", "coin", "cost_max_wei", "next_nonce", "price", "submit"]
 
 # Added to the node's estimate: the state may have changed by a few storage slots until it is mined.
 _GAS_MARGIN_PERCENT = 25
@@ -27,19 +27,20 @@ async def price(rpc: Rpc, chain_id: int, sender: Address, calls: Sequence[Call])
 
     Raises `ChainUnavailable`, and `SettlementFailed` with the node's words where a call would revert.
     """
-    nonce = int(await rpc.call("eth_getTransactionCount", address_text(sender), "pending"), 16)
+    nonce = await next_nonce(rpc, sender)
     block = await rpc.call("eth_getBlockByNumber", "latest", False)
     try:
-        tip = int(await rpc.call("eth_maxPriorityFeePerGas"), 16)
+        tip = count_of(await rpc.call("eth_maxPriorityFeePerGas"), "eth_maxPriorityFeePerGas")
     except RpcRefused:
         tip = 10**9
+    base_fee = (block.get("baseFeePerGas") if isinstance(block, dict) else None) or "0x0"
     # Twice the base fee outlasts six full blocks in a row.
-    fee = 2 * int(block.get("baseFeePerGas") or "0x0", 16) + tip
+    fee = 2 * count_of(base_fee, "a block's base fee") + tip
     transactions = []
     for offset, call in enumerate(calls):
         asked = {**call_object(call.to, call.data), "from": address_text(sender)}
         try:
-            estimate = int(await rpc.call("eth_estimateGas", asked), 16)
+            estimate = count_of(await rpc.call("eth_estimateGas", asked), "eth_estimateGas")
         except RpcRefused as error:
             raise SettlementFailed(
                 f"the transaction would fail: {error.message[:120]}", remedy="read the reason; nothing was sent"
@@ -49,6 +50,12 @@ async def price(rpc: Rpc, chain_id: int, sender: Address, calls: Sequence[Call])
     return transactions
 
 
+async def next_nonce(rpc: Rpc, sender: Address) -> int:
+    """Return the number of an account's next transaction. Raises `ChainUnavailable`."""
+    what = "eth_getTransactionCount"
+    return count_of(await rpc.call(what, address_text(sender), "pending"), what)
+
+
 def cost_max_wei(transactions: Sequence[Transaction]) -> int:
     """Return what transactions may cost at most, in wei of the chain's own coin."""
     return sum(transaction.gas_limit * transaction.max_fee_per_gas for transaction in transactions)
@@ -56,7 +63,7 @@ def cost_max_wei(transactions: Sequence[Transaction]) -> int:
 
 async def check_gas(rpc: Rpc, sender: Address, transactions: Sequence[Transaction], what: str) -> None:
     """Raise `InsufficientBalance` when the wallet cannot pay the gas; `what` the transactions do is named in it."""
-    balance_wei = int(await rpc.call("eth_getBalance", address_text(sender), "latest"), 16)
+    balance_wei = integer_of(await rpc.call("eth_getBalance", address_text(sender), "latest"), "eth_getBalance")
     cost_wei = cost_max_wei(transactions)
     if cost_wei > balance_wei:
         raise InsufficientBalance(

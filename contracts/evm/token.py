@@ -21,6 +21,8 @@ __all__ = [
     "allowance_data",
     "bytes_of",
     "call_object",
+    "chain_id_of",
+    "count_of",
     "integer_of",
     "read_head",
 ]
@@ -31,6 +33,8 @@ _DOMAIN_SEPARATOR = keccak(b"DOMAIN_SEPARATOR()")[:4]
 _DECIMALS = keccak(b"decimals()")[:4]
 _ALLOWANCE = keccak(b"allowance(address,address)")[:4]
 _PAUSED = keccak(b"paused()")[:4]
+_WORD_END = 2**256
+_COUNT_END = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,14 @@ def call_object(to: Address, data: bytes) -> dict[str, str]:
 async def read_head(rpc: Reader) -> Head:
     """Return number and timestamp of the latest block. Raises `ChainUnavailable`."""
     block = await rpc.call("eth_getBlockByNumber", "latest", False)
-    try:
-        return Head(int(block["number"], 16), int(block["timestamp"], 16))
-    except (TypeError, KeyError, ValueError):
-        raise ChainUnavailable("eth_getBlockByNumber: the answer is not a block") from None
+    if not isinstance(block, dict):
+        raise ChainUnavailable("eth_getBlockByNumber: the answer is not a block")
+    return Head(count_of(block.get("number"), "a block's number"), count_of(block.get("timestamp"), "a block's time"))
+
+
+async def chain_id_of(rpc: Reader) -> int:
+    """Return the id of the chain behind `rpc`. Raises `ChainUnavailable`."""
+    return count_of(await rpc.call("eth_chainId"), "eth_chainId")
 
 
 class Token:
@@ -189,13 +197,28 @@ def bytes_of(value: Any, what: str) -> bytes:
 
 
 def integer_of(value: Any, what: str) -> int:
-    """Return a hex answer as a number. Raises `ChainUnavailable` naming `what` was asked."""
+    """Return a hex answer as a number of 256 bits. Raises `ChainUnavailable` naming `what` was asked."""
+    return _number(value, what, _WORD_END)
+
+
+def count_of(value: Any, what: str) -> int:
+    """Return a hex answer as a number that stores and transactions hold: of blocks, seconds, gas, or wei per gas.
+
+    Raises `ChainUnavailable` naming `what` was asked.
+    """
+    return _number(value, what, _COUNT_END)
+
+
+def _number(value: Any, what: str, end: int) -> int:
     if isinstance(value, RpcRefused):
         raise ChainUnavailable(f"{what}: {value.message}")
     try:
-        return int(value, 16)
+        number = int(value, 16)
     except (TypeError, ValueError):
-        raise ChainUnavailable(f"{what}: the answer is not a number") from None
+        number = -1
+    if not 0 <= number < end:
+        raise ChainUnavailable(f"{what}: the answer is not such a number")
+    return number
 
 
 def _word(value: Any) -> bytes | None:
