@@ -1,6 +1,7 @@
 """Sends prebuilt HTTP requests over connections that stay open, from a process and a core of its own.
 
 Each connection sends its next request when it has its answer. Nothing is built, signed or read into a document between.
+The clocks start when every connection is open and has had one answer, so that a slice's length decides nothing.
 """
 
 from __future__ import annotations
@@ -17,27 +18,37 @@ from typing import Any
 import uvloop
 
 from bench.pinned import PinnedProcess
+from bench.tree import Tree
 
 __all__ = ["Load", "LoadGenerator", "Taken"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
+# What a server still does when its answer has left belongs to the request.
+_AFTERWARDS_S = 0.02
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Which bytes to send where, and the status that every answer must have."""
+    """Which bytes to send to `server`'s port, and the status that every answer must have.
+
+    `first` are the requests before the clocks start, one for each connection.
+    """
 
     port: int
+    server: Tree
+    first: Sequence[bytes]
     requests: Sequence[bytes]
-    connections: int
     status: int
 
 
 @dataclass(slots=True)
 class Taken:
-    """What it took: seconds for all, and microseconds of each request."""
+    """What it took: seconds for all, of the clock and of the server's CPU, and microseconds of each request."""
 
     wall_s: float = 0.0
+    cpu_s: float = 0.0
     latencies_us: list[float] = field(default_factory=list)
 
 
@@ -68,41 +79,44 @@ def _main(core: int, commands: Connection) -> None:
 
 
 async def _send(load: Load) -> Taken:
-    taken, waiting = Taken(), iter(load.requests)
-    loop = asyncio.get_running_loop()
+    taken, loop = Taken(), asyncio.get_running_loop()
     clients = []
-    for _ in range(min(load.connections, len(load.requests))):
-        _, client = await loop.create_connection(lambda: _Client(waiting, taken, load.status), "127.0.0.1", load.port)
+    for _ in load.first:
+        _, client = await loop.create_connection(lambda: _Client(load.status), "127.0.0.1", load.port)
         clients.append(client)
-    before = time.perf_counter()
-    for client in clients:
-        client.send_next()
-    await asyncio.gather(*(client.done for client in clients))
-    taken.wall_s = time.perf_counter() - before
+    await _all_send(clients, iter(load.first), [])
+    cpu_s, wall_s = load.server.cpu_s(), time.perf_counter()
+    await _all_send(clients, iter(load.requests), taken.latencies_us)
+    taken.wall_s = time.perf_counter() - wall_s
+    await asyncio.sleep(_AFTERWARDS_S)
+    taken.cpu_s = load.server.cpu_s() - cpu_s
     for client in clients:
         client.close()
     return taken
 
 
+async def _all_send(clients: Sequence[_Client], waiting: Iterator[bytes], latencies_us: list[float]) -> None:
+    await asyncio.gather(*[client.send_all(waiting, latencies_us) for client in clients])
+
+
 class _Client(asyncio.Protocol):
     """One connection. Of an answer it reads the status, and how long it is."""
 
-    def __init__(self, waiting: Iterator[bytes], taken: Taken, status: int) -> None:
-        self._waiting, self._taken, self._status = waiting, taken, b" %d " % status
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, status: int) -> None:
+        self._status = b" %d " % status
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: Iterator[bytes] = iter(())
+        self._latencies_us: list[float] = []
         self._transport: Any = None
         self._received = b""
         self._sent_ns = 0
 
-    def send_next(self) -> None:
-        """Send the next request, or end where none is left."""
-        request = next(self._waiting, None)
-        if request is None:
-            if not self.done.done():
-                self.done.set_result(None)
-            return
-        self._sent_ns = time.perf_counter_ns()
-        self._transport.write(request)
+    def send_all(self, waiting: Iterator[bytes], latencies_us: list[float]) -> asyncio.Future[None]:
+        """Send one request after the other for as long as some are waiting; return what ends with the last answer."""
+        self._done = asyncio.get_running_loop().create_future()
+        self._waiting, self._latencies_us = waiting, latencies_us
+        self._send_next()
+        return self._done
 
     def close(self) -> None:
         """Close the connection."""
@@ -118,16 +132,24 @@ class _Client(asyncio.Protocol):
         self._received = received = self._received + data if self._received else data
         if not _is_whole(received):
             return
-        self._taken.latencies_us.append((time.perf_counter_ns() - self._sent_ns) / 1000)
+        self._latencies_us.append((time.perf_counter_ns() - self._sent_ns) / 1000)
         self._received = b""
         if received[8:13] != self._status:
             self._fail(f"expected{self._status.decode()}, the server answered {received[:200]!r}")
             return
-        self.send_next()
+        self._send_next()
+
+    def _send_next(self) -> None:
+        request = next(self._waiting, None)
+        if request is not None:
+            self._sent_ns = time.perf_counter_ns()
+            self._transport.write(request)
+        elif not self._done.done():
+            self._done.set_result(None)
 
     def _fail(self, why: str) -> None:
-        if not self.done.done():
-            self.done.set_exception(RuntimeError(why))
+        if not self._done.done():
+            self._done.set_exception(RuntimeError(why))
 
 
 def _is_whole(received: bytes) -> bool:
