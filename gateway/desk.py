@@ -358,8 +358,9 @@ class Desk:
             self.metrics.no_receipt.labels(purchase.name).inc()
 
     def _note_failure(self, purchase: Purchase, error: FareboxError) -> None:
-        self.shelf.note_trouble(purchase, error, self.clock())
-        log.warning("purchase %s: %s: %s", purchase.name, error.code, error.message)
+        is_news = self.shelf.note_trouble(purchase, error, self.clock())
+        if is_news or not isinstance(error, (AuthorizationsExhausted, SellerUnreachable)):
+            log.warning("purchase %s: %s: %s", purchase.name, error.code, error.message)
 
     async def _fall_back(self, call: Call, client: Client, base_url: str) -> None:
         outcome = "failed"

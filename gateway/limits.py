@@ -48,6 +48,8 @@ KEPT_BYTES_MAX = 64 * 1024 * 1024
 KEPT_S = 600.0
 # How long after a change of the pool (another process bought, refilled, removed) it is noticed at the latest.
 POOL_POLL_S = 1.0
+# The log tells of a dry pool, or a seller that is away, no more often: every call meets it.
+TROUBLE_TOLD_EVERY_S = 60.0
 # A seller that refused its own pinned terms is not asked again before this: each asking locks up one authorization.
 TERMS_CHANGED_PAUSE_S = 30.0
 # Between two questions to the chain about payments of unknown fate; doubled while the answer stays the same.

@@ -10,7 +10,7 @@ from buyer.pool import Counts, Pool
 from buyer.purchase import Purchase
 from contracts.errors import FareboxError, NameUnknown, PriceAboveCap, TermsChanged
 from contracts.money import format_amount, parse_amount
-from gateway.limits import TERMS_CHANGED_PAUSE_S
+from gateway.limits import TERMS_CHANGED_PAUSE_S, TROUBLE_TOLD_EVERY_S
 from gateway.models import Ranking, by_model, cheapest_first, document, find
 
 __all__ = ["Shelf"]
@@ -18,11 +18,12 @@ __all__ = ["Shelf"]
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """The last thing that went wrong with a purchase, and when (unix seconds)."""
+    """The last thing that went wrong with a purchase, and when; `told_s` is when its like was news (unix seconds)."""
 
     code: str
     message: str
     at_s: int
+    told_s: float
 
 
 class Shelf:
@@ -92,11 +93,18 @@ class Shelf:
             raise TermsChanged(trouble.message)
         return kept
 
-    def note_trouble(self, purchase: Purchase, error: FareboxError, now_s: float) -> None:
-        """Remember what went wrong. A seller that changed its terms is left alone for a while."""
-        self._troubles[purchase.name] = _Trouble(error.code, error.message, int(now_s))
+    def note_trouble(self, purchase: Purchase, error: FareboxError, now_s: float) -> bool:
+        """Remember what went wrong, and tell whether it is news: another error, or a minute after it was told.
+
+        A seller that changed its terms is left alone for a while.
+        """
+        last = self._troubles.get(purchase.name)
+        is_known = last is not None and last.code == error.code and now_s < last.told_s + TROUBLE_TOLD_EVERY_S
+        told_s = last.told_s if last is not None and is_known else now_s
+        self._troubles[purchase.name] = _Trouble(error.code, error.message, int(now_s), told_s)
         if isinstance(error, TermsChanged):
             self._paused[purchase.name, purchase.terms_id] = now_s + TERMS_CHANGED_PAUSE_S
+        return not is_known
 
     def note_success(self, purchase: Purchase) -> None:
         """Remember that the seller answered."""

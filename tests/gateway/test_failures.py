@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from buyer.home import Home
 from buyer.pool import Counts, Pool
+from gateway import shelf
 from gateway.config import GatewayConfig
 from tests.gateway.conftest import COUNT, Street
 from tests.gateway.parts import MODEL, PRICE_ATOMIC, StandInSeller, gateway, listening, sign_pool
@@ -55,6 +56,21 @@ def test_an_empty_pool_names_the_command_to_run(street: Street, seller: StandInS
         street.openai.chat.completions.create(**ask("one more"))
     assert (failed.value.status_code, failed.value.code) == (402, "authorizations_exhausted")
     assert len(seller.presented) == COUNT
+
+
+def test_the_log_tells_that_a_pool_is_dry_now_and_then_and_not_with_every_call(
+    street: Street, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_after(*prompts: object) -> int:
+        for prompt in prompts:
+            street.http.post(CHAT, json=ask(str(prompt)))
+        return caplog.text.count("authorizations_exhausted")
+
+    # Tests know no minutes: first it has not passed, then it has.
+    monkeypatch.setattr(shelf, "TROUBLE_TOLD_EVERY_S", 1e9)
+    assert told_after(*range(COUNT + 5)) == 1
+    monkeypatch.setattr(shelf, "TROUBLE_TOLD_EVERY_S", 0)
+    assert told_after("a minute later") == 2
 
 
 def test_a_top_up_by_another_process_is_used(street: Street) -> None:
