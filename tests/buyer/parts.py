@@ -266,16 +266,17 @@ def serving(app: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def hanging_up() -> Iterator[str]:
-    """Serve a port that reads a request and closes the connection without an answer."""
+def talking(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Serve a port on which every connection's request is read and `talk` answers, until it fails or returns."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def work() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                with connection:
+                with connection, contextlib.suppress(OSError):
                     connection.recv(65536)
+                    talk(connection)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -285,6 +286,23 @@ def hanging_up() -> Iterator[str]:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join(PATIENCE_S)
+
+
+def hanging_up() -> contextlib.AbstractContextManager[str]:
+    """Serve a port that reads a request and closes the connection without an answer."""
+    return talking(lambda _: None)
+
+
+def funded_purchase(
+    pool: Pool, chain: Devnet, count: int, *, life_s: int = 3600, rpc_urls: tuple[str, ...] = ()
+) -> Purchase:
+    """Return a purchase of `count` authorizations by a wallet that has the money, all signed."""
+    account = chain.accounts[0]
+    chain.mint(account.address, 10**6)
+    offer = offer_of(asset=token_of(chain), pay_to=parse_address(chain.accounts[1].address))
+    made = add_purchase(pool, offer=offer, payer=parse_address(account.address), rpc_urls=rpc_urls)
+    add_signed(pool, made, count, valid_before_s=int(time.time()) + life_s, key=SigningKey(account.key))
+    return made
 
 
 def closed_port_url() -> str:

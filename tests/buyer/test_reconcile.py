@@ -14,12 +14,18 @@ from buyer.limits import EXPIRY_CHAIN_MARGIN_S
 from buyer.pool import Counts, Pool, Spender
 from buyer.purchase import Purchase
 from buyer.signers import KeySigner, open_signer
-from contracts.address import parse_address
 from contracts.errors import ChainUnavailable, InsufficientBalance, TermsNotAllowed
 from contracts.evm.devnet import Devnet
 from contracts.schemes.exact_eip3009 import cancel_call
-from contracts.signature import SigningKey
-from tests.buyer.parts import add_purchase, add_signed, call_token, closed_port_url, offer_of, serving, settle, token_of
+from tests.buyer.parts import (
+    add_purchase,
+    call_token,
+    closed_port_url,
+    funded_purchase,
+    offer_of,
+    serving,
+    settle,
+)
 from tests.buyer.signing_server import SigningServer
 
 LIFE_S = 3600
@@ -33,13 +39,7 @@ def pool(home: Home) -> Iterator[Pool]:
 
 @pytest.fixture
 def purchase(chain: Devnet, pool: Pool) -> Purchase:
-    """Ten authorizations of a funded wallet, good for an hour."""
-    account = chain.accounts[0]
-    chain.mint(account.address, 10**6)
-    offer = offer_of(asset=token_of(chain), pay_to=parse_address(chain.accounts[1].address))
-    made = add_purchase(pool, offer=offer, payer=parse_address(account.address))
-    add_signed(pool, made, 10, valid_before_s=int(time.time()) + LIFE_S, key=SigningKey(account.key))
-    return made
+    return funded_purchase(pool, chain, 10, life_s=LIFE_S)
 
 
 @pytest.fixture

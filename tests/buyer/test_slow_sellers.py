@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -14,32 +13,10 @@ from buyer.flow import Lost, Outgoing
 from buyer.http import open_client, send
 from buyer.probe import probe_url
 from contracts.errors import SellerUnreachable
+from tests.buyer.parts import talking
 from tests.patience import PATIENCE_S
 
 TIME_S = 0.6
-
-
-@contextlib.contextmanager
-def talking(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Serve a port on which every connection's request is read and `talk` answers, until it fails or returns."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def work() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    connection.recv(65536)
-                    talk(connection)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(PATIENCE_S)
 
 
 def drip(head: bytes, drop: bytes, stopped: threading.Event) -> Callable[[socket.socket], None]:

@@ -18,7 +18,8 @@ from contracts.address import address_text
 from contracts.headers import PAYMENT_RESPONSE, decode_settlement_response, encode_header
 from contracts.wire import SettlementResponse
 from gateway.demo.model_server import model_server_app
-from tests.buyer.test_slow_sellers import drip, talking
+from tests.buyer.parts import talking
+from tests.buyer.test_slow_sellers import drip
 from tests.gateway.conftest import Street
 from tests.gateway.parts import KEY, MODEL, TRANSACTION, gateway, listening, sign_pool
 from tests.gateway.test_repetition import CHAT, ask

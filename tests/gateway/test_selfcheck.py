@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,15 +16,13 @@ from typer.testing import CliRunner
 from buyer.home import Home
 from buyer.pool import Claim, Pool, Spender
 from buyer.purchase import Purchase
-from contracts.address import parse_address
 from contracts.evm.devnet import Devnet
-from contracts.signature import SigningKey
 from contracts.storage import open_database
 from gateway.cli import app
-from gateway.demo.processes import farebox_command
-from tests.buyer.parts import add_purchase, add_signed, closed_port_url, offer_of, settle, token_of
+from tests.buyer.parts import add_purchase, add_signed, closed_port_url, funded_purchase, settle
 from tests.e2e.parts import MODEL, Market, market
 from tests.patience import PATIENCE_S
+from tests.warm import Warm
 
 
 @pytest.fixture
@@ -42,13 +39,7 @@ def pool(home: Home) -> Iterator[Pool]:
 
 @pytest.fixture
 def purchase(chain: Devnet, pool: Pool) -> Purchase:
-    """Six authorizations of a funded wallet."""
-    account = chain.accounts[0]
-    chain.mint(account.address, 10**6)
-    offer = offer_of(asset=token_of(chain), pay_to=parse_address(chain.accounts[1].address))
-    made = add_purchase(pool, offer=offer, payer=parse_address(account.address), rpc_urls=(chain.rpc_url,))
-    add_signed(pool, made, 6, valid_before_s=int(time.time()) + 3600, key=SigningKey(account.key))
-    return made
+    return funded_purchase(pool, chain, 6, rpc_urls=(chain.rpc_url,))
 
 
 @pytest.fixture
@@ -146,27 +137,19 @@ def test_a_machine_without_a_pool_is_told_so_and_gets_none(home: Home) -> None:
 
 
 @pytest.fixture
-def shop(tmp_path: Path, chain: Devnet) -> Iterator[Market]:
+def shop(tmp_path: Path, chain: Devnet, warm: Warm) -> Iterator[Market]:
     folder = tmp_path / "market"
     folder.mkdir()
-    with market(folder, chain, settle="async") as opened:
+    with market(folder, chain, settle="async", warm=warm) as opened:
         yield opened
 
 
-def selfcheck_of(shop: Market) -> tuple[int, str]:
-    done = subprocess.run(
-        farebox_command("selfcheck", "--seller", "seller.yaml"),
-        cwd=shop.crew.folder,
-        env=shop.crew.environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+def selfcheck_of(shop: Market, warm: Warm) -> tuple[int, str]:
+    done = warm.run(["selfcheck", "--seller", "seller.yaml"], shop.crew.folder, environment=shop.crew.environment)
+    return done.code, done.out + done.err
 
 
-def test_a_whole_market_agrees_with_the_chain_and_a_changed_book_does_not(shop: Market) -> None:
+def test_a_whole_market_agrees_with_the_chain_and_a_changed_book_does_not(shop: Market, warm: Warm) -> None:
     shop.start_model_server()
     seller = shop.start_seller()
     shop.buy(5)
@@ -175,7 +158,7 @@ def test_a_whole_market_agrees_with_the_chain_and_a_changed_book_does_not(shop: 
     for _ in range(3):
         assert httpx.post(f"{shop.gateway_url}/v1/chat/completions", json=body, timeout=PATIENCE_S).status_code == 200
     shop.wait_settled(seller)
-    code, text = selfcheck_of(shop)
+    code, text = selfcheck_of(shop, warm)
     assert code == 0, text
     assert "0.003 USDC settled by the books, 0.003 USDC received on chain" in text
     with closing(open_database(f"sqlite:///{shop.crew.folder / 'seller.db'}", "seller.migrations")) as books:
@@ -187,7 +170,7 @@ def test_a_whole_market_agrees_with_the_chain_and_a_changed_book_does_not(shop: 
                 " FROM transactions WHERE id = (SELECT max(id) FROM transactions)"
             )
         )
-    code, text = selfcheck_of(shop)
+    code, text = selfcheck_of(shop, warm)
     assert code == 1, text
     assert "earned: the book says 3001, the payments add up to 3000 atomic units" in text
     assert "are missing: nothing after them can be mined" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,24 @@ def open_ledger(folder: Path) -> Ledger:
     return Ledger(store_url(folder), 31337, TOKEN)
 
 
-async def reserve(ledger: Ledger, paid: VerifiedPayment, digest: bytes = ONE, setting: Any = "before") -> Claim:
-    claim = await ledger.reserve(
+def ask(
+    ledger: Ledger, paid: VerifiedPayment, digest: bytes = ONE, *, setting: Any = "async", caps: Caps = CAPS
+) -> Coroutine[Any, Any, Claim | Replay]:
+    """Reserve for a request with this digest, whose payer can pay."""
+    return ledger.reserve(
         paid,
         digest,
         "GET /paid",
         setting=setting,
-        caps=CAPS,
+        caps=caps,
         balance_atomic=lambda _: 10**9,
         since_block=0,
         now_s=int(time.time()),
     )
+
+
+async def reserve(ledger: Ledger, paid: VerifiedPayment, digest: bytes = ONE, setting: Any = "before") -> Claim:
+    claim = await ask(ledger, paid, digest, setting=setting)
     assert isinstance(claim, Claim)
     return claim
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from seller.spool import Beginning
 from seller.verify import VerifiedPayment
 from tests.patience import eventually
 from tests.seller import test_ledger
-from tests.seller.test_ledger import ANSWER, ONE, TOKEN, payment
+from tests.seller.test_ledger import ANSWER, TOKEN, ask, payment
 from tests.stores.parts import Forgetful, Place, suite_of
 
 globals().update(suite_of(test_ledger, without=set()))
@@ -48,23 +47,8 @@ def ledgers(place: Place) -> Iterator[Callable[[], Ledger]]:
         ledger.close()
 
 
-async def reserve(
-    ledger: Ledger, paid: VerifiedPayment, *, setting: Any = "async", caps: Caps = CAPS
-) -> Claim | Replay:
-    return await ledger.reserve(
-        paid,
-        ONE,
-        "GET /paid",
-        setting=setting,
-        caps=caps,
-        balance_atomic=lambda _: 10**9,
-        since_block=0,
-        now_s=int(time.time()),
-    )
-
-
 async def claim_of(ledger: Ledger, paid: VerifiedPayment, *, setting: Any = "async") -> Claim:
-    claim = await reserve(ledger, paid, setting=setting)
+    claim = await ask(ledger, paid, setting=setting)
     assert isinstance(claim, Claim)
     return claim
 
@@ -80,7 +64,7 @@ def _outcomes(url: str, payments: list[VerifiedPayment], caps: Caps) -> list[str
 
         async def one(paid: VerifiedPayment) -> str:
             try:
-                await reserve(ledger, paid, caps=caps)
+                await ask(ledger, paid, caps=caps)
             except FareboxError as error:
                 return error.code
             return "claimed"
@@ -213,7 +197,7 @@ async def test_goods_that_were_fetched_after_a_doubtful_delivery_stay_owed(
     with pytest.raises(StoreUnavailable):
         await ledger.owe(claim, ANSWER)
     # The client comes back to another replica, before the first one can write again.
-    replay = await reserve(other, payment())
+    replay = await ask(other, payment())
     assert isinstance(replay, Replay)
     await other.count_replay(replay.answer.payment_id)
     assert await ledger.give_up(claim, "store_unavailable") is Money.QUEUED

@@ -14,12 +14,12 @@ from contracts.errors import FareboxError, StoreUnavailable
 from contracts.schemes.authorization import Authorization
 from contracts.storage import Conflict, Connection, Database, Shared, open_database
 from seller import spool
-from seller.claims import Claim, Replay
+from seller.claims import Claim
 from seller.ledger import Ledger
 from seller.policy import Caps
 from seller.spool import Beginning
 from seller.verify import VerifiedPayment
-from tests.seller.test_ledger import OFFER, ONE, OTHER, TOKEN
+from tests.seller.test_ledger import OFFER, ONE, OTHER, TOKEN, ask
 from tests.stores.parts import Migrations, Place, held, start
 
 PRICE_ATOMIC = 1000
@@ -40,21 +40,6 @@ def paid(payer: int, nonce: int, *, name: str | None = None) -> VerifiedPayment:
         nonce=nonce.to_bytes(32, "big"),
     )
     return VerifiedPayment(authorization, b"\x01" * 65, OFFER, 2, payment_id=name)
-
-
-def ask(
-    ledger: Ledger, payment: VerifiedPayment, digest: bytes = ONE, *, setting: Setting = "async", caps: Caps = CAPS
-) -> Coroutine[Any, Any, Claim | Replay]:
-    return ledger.reserve(
-        payment,
-        digest,
-        "GET /paid",
-        setting=setting,
-        caps=caps,
-        balance_atomic=lambda _: 10**9,
-        since_block=0,
-        now_s=int(time.time()),
-    )
 
 
 async def together(ledger: Ledger, *writes: Coroutine[Any, Any, Any]) -> list[Any]:
