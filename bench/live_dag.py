@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -48,6 +48,7 @@ _KNOWN_CALLS = 6
 _KNOWN_TOKENS = 150
 _PAYMENTS, _PAYMENTS_A_GRAPH = 50, 16
 _DEADLINE_S = 600
+_PACE_QUICK = 20.0
 _RUNS_MAX = 100_000
 _UNITS_PER_ATOMIC = 10**30
 _PRICES = {seller.name: parse_units(seller.price, "price") or 0 for seller in SELLERS}
@@ -191,7 +192,8 @@ def main(arguments: list[str]) -> int:
     count = 1 if options.quick else options.graphs
     graphs = [drawn(shape, number, options.seed_base) for number in range(count) for shape in SHAPES]
     machine, started = this_machine(), time.monotonic()
-    with live_market(SELLERS) as market:
+    pace = _PACE_QUICK if options.quick else 1.0
+    with live_market([replace(seller, pace=seller.pace * pace) for seller in SELLERS]) as market:
         rows = asyncio.run(_measure(gateways := _open_gateways(market, len(graphs)), graphs))
         books = _books(market, [gateway.home for gateway in gateways.values()])
     facts = {
