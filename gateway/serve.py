@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from buyer.pool import Pool
 from contracts.errors import ConfigInvalid, FareboxError
+from contracts.event_loop import fast_runner
 from contracts.heap import settle_heap
 from gateway.admin import admin_app
 from gateway.admin_token import TokenCheck, admin_token
@@ -62,8 +63,7 @@ def run(config: GatewayConfig, announce: Callable[[Addresses], None]) -> None:
 
     Raises `ConfigInvalid` when an address cannot be bound, `StoreUnavailable` when the pool cannot be opened.
     """
-    loop_factory = uvicorn.Config(_no_app, log_config=None).get_loop_factory()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with fast_runner() as runner:
         runner.run(_serve(config, announce))
 
 
@@ -198,7 +198,3 @@ def _bound(setting: str, listen: Listen) -> socket.socket:
 
 def _address(listen: Listen, bound: socket.socket) -> Listen:
     return Listen(host=listen.host, port=bound.getsockname()[1])
-
-
-async def _no_app(*_: object) -> None:
-    """uvicorn chooses its event loop from a configuration, which wants an application."""
