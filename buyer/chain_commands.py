@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from buyer.options import Json, MaybeName, Name, RpcOption, SignerOption, Yes
+from buyer.options import DryRun, Json, MaybeName, Name, RpcOption, SignerOption, Yes
 from buyer.wiring import closing, confirm, rpc_urls_for, signer_spec, the_pool
 from contracts.console import exit_on_error, print_document
 
@@ -23,7 +23,7 @@ def approve(
     ] = None,
     signer: SignerOption = None,
     rpc: RpcOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost, send nothing.")] = False,
+    dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:

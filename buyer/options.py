@@ -14,6 +14,7 @@ __all__ = [
     "AllowHttp",
     "AllowV1",
     "Assets",
+    "DryRun",
     "Json",
     "MaxPrice",
     "MaybeName",
@@ -38,6 +39,7 @@ def complete_name(incomplete: str) -> list[str]:
         return []
 
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost, and leave all as it is.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=complete_name)]
 MaybeName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=complete_name)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from buyer.options import Json, RpcOption, SignerOption, Yes
+from buyer.options import DryRun, Json, RpcOption, SignerOption, Yes
 from buyer.wiring import closing, confirm, given_signer
 from contracts.console import exit_on_error, given_rpc_urls, print_document
 
@@ -31,7 +31,6 @@ Relay = Annotated[
         "--relay", metavar="KIND:PLACE", help="Who sends it and pays the gas. The wallet needs a forwarder; see create."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost, send nothing.")]
 
 
 @wallet_commands.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from buyer.options import Json, RpcOption, SignerOption, Yes
+from buyer.options import DryRun, Json, RpcOption, SignerOption, Yes
 from contracts.console import exit_on_error, given_rpc_urls, out, print_document, printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ AgentNumber = Annotated[int, typer.Argument(metavar="ID", min=0, help="Your agen
 OutFolder = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Where to put .well-known/agent-registration.json.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost; sign and write nothing.")]
 Name = Annotated[
     str | None, typer.Option("--name", help="What to call the seller; else as its settings say, or by its host.")
 ]
