@@ -199,7 +199,8 @@ class Warm:
 def _wait_for_end(started: Started, timeout_s: float) -> None:
     try:
         handle = os.pidfd_open(started.pid)
-    except ProcessLookupError:
+    except (AttributeError, OSError):
+        # It was waited for before, or this system has no such handles: then the warm process waits, for all of us.
         return
     try:
         if not select.select([handle], [], [], timeout_s)[0]:
