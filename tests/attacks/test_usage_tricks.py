@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from contracts.evm.devnet import Devnet
+from seller.facilitate.app import facilitator_app
+from tests.patience import PATIENCE_S
 from tests.seller.shop import CHAT, error_of, receipt_of
+from tests.seller.test_facilitate import facilitating
+from tests.seller.test_streams import listening
 from tests.seller.test_upto import CEILING, MODEL, PROMPT, metered_shop, usage_event
 
 OUTPUT_PRICE = 7
+# What the facilitator of the tests settles at least.
+LEAST_SETTLED = 500
 BOUNDS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 BODIES = [
@@ -111,3 +119,33 @@ async def test_usage_that_the_model_is_made_to_say_is_not_usage(chain: Devnet, t
         assert answer.content == piece + b"data: [DONE]\n\n"
         assert receipt_of(answer).amount == str(3 * 100 + 4 * OUTPUT_PRICE)
         assert shop.earned == 3 * 100 + 4 * OUTPUT_PRICE
+
+
+@pytest.mark.parametrize("settled_atomic", [LEAST_SETTLED, 0])
+async def test_who_has_the_facilitator_settle_less_first_gets_no_goods_and_no_credit(
+    chain: Devnet, tmp_path: Path, settled_atomic: int
+) -> None:
+    """S9: whoever has a payment can present it to its facilitator, and so can its buyer."""
+    async with facilitating(chain, tmp_path) as theirs, listening(facilitator_app(theirs.service)) as url:
+        settler = {"kind": "facilitator", "url": url}
+        async with metered_shop(chain, tmp_path, settle="auto", settler=settler) as shop:
+            header = shop.payment(model=MODEL)
+            document = json.loads(base64.b64decode(header))
+            less = {**document["accepted"], "amount": str(settled_atomic)}
+            model = shop.middleware.app
+
+            async def settled_meanwhile(scope: Any, receive: Any, send: Any) -> None:
+                body = {"x402Version": 2, "paymentPayload": document, "paymentRequirements": less}
+                async with httpx.AsyncClient(timeout=PATIENCE_S) as buyer:
+                    assert (await buyer.post(f"{url}/settle", json=body)).json()["success"]
+                await model(scope, receive, send)
+
+            shop.middleware.app = settled_meanwhile
+            body = {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]}
+            answer = await shop.client.post(CHAT, json=body, headers={"PAYMENT-SIGNATURE": header})
+            assert answer.status_code == 402
+            assert "choices" not in answer.text
+            shop.middleware.app = model
+            again = await shop.client.post(CHAT, json=body, headers={"PAYMENT-SIGNATURE": shop.payment(model=MODEL)})
+            assert again.status_code == 402, "only a price per call is left to it"
+            assert shop.seller.ledger.sums().exposure_atomic == 0
