@@ -158,7 +158,9 @@ class Warm:
 
         Others can be started meanwhile. Raises `subprocess.TimeoutExpired`.
         """
-        _wait_for_end(started, timeout_s)
+        # One that has ended is reaped, and its number may be another's by now.
+        if not self.has_ended(started):
+            _wait_for_end(started, timeout_s)
         code: int = self._say({"do": "wait", "pid": started.pid})["code"]
         return code
 
@@ -200,7 +202,7 @@ def _wait_for_end(started: Started, timeout_s: float) -> None:
     try:
         handle = os.pidfd_open(started.pid)
     except (AttributeError, OSError):
-        # It was waited for before, or this system has no such handles: then the warm process waits, for all of us.
+        # This system has no such handles: the warm process waits, and nothing can be started meanwhile.
         return
     try:
         if not select.select([handle], [], [], timeout_s)[0]:
