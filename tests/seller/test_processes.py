@@ -21,6 +21,7 @@ from tests.patience import PATIENCE_S
 from tests.paying import sign_payment
 from tests.seller.shop import BODY, BUYER, CHAT, GAS, PRICE_ATOMIC, SELLER, Application, open_shop, write_settings
 from tests.seller.test_streams import Tap, listening
+from tests.warm import Warm
 
 
 @contextmanager
@@ -97,7 +98,7 @@ async def test_sell_serves_shows_its_books_and_ends_with_zero_on_sigterm(funded:
             rebound = await client.get(admin + "/status", headers={"host": "evil.example"})
             assert rebound.status_code == 400
             process.terminate()
-            assert await asyncio.to_thread(process.wait, 30) == 0
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
         assert funded.balance_of(funded.accounts[SELLER].address) == PRICE_ATOMIC
 
 
@@ -116,7 +117,7 @@ async def test_sigterm_lets_a_stream_in_flight_finish(funded: Devnet, tmp_path: 
                 tap.turns.put_nowait(b"two")
                 tap.turns.put_nowait(None)
                 assert b"".join([chunk async for chunk in got]) == b"two"
-            assert await asyncio.to_thread(process.wait, 30) == 0
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
 
 
 async def test_a_mounted_middleware_and_farebox_settle_share_the_work(funded: Devnet, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ async def test_a_mounted_middleware_and_farebox_settle_share_the_work(funded: De
             await mounted.settled()
             assert mounted.earned == 3 * PRICE_ATOMIC
             process.terminate()
-            assert await asyncio.to_thread(process.wait, 30) == 0
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
 
 
 async def test_killing_sell_in_mid_call_costs_nobody_anything(funded: Devnet, tmp_path: Path) -> None:
@@ -170,24 +171,22 @@ async def test_killing_sell_in_mid_call_costs_nobody_anything(funded: Devnet, tm
     ],
 )
 def test_settings_that_do_not_hold_end_sell_with_two_and_the_reason(
-    funded: Devnet, tmp_path: Path, find: str, replace: str, says: str
+    funded: Devnet, warm: Warm, tmp_path: Path, find: str, replace: str, says: str
 ) -> None:
     config = write_settings(funded, tmp_path, "http://127.0.0.1:9", "auto")
     config.write_text(config.read_text().replace(find, replace))
-    with command("sell", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json") as (process, _):
-        stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2
-    assert says in json.loads(stdout)["error"]["message"]
-    assert "Traceback" not in stderr
+    done = warm.run(["sell", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json"], tmp_path)
+    assert done.code == 2
+    assert says in done.document["error"]["message"]
+    assert "Traceback" not in done.err
 
 
-def test_an_address_that_another_has_is_named_with_what_to_do(funded: Devnet, tmp_path: Path) -> None:
+def test_an_address_that_another_has_is_named_with_what_to_do(funded: Devnet, warm: Warm, tmp_path: Path) -> None:
     taken = funded.rpc_url.removeprefix("http://")
     config = write_settings(funded, tmp_path, "http://127.0.0.1:9", "auto")
-    with command("sell", "--config", str(config), "--admin-listen", taken, "--json") as (process, _):
-        stdout, _ = process.communicate(timeout=PATIENCE_S)
-    error = json.loads(stdout)["error"]
-    assert (process.returncode, error["message"]) == (2, f"--admin-listen: {taken}: address already in use")
+    done = warm.run(["sell", "--config", str(config), "--admin-listen", taken, "--json"], tmp_path)
+    error = done.document["error"]
+    assert (done.code, error["message"]) == (2, f"--admin-listen: {taken}: address already in use")
     assert "end what uses that address" in error["remedy"]
 
 

@@ -55,7 +55,7 @@ async def test_a_seller_that_is_killed_in_mid_stream_is_paid_once_for_what_was_m
         async with selling(config) as (process, document):
             with pytest.raises(httpx.HTTPError):
                 await client.post(document["listening"] + CHAT, json=body, headers=headers)
-            assert await asyncio.to_thread(process.wait, 30) == -9
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == -9
         monkeypatch.delenv(VARIABLE)
         async with selling(config) as (_, document):
             again = await client.post(document["listening"] + CHAT, json=body, headers=headers)
