@@ -64,7 +64,7 @@ class Tail:
         self.size = 0
         self.is_over = False
         # What nobody has asked for yet of what counts, each with where it ends, and where the first of it begins.
-        self._recent: deque[tuple[int, Entry]] = deque()
+        self._recent: deque[tuple[int, str, int, dict[str, Any]]] = deque()
         self._recent_from = 0
         self._lock = threading.Lock()
         try:
@@ -93,7 +93,7 @@ class Tail:
             if end != self.size + written:
                 return False
             self.size, self.is_over = end, False
-            self._recent.append((end, Entry(step, row_id, values)))
+            self._recent.append((end, step, row_id, values))
             return True
 
     def finish(self) -> None:
@@ -114,10 +114,11 @@ class Tail:
         """
         with self._lock:
             while self._recent and self._recent[0][0] <= start:
-                self._recent_from, _ = self._recent.popleft()
+                self._recent_from, *_ = self._recent.popleft()
             if self._recent_from != start:
                 return None
-            return Unposted([entry for _, entry in self._recent], self.size, self.is_over)
+            entries = [Entry(step, row_id, values) for _, step, row_id, values in self._recent]
+            return Unposted(entries, self.size, self.is_over)
 
     def close(self) -> None:
         """Close and remove the file. What it says must be in the books, or void."""
