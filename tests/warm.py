@@ -245,7 +245,7 @@ class _Parent:
             os.close(ready_read)
             _become(ready_write, **order)
         os.close(ready_write)
-        # Only a leader of its own group can be killed with all it starts.
+        # Only a leader of its own group can be killed with all it starts; and its log is there from now on.
         os.read(ready_read, 1)
         os.close(ready_read)
         self._codes[pid] = None
@@ -279,8 +279,8 @@ def _become(
     try:
         os.setsid()
         _die_with_parent()
-        os.close(ready)
         _redirect(log, errors)
+        os.close(ready)
         os.chdir(folder)
         os.environ.update(environment)
         if clock_offset_s:

@@ -16,7 +16,7 @@ from gateway.demo.processes import Crew
 from tests.patience import PATIENCE_S
 from tests.warm import PROGRAMS, Started, Warm
 
-__all__ = ["WarmCrew"]
+__all__ = ["Forked", "WarmCrew"]
 
 
 class WarmCrew(Crew):
@@ -40,18 +40,18 @@ class WarmCrew(Crew):
             started = self._warm.start(
                 command[3:], self.folder, out, errors=err, program=program, environment=environment
             )
-            process = cast("subprocess.Popen[bytes]", _Forked(self._warm, started, err))
+            process = cast("subprocess.Popen[bytes]", Forked(self._warm, started, err))
             self._running.append(process)
         return process
 
 
-class _Forked:
-    """What a crew asks of `subprocess.Popen`, for a process that is the warm one's child."""
+class Forked:
+    """What one asks of `subprocess.Popen`, for a process that is the warm one's child."""
 
     stdout = stderr = None
 
-    def __init__(self, warm: Warm, started: Started, errors: Path) -> None:
-        self._warm, self._started, self._errors = warm, started, errors
+    def __init__(self, warm: Warm, started: Started, errors: Path | None = None) -> None:
+        self._warm, self._started, self._errors = warm, started, errors or started.log
         self.pid = started.pid
         self.returncode: int | None = None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import pytest
@@ -22,42 +23,31 @@ from tests.paying import sign_payment
 from tests.seller.shop import BODY, BUYER, CHAT, GAS, PRICE_ATOMIC, SELLER, Application, open_shop, write_settings
 from tests.seller.test_streams import Tap, listening
 from tests.warm import Warm
-
-
-@contextmanager
-def command(*words: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    script = "from seller.cli import commands; commands()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        yield process, process.stdout
-    finally:
-        process.kill()
-        process.communicate()
-
-
-async def document_of(stdout: IO[str]) -> dict[str, Any]:
-    """Read the one JSON document that a running command prints when it is ready."""
-
-    def read() -> dict[str, Any]:
-        text = ""
-        for line in stdout:
-            text += line
-            if line == "}\n":
-                break
-        document: dict[str, Any] = json.loads(text)
-        return document
-
-    return await asyncio.wait_for(asyncio.to_thread(read), PATIENCE_S)
+from tests.warm_crew import Forked
 
 
 @asynccontextmanager
-async def selling(config: Path, *words: str) -> AsyncIterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    with command("sell", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json", *words) as (process, out):
-        yield process, await document_of(out)
+async def running(
+    warm: Warm, folder: Path, *words: str, **variables: str
+) -> AsyncIterator[tuple[Forked, dict[str, Any]]]:
+    """Run a command that stays until it is ended; give its process, and what it said when it was ready."""
+    log = folder / "logs" / f"{words[0]}-{secrets.token_hex(4)}.log"
+    process = Forked(warm, warm.start(words, folder, log, errors=log.with_suffix(".err"), environment=variables))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not (text := log.read_text()).endswith("}\n"):
+                assert process.poll() is None, text + log.with_suffix(".err").read_text()
+                await asyncio.sleep(0.01)
+        yield process, json.loads(text)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def selling(warm: Warm, config: Path, **variables: str) -> AbstractAsyncContextManager[tuple[Forked, dict[str, Any]]]:
+    """Run `farebox sell`, as `running` does."""
+    words = ("sell", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json")
+    return running(warm, config.parent, *words, **variables)
 
 
 def payment(config: Path, chain: Devnet) -> dict[str, str]:
@@ -71,10 +61,12 @@ def funded(chain: Devnet) -> Devnet:
     return chain
 
 
-async def test_sell_serves_shows_its_books_and_ends_with_zero_on_sigterm(funded: Devnet, tmp_path: Path) -> None:
+async def test_sell_serves_shows_its_books_and_ends_with_zero_on_sigterm(
+    funded: Devnet, warm: Warm, tmp_path: Path
+) -> None:
     async with listening(Application()) as upstream, httpx.AsyncClient(timeout=60) as client:
         config = write_settings(funded, tmp_path, upstream, "auto")
-        async with selling(config) as (process, document):
+        async with selling(warm, config) as (process, document):
             assert document["prices"] == [
                 {"match": f"POST {CHAT}", "model": None, "price_atomic": 1000, "price": "0.001 USDC"}
             ]
@@ -102,12 +94,12 @@ async def test_sell_serves_shows_its_books_and_ends_with_zero_on_sigterm(funded:
         assert funded.balance_of(funded.accounts[SELLER].address) == PRICE_ATOMIC
 
 
-async def test_sigterm_lets_a_stream_in_flight_finish(funded: Devnet, tmp_path: Path) -> None:
+async def test_sigterm_lets_a_stream_in_flight_finish(funded: Devnet, warm: Warm, tmp_path: Path) -> None:
     application, tap = Application(), Tap()
     application.behave = tap
     async with listening(application) as upstream, httpx.AsyncClient(timeout=60) as client:
         config = write_settings(funded, tmp_path, upstream, "before")
-        async with selling(config) as (process, document):
+        async with selling(warm, config) as (process, document):
             tap.turns.put_nowait(b"one ")
             headers = payment(config, funded)
             async with client.stream("POST", document["listening"] + CHAT, content=BODY, headers=headers) as answer:
@@ -120,12 +112,13 @@ async def test_sigterm_lets_a_stream_in_flight_finish(funded: Devnet, tmp_path: 
             assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
 
 
-async def test_a_mounted_middleware_and_farebox_settle_share_the_work(funded: Devnet, tmp_path: Path) -> None:
+async def test_a_mounted_middleware_and_farebox_settle_share_the_work(
+    funded: Devnet, warm: Warm, tmp_path: Path
+) -> None:
     config = write_settings(funded, tmp_path, "http://127.0.0.1:9", "auto")
     async with open_shop(funded, tmp_path, settle="auto", settles=False, funds=0) as mounted:
         words = ("settle", "--config", str(config), "--admin-listen", "127.0.0.1:0", "--json")
-        with command(*words) as (process, out):
-            document = await document_of(out)
+        async with running(warm, tmp_path, *words) as (process, document):
             assert document["gas_account"] == funded.accounts[GAS].address
             async with httpx.AsyncClient() as client:
                 assert (await client.get(document["admin"] + "/readyz")).text == "ready\n"
@@ -137,13 +130,13 @@ async def test_a_mounted_middleware_and_farebox_settle_share_the_work(funded: De
             assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
 
 
-async def test_killing_sell_in_mid_call_costs_nobody_anything(funded: Devnet, tmp_path: Path) -> None:
+async def test_killing_sell_in_mid_call_costs_nobody_anything(funded: Devnet, warm: Warm, tmp_path: Path) -> None:
     application, tap = Application(), Tap()
     async with listening(application) as upstream, httpx.AsyncClient(timeout=60) as client:
         config = write_settings(funded, tmp_path, upstream, "auto")
         headers = payment(config, funded)
         application.behave = tap
-        async with selling(config) as (process, document):
+        async with selling(warm, config) as (process, document):
             request = asyncio.ensure_future(client.post(document["listening"] + CHAT, content=BODY, headers=headers))
             async with asyncio.timeout(PATIENCE_S):
                 while application.runs == 0:  # noqa: ASYNC110 - the run is counted in another process's request
@@ -153,7 +146,7 @@ async def test_killing_sell_in_mid_call_costs_nobody_anything(funded: Devnet, tm
             assert isinstance(request.exception(), httpx.HTTPError)
         tap.turns.put_nowait(None)
         application.behave = None
-        async with selling(config) as (process, document):
+        async with selling(warm, config) as (process, document):
             answer = await client.post(document["listening"] + CHAT, content=BODY, headers=headers)
             assert answer.status_code == 200
             again = await client.post(document["listening"] + CHAT, content=BODY, headers=headers)

@@ -22,6 +22,7 @@ from tests.seller.shop import BUYER, CHAT, GAS, SELLER, is_replayed, write_setti
 from tests.seller.test_processes import selling
 from tests.seller.test_streams import listening
 from tests.seller.test_upto import MODEL, PROMPT, USED, request
+from tests.warm import Warm
 
 MINIMUM = 3
 # Pieces come slower than the books are written, and the last of them never.
@@ -42,7 +43,7 @@ def metered(chain: Devnet, folder: Path, upstream: str) -> Path:
 
 @pytest.mark.parametrize("step", ["seller.delivered", "seller.piece_kept", "seller.charged"])
 async def test_a_seller_that_is_killed_in_mid_stream_is_paid_once_for_what_was_made(
-    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    chain: Devnet, warm: Warm, tmp_path: Path, step: str
 ) -> None:
     chain.mint(chain.accounts[BUYER].address, 1_000_000)
     chain.approve_permit2(chain.accounts[BUYER].address, 10**12)
@@ -51,13 +52,11 @@ async def test_a_seller_that_is_killed_in_mid_stream_is_paid_once_for_what_was_m
         offer = PriceBook(read_config(config)).routes[0].quote_for(None).offer
         headers = {"PAYMENT-SIGNATURE": sign_payment(chain.accounts[BUYER].key, offer)}
         body = request(stream=True, metadata={} if step == "seller.charged" else HALTING)
-        monkeypatch.setenv(VARIABLE, step)
-        async with selling(config) as (process, document):
+        async with selling(warm, config, **{VARIABLE: step}) as (process, document):
             with pytest.raises(httpx.HTTPError):
                 await client.post(document["listening"] + CHAT, json=body, headers=headers)
             assert await asyncio.to_thread(process.wait, PATIENCE_S) == -9
-        monkeypatch.delenv(VARIABLE)
-        async with selling(config) as (_, document):
+        async with selling(warm, config) as (_, document):
             again = await client.post(document["listening"] + CHAT, json=body, headers=headers)
             assert again.status_code == 200
             assert is_replayed(again)
