@@ -35,6 +35,8 @@ PRICE_ATOMIC = 1000
 MODEL = "demo-model"
 PURCHASE = "demo"
 WALLET_ATOMIC = 100_000_000
+# A look takes a few milliseconds of CPU, of the test and of who is asked.
+_POLL_S = 0.02
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Town:
         deadline = time.monotonic() + PATIENCE_S
         while not self.warm.has_ended(started):
             assert time.monotonic() < deadline, f"{name} did not end:\n{_tail(started)}"
-            time.sleep(0.01)
+            time.sleep(_POLL_S)
         return self.warm.wait(started)
 
     def farebox(
@@ -158,7 +160,7 @@ class Town:
             ended = self.warm.has_ended(started)
             assert not ended, f"{started.name} ended with {self.warm.wait(started)}:\n{_tail(started)}"
             assert time.monotonic() < deadline, f"{started.name}: {problem}:\n{_tail(started)}"
-            time.sleep(0.005)
+            time.sleep(_POLL_S)
 
     def logs(self) -> str:
         """Return the ends of all logs."""
