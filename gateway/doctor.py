@@ -15,7 +15,7 @@ from buyer.purchase import Purchase
 from contracts.address import address_text
 from contracts.errors import FareboxError, InsufficientBalance, LocalError, TermsChanged
 from contracts.evm.rpc import Rpc
-from contracts.evm.token import read_head
+from contracts.evm.token import chain_id_of, read_head
 from contracts.money import format_amount
 from contracts.networks import DEVNET_CHAIN_ID
 from contracts.offers import Offer, requirements
@@ -154,7 +154,7 @@ async def _store(pool: Pool) -> str:
 
 async def _chain(url: str) -> str:
     async with Rpc([url]) as rpc:
-        chain_id = int(await rpc.call("eth_chainId"), 16)
+        chain_id = await chain_id_of(rpc)
         head = await read_head(rpc)
     ahead_s = head.timestamp_s - int(time.time())
     if ahead_s > _CLOCK_BEHIND_S_MAX:

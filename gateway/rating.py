@@ -10,6 +10,7 @@ from buyer.receipts import Receipt
 from contracts.address import Address, address_text, parse_address
 from contracts.errors import NameUnknown, UsageError
 from contracts.evm.rpc import Rpc
+from contracts.evm.token import count_of
 from contracts.fields import hex_bytes
 from gateway.sending import Sending, Sent
 from registry.agent_id import AgentId
@@ -107,7 +108,7 @@ async def _check_payment(rpc: Rpc, chain: RegistryChain, facts: AgentFacts, paid
     """Post nothing that others would find unproven."""
     receipt, head = await rpc.batch([("eth_getTransactionReceipt", [paid.transaction]), ("eth_blockNumber", [])])
     payees = [address for address in (facts.owner, facts.wallet) if address is not None]
-    claim = Claim(paid.payer, 0, hex_bytes(paid.transaction) or b"", int(head, 16))
+    claim = Claim(paid.payer, 0, hex_bytes(paid.transaction) or b"", count_of(head, "eth_blockNumber"))
     if not is_paid(claim, receipt, payees, chain.network):
         raise UsageError(
             f"{paid.transaction}: does not show a payment from {address_text(paid.payer)} to the agent",

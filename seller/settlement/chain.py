@@ -16,7 +16,7 @@ from contracts.address import Address, address_text
 from contracts.crash import checkpoint
 from contracts.errors import ChainUnavailable, SettlementUnavailable
 from contracts.evm.rpc import Rpc, RpcRefused
-from contracts.evm.token import read_head
+from contracts.evm.token import count_of, integer_of, read_head
 from contracts.lifecycle import MoneyEvent
 from contracts.networks import MULTICALL3
 from contracts.schemes import exact_eip3009
@@ -197,8 +197,8 @@ class ChainSettler:
         if items[0].contract_payer:
             return GAS_PER_CONTRACT_PAYER if call.to != MULTICALL3 else GAS_PER_DEPLOYMENT
         try:
-            estimate = int(await self._rpc.call("eth_estimateGas", self._call_object(call)), 16)
-        except (RpcRefused, TypeError, ValueError):
+            estimate = count_of(await self._rpc.call("eth_estimateGas", self._call_object(call)), "eth_estimateGas")
+        except RpcRefused:
             return GAS_PER_BATCH + _gas_of(items[0])
         return estimate * GAS_MARGIN_NUMERATOR // GAS_MARGIN_DENOMINATOR
 
@@ -212,13 +212,14 @@ class ChainSettler:
                 ("eth_getBalance", [account_text, "latest"]),
             ]
         )
-        try:
-            priority_fee_wei = 0 if isinstance(priority_fee, RpcRefused) else int(priority_fee, 16)
-            # Twice the base fee outlives six full blocks in a row.
-            max_fee_wei = 2 * int(block["baseFeePerGas"], 16) + priority_fee_wei
-            account = _Account(int(count, 16), int(balance, 16), max_fee_wei, priority_fee_wei)
-        except (TypeError, KeyError, ValueError):
-            raise ChainUnavailable("the chain's node did not tell fees, balance or transaction count") from None
+        priority_fee_wei = (
+            0 if isinstance(priority_fee, RpcRefused) else count_of(priority_fee, "eth_maxPriorityFeePerGas")
+        )
+        base_fee = block.get("baseFeePerGas") if isinstance(block, dict) else block
+        # Twice the base fee outlives six full blocks in a row.
+        max_fee_wei = 2 * count_of(base_fee, "a block's base fee") + priority_fee_wei
+        balance_wei = integer_of(balance, "eth_getBalance")
+        account = _Account(_transactions(count), balance_wei, max_fee_wei, priority_fee_wei)
         if account.balance_wei < gas * max_fee_wei:
             raise SettlementUnavailable(
                 f"the gas account {account_text} holds {account.balance_wei} wei, a settlement may take "
@@ -256,7 +257,7 @@ class ChainSettler:
         if now_ms() - oldest.forms[0].created_ms < RESEND_AFTER_S * 1000:
             return
         pending = await self._rpc.call("eth_getTransactionCount", address_text(self._key.address), "pending")
-        free = range(_count(pending), oldest.account_nonce)[:GAP_FILL_MAX]
+        free = range(_transactions(pending), oldest.account_nonce)[:GAP_FILL_MAX]
         if not free:
             return
         _log.warning("account nonces %d to %d are not taken; filling them", free[0], free[-1])
@@ -283,8 +284,7 @@ class ChainSettler:
             if isinstance(answer, RpcRefused):
                 raise ChainUnavailable(f"eth_getTransactionReceipt: {answer.message}")
             if answer is not None:
-                receipt: dict[str, Any] = answer
-                return receipt
+                return _receipt_of(answer)
         return None
 
     async def _is_deep(self, receipt: dict[str, Any]) -> bool:
@@ -293,7 +293,7 @@ class ChainSettler:
         if confirmations <= 1 or not receipt["transactionHash"]:
             return True
         head = await read_head(self._rpc)
-        return head.number - _count(receipt["blockNumber"]) + 1 >= confirmations
+        return head.number - count_of(receipt["blockNumber"], "a receipt's block") + 1 >= confirmations
 
     async def _is_disputed(self, receipt: dict[str, Any]) -> bool:
         """Tell whether another endpoint does not show what a receipt says."""
@@ -304,7 +304,7 @@ class ChainSettler:
         if now_ms() - transaction.forms[-1].created_ms < RESEND_AFTER_S * 1000:
             return False
         count = await self._rpc.call("eth_getTransactionCount", address_text(self._key.address), "latest")
-        return _count(count) > transaction.account_nonce
+        return _transactions(count) > transaction.account_nonce
 
     async def _judge(self, transaction: Transaction, receipt: dict[str, Any]) -> list[int]:
         items = self._outbox.carried_by(transaction)
@@ -345,8 +345,13 @@ def _gas_of(item: Item) -> int:
     return GAS_PER_PERMIT2_TRANSFER + (GAS_PER_TOKEN_PERMIT if item.token_permit is not None else 0)
 
 
-def _count(answer: Any) -> int:
-    try:
-        return int(answer, 16)
-    except (TypeError, ValueError):
-        raise ChainUnavailable("eth_getTransactionCount: the answer is not a number") from None
+def _transactions(answer: Any) -> int:
+    return count_of(answer, "eth_getTransactionCount")
+
+
+def _receipt_of(answer: Any) -> dict[str, Any]:
+    """Return an answer that is a mined transaction's receipt. Raises `ChainUnavailable`."""
+    kinds = {"transactionHash": str, "blockNumber": str, "logs": list}
+    if isinstance(answer, dict) and all(isinstance(answer.get(name), kind) for name, kind in kinds.items()):
+        return answer
+    raise ChainUnavailable("eth_getTransactionReceipt: the answer is not a receipt")

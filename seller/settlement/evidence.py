@@ -64,6 +64,12 @@ class Evidence:
 
         A permit was settled by it where its bit is set, and there is a transfer for each such permit of the amount.
         """
+        try:
+            return await self._paid_in(items, logs)
+        except (KeyError, TypeError, IndexError, ValueError):
+            raise ChainUnavailable("the chain's node gave an incomplete receipt") from None
+
+    async def _paid_in(self, items: Sequence[Item], logs: Sequence[Any]) -> set[int]:
         token = self._token.address
         by_token = [item for item in items if item.rail.NAME == exact_eip3009.NAME]
         found = logs_by_authorization(logs, token)

@@ -142,6 +142,28 @@ async def test_a_node_that_tells_too_high_an_account_nonce_does_not_wedge_the_qu
         check_books(shop, 3)
 
 
+NONSENSE: tuple[tuple[str, Any], ...] = (
+    ("eth_getTransactionCount", "-0x5"),
+    ("eth_getTransactionCount", "0x" + "f" * 80),
+    ("eth_maxPriorityFeePerGas", "-0x5"),
+    ("eth_getTransactionReceipt", {}),
+    ("eth_getTransactionReceipt", {"transactionHash": "0x", "blockNumber": "0x1", "logs": [7]}),
+)
+
+
+async def test_nonsense_of_a_node_is_told_in_a_line_and_asked_for_again(
+    chain: Devnet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop_behind(chain, tmp_path, settle="before") as (shop, proxy):
+        for payments, (method, answer) in enumerate(NONSENSE, start=1):
+            lie = proxy.inject(method, "lie", lie=lambda *_: answer)  # noqa: B023
+            assert (await shop.buy()).status_code == 200
+            assert lie.times == 0
+            check_books(shop, payments)
+        assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+        assert "settlement stands still: eth_getTransactionReceipt: the answer is not a receipt" in caplog.text
+
+
 async def test_a_node_of_another_chain_sells_nothing(chain: Devnet, tmp_path: Path) -> None:
     async with shop_behind(chain, tmp_path, settle="auto") as (shop, proxy):
         proxy.inject("eth_chainId", "lie", times=100, lie=lambda *_: "0x1")

@@ -26,6 +26,7 @@ from contracts.evm.toolchain import anvil_binary
 from gateway import devnet as practice
 from gateway.config import GatewayConfig
 from gateway.doctor import Check, examine
+from tests.faults.rpc_proxy import RpcProxy
 from tests.gateway.conftest import Run
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
 from tests.processes import farebox_process
@@ -154,6 +155,13 @@ class TestDoctor:
         assert {"chain http://127.0.0.1:9", "purchase chat: seller"} <= set(failed)
         assert all(check["fix"] for check in failed.values())
         assert "FAIL" in run("doctor", home=home).out
+
+    def test_an_endpoint_that_answers_nonsense_is_a_finding(self, tmp_path: Path, run: Run, devnet: Devnet) -> None:
+        with RpcProxy(devnet.rpc_url) as node:
+            node.inject("eth_chainId", "lie", times=9, lie=lambda *_: None)
+            done = run("doctor", "--rpc", node.url, "--json", home=tmp_path / "home")
+        (failed,) = [check for check in json.loads(done.out)["checks"] if not check["ok"]]
+        assert "eth_chainId" in failed["found"]
 
     def test_a_seller_with_other_terms_and_a_token_that_is_none_are_found(
         self, tmp_path: Path, run: Run, devnet: Devnet, seller: StandInSeller, seller_server: Listening
