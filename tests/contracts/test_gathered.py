@@ -82,12 +82,13 @@ async def test_where_long_batches_are_refused_everybody_asks_alone() -> None:
     assert isinstance(answers[1], ChainUnavailable)
 
 
-async def test_more_than_a_batch_may_hold_is_asked_in_several() -> None:
-    chain = Chain()
+async def test_more_than_a_batch_may_hold_is_asked_in_several_and_nobodys_questions_are_torn_apart() -> None:
+    chain, askers = Chain(), RPC_BATCH_MAX // 2
     async with chain.rpc() as rpc:
         gathered = Gathered(rpc)
-        await asyncio.gather(*(gathered.batch([("a", [number]), ("b", [number])]) for number in range(RPC_BATCH_MAX)))
-    assert sorted(map(len, chain.requests)) == [RPC_BATCH_MAX, RPC_BATCH_MAX]
+        await asyncio.gather(*(gathered.batch([(name, [number]) for name in "abc"]) for number in range(askers)))
+    whole = RPC_BATCH_MAX // 3 * 3
+    assert sorted(map(len, chain.requests)) == sorted((whole, askers * 3 - whole))
 
 
 async def test_an_asker_that_leaves_takes_no_answer_from_the_others() -> None:
