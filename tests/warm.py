@@ -36,26 +36,40 @@ __all__ = ["PROGRAMS", "Done", "Started", "Warm", "clean_environment"]
 PROGRAMS = {"farebox": "gateway.cli", "model-server": "gateway.demo.model_server"}
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
-# Imported by the commands when they run; a process that was killed shall not pay for them again.
+# Imported by the commands when they run; a process that was killed shall not pay for them again. Nothing that starts
+# threads, as numpy does, which a fork would not have.
 _LAZY = (
-    "httptools",
-    "uvloop",
-    "uvicorn.protocols.http.httptools_impl",
+    "anyio._backends._asyncio",
+    "buyer.audit",
+    "buyer.discovery",
+    "buyer.documents",
+    "buyer.funds",
+    "buyer.orders",
     "buyer.reconcile",
     "buyer.refill",
     "buyer.signers",
+    "contracts.evm.evidence",
+    "encodings.idna",
     "eth_account",
     "gateway.admin",
     "gateway.app",
     "gateway.desk",
+    "gateway.doctor",
     "gateway.selfcheck",
     "gateway.serve",
+    "httptools",
     "rich.table",
+    "seller.advice",
+    "seller.audit",
     "seller.run",
     "seller.service",
     "seller.settlement.key",
     "uvicorn.lifespan.on",
     "uvicorn.loops.uvloop",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.auto",
+    "uvloop",
 )
 
 
