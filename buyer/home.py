@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.environment import Environment
-from contracts.errors import ConfigInvalid, StoreUnavailable
+from contracts.errors import ConfigInvalid
+from contracts.private_folder import make_private_folder
 from contracts.storage import check_store_url
 
 __all__ = ["STORE_VARIABLE", "Home"]
 
 STORE_VARIABLE = "FAREBOX_STORE"
-_NAME_ANOTHER = "name a folder that you can make and write in FAREBOX_HOME, or as `home` in gateway.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +36,7 @@ class Home:
         if store is not None:
             check_store_url(store)
         folder = path.expanduser().absolute() if path else environment.home_folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = folder.stat()
-        except FileExistsError:
-            raise ConfigInvalid(f"FAREBOX_HOME: {folder} is not a folder", remedy=_NAME_ANOTHER) from None
-        except OSError as error:
-            raise StoreUnavailable(f"FAREBOX_HOME: {folder}: {error.strerror}", remedy=_NAME_ANOTHER) from None
-        if status.st_uid != os.getuid():
-            raise ConfigInvalid(f"FAREBOX_HOME: {folder} belongs to another user", remedy="name a folder of your own")
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            folder.chmod(0o700)
+        make_private_folder(folder)
         return cls(folder, store)
 
     @property

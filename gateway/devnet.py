@@ -23,7 +23,7 @@ _BUYER_PLAIN_ATOMIC = 100 * 10**18
 
 
 def devnet(
-    port: Annotated[int, typer.Option(help="Port of the chain's RPC on 127.0.0.1.")] = 8545,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the chain's RPC on 127.0.0.1; 0: any.")] = 8545,
     folder: Annotated[Path, typer.Option("--dir", help="Where the key files are written.")] = Path("devnet"),
     as_json: Json = False,
 ) -> None:
@@ -73,12 +73,15 @@ def _tell(document: dict[str, object]) -> None:
 def _write_key(path: Path, key: bytes) -> None:
     """Write a practice key with mode 0600, but never over a file that holds anything else."""
     text = "0x" + key.hex() + "\n"
-    if path.exists() and path.read_text() != text:
-        raise UsageError(f"{path} holds another key; it is left alone", remedy="choose another --dir")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text)
+    try:
+        if path.exists() and path.read_text() != text:
+            raise UsageError(f"{path} holds another key; it is left alone", remedy="choose another --dir")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+        path.write_text(text)
+    except OSError as error:
+        raise UsageError(f"--dir: {path}: {error.strerror}", remedy="choose another --dir") from None
 
 
 def _wait_for_interrupt(check: Callable[[], None]) -> None:

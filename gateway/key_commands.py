@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contracts.console import exit_on_error, out, print_document
+from contracts.console import exit_on_error, out, print_document, progress
 from gateway.options import Json
 
 if TYPE_CHECKING:
     from buyer.budgets import Budget
+    from buyer.pool import Pool
 
 __all__ = ["budget_commands", "key_commands"]
 
@@ -136,6 +137,8 @@ def set_limits(
 
         with the_pool() as pool:
             budget = pool.database.transact(work)
+            if missing := _missing(pool, name):
+                progress(f"{missing} yet; the limit holds as soon as there is one")
         print_document({"ok": True, **_document(budget)}, as_json=as_json, human=lambda: _print(budget))
 
 
@@ -169,6 +172,18 @@ def remove_limits(scope: _Scope, as_json: Json = False) -> None:
         with the_pool() as pool:
             pool.database.transact(lambda connection: remove_budget(connection, name))
         print_document({"ok": True, "removed": name}, as_json=as_json, human=lambda: out.print(f"{name} has no limit"))
+
+
+def _missing(pool: Pool, scope: str) -> str:
+    """Return what a scope names and is not there, in words: most likely it is misspelt."""
+    from buyer.client_keys import read_keys
+
+    kind, _, name = scope.partition(":")
+    if kind == "purchase" and name not in {purchase.name for purchase in pool.purchases()}:
+        return f"no purchase is called {name!r}"
+    if kind == "key" and name not in {key.name for key in pool.database.read(read_keys)}:
+        return f"no key is called {name!r}"
+    return ""
 
 
 def _document(budget: Budget) -> dict[str, Any]:

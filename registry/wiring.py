@@ -15,14 +15,18 @@ __all__ = ["gateways", "index_path", "the_index"]
 
 
 def index_path(given: Path | None = None) -> Path:
-    """Return the index file: given, else `$FAREBOX_INDEX`, else `registry.db` in `$FAREBOX_HOME` (`~/.farebox`)."""
+    """Return the index file: given, else `$FAREBOX_INDEX`, else `registry.db` in `$FAREBOX_HOME` (`~/.farebox`).
+
+    Raises as `make_private_folder`.
+    """
     from contracts.environment import Environment
+    from contracts.private_folder import make_private_folder
 
     environment = Environment()
     if named := given or environment.index:
         return Path(named).expanduser().absolute()
     home = environment.home_folder
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(home)
     return home / "registry.db"
 
 

@@ -85,6 +85,33 @@ def test_a_new_home_says_that_there_is_nothing_yet(tmp_path: Path, run: Run, com
     assert (done.code, " yet" in done.out) == (0, True), done.out
 
 
+@pytest.mark.parametrize("command", ["list", "discover search x", "bid policy", "delegate list", "background list"])
+def test_a_home_that_is_a_file_is_named_with_what_to_do(tmp_path: Path, run: Run, command: str) -> None:
+    home = tmp_path / "home"
+    home.touch()
+    done = run(*command.split(), home=home)
+    assert (done.code, done.out) == (2, "")
+    assert f"{home} is not a folder" in done.err
+    assert "FAREBOX_HOME" in done.err.splitlines()[-1]
+
+
+def test_a_limit_on_what_is_not_there_says_so(tmp_path: Path, run: Run) -> None:
+    def told(scope: str) -> str:
+        return run("budget", "set", scope, "--max-total", "1", home=tmp_path).err
+
+    assert "no purchase is called 'chta' yet" in told("purchase:chta")
+    assert "no key is called 'bob' yet" in told("key:bob")
+    run("key", "create", "bob", home=tmp_path)
+    assert told("key:bob") == ""
+
+
+def test_a_practice_chain_whose_keys_cannot_be_written_says_where(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "file").touch()
+    done = run("devnet", "--port", "0", "--dir", str(tmp_path / "file" / "keys"), home=tmp_path)
+    assert done.code == 2
+    assert f"--dir: {tmp_path}/file/keys/buyer.key: Not a directory" in done.err
+
+
 def test_a_practice_chain_has_a_token_for_each_way_to_pay_and_a_wallet_with_both(tmp_path: Path) -> None:
     async def held(rpc_url: str, token: str, wallet: str) -> int:
         async with Rpc([rpc_url]) as rpc:
