@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from contracts.nesting import recursion_limit_kept
 from contracts.tls import tls_context
 from tests.patience import PATIENCE_S
 
@@ -232,10 +233,11 @@ class _Parent:
         self._codes: dict[int, int | None] = {}
 
     def serve(self) -> None:
-        for module in (*PROGRAMS.values(), *_LAZY):
-            # A command that is not there yet is reported by the one who asks for it.
-            with contextlib.suppress(ModuleNotFoundError):
-                importlib.import_module(module)
+        with recursion_limit_kept():
+            for module in (*PROGRAMS.values(), *_LAZY):
+                # A command that is not there yet is reported by the one who asks for it.
+                with contextlib.suppress(ModuleNotFoundError):
+                    importlib.import_module(module)
         tls_context()
         gc.collect()
         gc.freeze()

@@ -15,6 +15,7 @@ from gateway.demo.processes import farebox_command, free_ports
 from tests.attacks.parts import Till
 from tests.e2e.parts import MODEL, PRICE_ATOMIC, Market, market
 from tests.paying import sign_payment
+from tests.warm import Warm
 
 CHAT = "/v1/chat/completions"
 COPIES = 32
@@ -38,9 +39,11 @@ def start_second(shop: Market) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-async def test_copies_of_payments_at_two_sellers_at_once_are_served_once_each(chain: Devnet, tmp_path: Path) -> None:
+async def test_copies_of_payments_at_two_sellers_at_once_are_served_once_each(
+    chain: Devnet, warm: Warm, tmp_path: Path
+) -> None:
     """S1, I1: 32 copies of each of four payments, half of them at each process; then all once more."""
-    with market(tmp_path, chain) as shop:
+    with market(tmp_path, chain, warm=warm) as shop:
         shop.start_model_server()
         first = shop.start_seller()
         urls = (shop.seller_url, start_second(shop))
