@@ -13,6 +13,7 @@ import pydantic
 from buyer.home import STORE_VARIABLE, Home
 from contracts.environment import DEFAULT_HOME, Environment
 from contracts.errors import ConfigInvalid, FareboxError
+from contracts.host_port import parse_host_port
 from contracts.settings import StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url, shown_store_url
 from gateway.delegator.settings import DelegateSettings
@@ -20,7 +21,6 @@ from gateway.routing_settings import RoutingSettings
 
 __all__ = ["GatewayConfig", "Listen", "Shown", "host_only", "load_config", "override", "parse_listen", "shown"]
 
-_LISTEN = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})", re.ASCII)
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -44,10 +44,8 @@ class Listen(StrictModel):
 
 def parse_listen(text: str) -> Listen:
     """Return the meaning of `127.0.0.1:8403` or `[::1]:8403`. Raises `ValueError`."""
-    match = _LISTEN.fullmatch(text)
-    if match is None or int(match[2]) > 65535:
-        raise ValueError(f"expected host:port, as 127.0.0.1:8403, got {text[:60]!r}")
-    return Listen(host=match[1].strip("[]"), port=int(match[2]))
+    host, port = parse_host_port(text)
+    return Listen(host=host, port=port)
 
 
 def _listen_text(text: str) -> str:

@@ -16,6 +16,7 @@ import pydantic
 
 from contracts.address import ZERO, Address, parse_address
 from contracts.errors import ConfigInvalid, FareboxError
+from contracts.host_port import parse_host_port
 from contracts.money import Asset, parse_amount
 from contracts.networks import Network, default_asset, parse_network
 from contracts.offers import EIP3009, PERMIT2
@@ -33,7 +34,6 @@ CONFIG_VARIABLE = "FAREBOX_SELLER_CONFIG"
 
 _MATCH = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9._~/-]*)", re.ASCII)
 _HTTP_URL = re.compile(r"https?://[^/\s?#@]+(?:/[^\s?#]*)?", re.ASCII)
-_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
 
 
 class AssetSettings(StrictModel):
@@ -314,10 +314,10 @@ def read_config(config: SellerConfig | Path | str | None = None) -> SellerConfig
 
 def split_host_port(text: str, field: str) -> tuple[str, int]:
     """Return host and port of `127.0.0.1:8402`; port 0 lets the system choose. Raises `ConfigInvalid`."""
-    found = _HOST_PORT.fullmatch(text)
-    if found is None or int(found[2]) > 65535:
-        raise ConfigInvalid(f"{field}: expected host:port, as 127.0.0.1:8402, got {text[:60]!r}")
-    return found[1].strip("[]"), int(found[2])
+    try:
+        return parse_host_port(text)
+    except ValueError as error:
+        raise ConfigInvalid(f"{field}: {error}") from None
 
 
 def _check_amount(text: str, asset: Asset, location: tuple[str | int, ...], *, zero_allowed: bool = False) -> None:
