@@ -60,16 +60,6 @@ def read_until(stream: IO[str], pattern: str) -> str:
     raise AssertionError(f"no line like {pattern}:\n{told}")
 
 
-def test_a_server_of_the_users_own_is_sold_under_its_first_model(crew: Crew) -> None:
-    command = [sys.executable, "-m", "gateway.demo.model_server", "--port", "0", "--model", "meta-llama/Tiny:free"]
-    server = crew.start("own", command)
-    wait_until(lambda: "listening" in server.log_file.read_text(), server, "it did not listen")
-    url = server.log_file.read_text().split()[-1]
-    document = run_demo("--upstream", f"{url}/v1")
-    assert (document["ok"], document["spent"], document["addresses"]["model_server"]) == (True, 5, url)
-    assert httpx.get(f"{url}/test/calls").json()["calls"] == 5
-
-
 @pytest.mark.slow
 def test_the_same_story_is_told_through_the_real_litellm_proxy() -> None:
     document = run_demo("--litellm")
@@ -121,17 +111,26 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(number: signal.Signal
     assert not folder.exists()
 
 
-def test_keep_leaves_everything_running_until_ctrl_c(tmp_path: Path) -> None:
+def test_a_server_of_the_users_own_is_sold_under_its_first_model_and_keep_leaves_all_running_until_ctrl_c(
+    crew: Crew, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "gateway.demo.model_server", "--port", "0", "--model", "meta-llama/Tiny:free"]
+    server = crew.start("own", command)
+    wait_until(lambda: "listening" in server.log_file.read_text(), server, "it did not listen")
+    own_url = server.log_file.read_text().split()[-1]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    command = farebox_command("demo", "--keep")
+    command = farebox_command("demo", "--keep", "--upstream", f"{own_url}/v1")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as demo:
         assert demo.stdout is not None
         base_url = read_until(demo.stdout, r"(?<=curl )http://127\.0\.0\.1:\d+")
         read_until(demo.stdout, r"print\(client")
-        body = {"model": "paid/demo-model", "messages": [{"role": "user", "content": "one more"}]}
+        assert httpx.get(f"{own_url}/test/calls").json()["calls"] == 5
+        body = {"model": "paid/meta-llama/Tiny:free", "messages": [{"role": "user", "content": "one more"}]}
         answer = httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200
+        assert httpx.get(f"{own_url}/test/calls").json()["calls"] == 6
         demo.send_signal(signal.SIGINT)
         assert demo.wait(PATIENCE_S) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(base_url)
+    assert httpx.get(f"{own_url}/healthz").status_code == 200, "what the user brought is left alone"
