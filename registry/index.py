@@ -17,7 +17,7 @@ from contracts.storage import Connection, Database, Row, open_database
 from registry.agents import refresh
 from registry.chains import RegistryChain
 from registry.events import FeedbackEvent, IdentityEvent
-from registry.limits import CHECKPOINTS_MAX
+from registry.limits import BLOCK_NUMBER_MAX, CHECKPOINTS_MAX
 
 __all__ = ["Head", "Index", "Interval", "Learned", "Window", "open_index"]
 
@@ -145,7 +145,7 @@ class Index:
         """Forget everything after block `ancestor`."""
 
         def write(connection: Connection) -> None:
-            _forget_blocks(connection, chain_id, [(ancestor + 1, _BLOCK_MAX)])
+            _forget_blocks(connection, chain_id, [(ancestor + 1, BLOCK_NUMBER_MAX)])
             connection.execute("DELETE FROM checkpoints WHERE chain_id = ? AND block > ?", (chain_id, ancestor))
             connection.execute(
                 "UPDATE chains SET head_block = NULL, head_hash = NULL, head_time_s = NULL, agent_count = NULL,"
@@ -243,9 +243,6 @@ class Index:
             ),
             durable=False,
         )
-
-
-_BLOCK_MAX = 2**62
 
 
 def _add_range(connection: Connection, chain_id: int, window: Window) -> None:

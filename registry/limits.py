@@ -105,6 +105,10 @@ SYNC_FAILURES_MAX = 30
 # Rests of an endpoint that failed: doubled with every failure, up to the maximum.
 ENDPOINT_REST_S = 0.5
 ENDPOINT_REST_S_MAX = 5.0
+# A block said to be higher than this is none: no chain gets there, and a store's integers end soon after.
+BLOCK_NUMBER_MAX = 2**62
+# More agents than this nobody has paid the gas for.
+AGENTS_MAX = 2**40
 # Hashes kept below each head: a re-org within them is followed to its common ancestor, a deeper one costs more reading.
 CHECKPOINT_BLOCKS = 64
 CHECKPOINTS_MAX = 1024

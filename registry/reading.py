@@ -14,12 +14,13 @@ from contracts.address import ZERO, Address, address_text
 from contracts.erc8004 import COUNTER_SLOT, IMPLEMENTATION_SLOT, selector
 from contracts.errors import ChainUnavailable, RemoteError, UsageError
 from contracts.evm.rpc import Rpc, RpcRefused
+from contracts.evm.token import count_of
 from contracts.fields import hex_bytes
 from contracts.typed_data import word_of_address, word_of_uint
 from registry.chains import RegistryChain
 from registry.events import TOPICS, FeedbackEvent, decode_logs
 from registry.index import Head, Window
-from registry.limits import CHECKPOINT_BLOCKS, URI_CHARS_MAX
+from registry.limits import AGENTS_MAX, BLOCK_NUMBER_MAX, CHECKPOINT_BLOCKS, URI_CHARS_MAX
 
 __all__ = [
     "AgentFacts",
@@ -160,6 +161,8 @@ async def read_count(rpc: Rpc, chain: RegistryChain, block: int) -> int:
     high = 1
     while await _exists(rpc, chain, high, block):
         high *= 2
+        if high > AGENTS_MAX:
+            raise ChainUnavailable("eth_call: every agent that was asked for exists")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
@@ -258,10 +261,10 @@ def _head(block: Any) -> Head | None:
     if isinstance(block, RpcRefused) or not isinstance(block, dict):
         return None
     try:
-        hash_ = hex_bytes(block["hash"])
-        return None if hash_ is None else Head(int(block["number"], 16), hash_, int(block["timestamp"], 16))
-    except (KeyError, TypeError, ValueError):
+        hash_, number, time_s = hex_bytes(block["hash"]), _number(block["number"]), _number(block["timestamp"])
+    except (KeyError, ChainUnavailable):
         return None
+    return None if hash_ is None or number > BLOCK_NUMBER_MAX else Head(number, hash_, time_s)
 
 
 def _reputation_call(chain: RegistryChain, data: bytes, block: int) -> tuple[str, list[Any]]:
@@ -286,10 +289,7 @@ def _word(answer: Any) -> bytes:
 
 
 def _number(answer: Any) -> int:
-    try:
-        return int(answer, 16)
-    except (TypeError, ValueError):
-        raise ChainUnavailable("the endpoint's answer is not a number") from None
+    return count_of(answer, "the endpoint")
 
 
 def _text(answer: Any) -> bytes:

@@ -134,9 +134,11 @@ class _Sync:
         """Go round until the index is what the chain says."""
         for _ in range(SYNC_ROUNDS_MAX):
             head, recent, teller = await self._look()
-            if head.number < (known := self._known_head()):
+            if head.number < (known := self._finished_head()):
                 self.report.warnings.append(f"the endpoints are {known - head.number} blocks behind the index")
                 return self._reported()
+            # A sync that did not finish may have been told of blocks that there are not.
+            self._index.roll_back(self._chain.chain_id, head.number)
             try:
                 await self._fill(head, recent)
                 hashes = await self._patiently(teller, partial(read_hashes, teller.rpc, [head.number]))
@@ -204,6 +206,10 @@ class _Sync:
     def _known_head(self) -> int:
         known = self._index.checkpoints(self._chain.chain_id)
         return known[0][0] if known else -1
+
+    def _finished_head(self) -> int:
+        row = self._index.chain(self._chain.chain_id)
+        return -1 if row is None or row["head_block"] is None else int(row["head_block"])
 
     # Fill
 

@@ -226,6 +226,31 @@ def test_an_index_does_not_go_back_when_its_endpoint_does(town: Registrar, books
     assert books.exported("own") == clean
 
 
+@pytest.mark.parametrize("ahead", [10**6, 2**62, 2**70])
+def test_a_head_that_was_made_up_does_not_stop_the_next_sync(
+    town: Registrar, books: Books, clean: bytes, ahead: int
+) -> None:
+    def made_up(params: list[Any], block: Any) -> Any:
+        number = int(block["number"], 16) + ahead if params[0] == "latest" else int(params[0], 16)
+        return {"number": hex(number), "hash": "0x" + number.to_bytes(32, "big").hex(), "timestamp": "0x1"}
+
+    with OddNode(town.devnet.rpc_url) as liar:
+        liar.inject("eth_getBlockByNumber", "lie", times=10**6, lie=made_up)
+        liar.inject("eth_getLogs", "refuse before", times=10**6, message="busy")
+        with pytest.raises(ChainUnavailable):
+            books.sync("own", [liar.url])
+    report = books.sync("own", [town.devnet.rpc_url])
+    assert report.agent_count == 20
+    assert books.exported("own") == clean
+
+
+def test_a_number_of_agents_that_cannot_be_is_not_counted_with(town: Registrar, books: Books) -> None:
+    with OddNode(town.devnet.rpc_url) as liar:
+        liar.inject("eth_getStorageAt", "lie", times=10**6, lie=lambda *_: "0x" + "f" * 64)
+        with pytest.raises(ChainUnavailable, match="no RPC endpoint got us further"):
+            books.sync("own", [liar.url])
+
+
 def test_an_endpoint_of_another_chain_is_never_asked_for_logs(town: Registrar, books: Books) -> None:
     with OddNode(town.devnet.rpc_url, chain_id=8453) as stranger:
         report = books.sync("own", [stranger.url, town.devnet.rpc_url])
