@@ -23,7 +23,7 @@ from buyer.pool import Pool
 from contracts.errors import ConfigInvalid, FareboxError
 from contracts.event_loop import fast_runner
 from contracts.heap import settle_heap
-from gateway.admin import admin_app
+from gateway.admin import admin_app, readiness
 from gateway.admin_token import TokenCheck, admin_token
 from gateway.app import GatewayApp, HostCheck
 from gateway.bidder.opening import open_bidder
@@ -86,6 +86,8 @@ async def _serve(config: GatewayConfig, announce: Callable[[Addresses], None]) -
             asyncio.create_task(server.serve(sockets=[bound])) for server, bound in zip(servers, sockets, strict=True)
         ]
         settle_heap()
+        for reason in await readiness(desk):
+            log.warning("no paid call can be served: %s", reason)
         announce((_address(listen, sockets[0]), _address(admin_listen, sockets[1])))
         await asyncio.gather(*serving)
         for chore in chores:

@@ -93,9 +93,15 @@ def test_without_a_file_it_serves_the_home_and_stops_with_everything_given_back(
         assert httpx.post(running.url + CHAT, json=ask("a")).status_code == 200
         assert httpx.get(f"{running.admin_url}/status").json()["purchases"][0]["spent"] == 1
         assert httpx.get(f"{running.url}/status").status_code == 404
+        assert "no paid call can be served" not in running.log.read_text()
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(PATIENCE_S) == 0
     assert counts(stocked) == Counts(ready=COUNT - 1, spent=1)
+
+
+def test_a_gateway_with_nothing_to_pay_with_says_so_at_its_start(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as running:
+        assert "no paid call can be served: there is no purchase; run `farebox buy`" in running.log.read_text()
 
 
 def test_a_file_says_where(stocked: Path, tmp_path: Path) -> None:
