@@ -270,7 +270,8 @@ def test_an_answer_that_breaks_off_is_asked_for_again_with_the_same_payment(pool
         raise ConnectionError
 
     with sold(pool, broken) as seller:
-        with pytest.raises(httpx.RemoteProtocolError):
+        # How the connection ended, in order or with a reset, is the system's choice.
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             read(pool, "at once")
         seller.body = short
         assert read(pool, "at once") == b"all of it"
