@@ -6,16 +6,16 @@ The clocks start when every connection is open and has had one answer, so that a
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
+import select
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
-
-import uvloop
+from typing import Self
 
 from bench.pinned import PinnedProcess
 from bench.tree import Tree
@@ -23,8 +23,9 @@ from bench.tree import Tree
 __all__ = ["Load", "LoadGenerator", "Taken"]
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
-
-
+_RECEIVED_BYTES = 65_536
+# So long may a server say nothing.
+_SILENCE_S = 60.0
 # What a server still does when its answer has left belongs to the request.
 _AFTERWARDS_S = 0.02
 
@@ -73,83 +74,90 @@ def _main(core: int, commands: Connection) -> None:
         except EOFError:
             return
         try:
-            commands.send(uvloop.run(_send(load)))
+            commands.send(_send(load))
         except (OSError, RuntimeError) as error:
             commands.send(f"{type(error).__name__}: {error}")
 
 
-async def _send(load: Load) -> Taken:
-    taken, loop = Taken(), asyncio.get_running_loop()
-    clients = []
-    for _ in load.first:
-        _, client = await loop.create_connection(lambda: _Client(load.status), "127.0.0.1", load.port)
-        clients.append(client)
-    await _all_send(clients, iter(load.first), [])
-    cpu_s, wall_s = load.server.cpu_s(), time.perf_counter()
-    await _all_send(clients, iter(load.requests), taken.latencies_us)
-    taken.wall_s = time.perf_counter() - wall_s
-    await asyncio.sleep(_AFTERWARDS_S)
-    taken.cpu_s = load.server.cpu_s() - cpu_s
-    for client in clients:
-        client.close()
+def _send(load: Load) -> Taken:
+    taken = Taken()
+    with select.epoll() as poller, ExitStack() as connections:
+        clients = [connections.enter_context(_Client(load)) for _ in load.first]
+        by_number = {client.number: client for client in clients}
+        for number in by_number:
+            poller.register(number, select.EPOLLIN)
+        _all_send(poller, by_number, iter(load.first), [])
+        cpu_s, wall_s = load.server.cpu_s(), time.perf_counter()
+        _all_send(poller, by_number, iter(load.requests), taken.latencies_us)
+        taken.wall_s = time.perf_counter() - wall_s
+        time.sleep(_AFTERWARDS_S)
+        taken.cpu_s = load.server.cpu_s() - cpu_s
     return taken
 
 
-async def _all_send(clients: Sequence[_Client], waiting: Iterator[bytes], latencies_us: list[float]) -> None:
-    await asyncio.gather(*[client.send_all(waiting, latencies_us) for client in clients])
+def _all_send(
+    poller: select.epoll, clients: Mapping[int, _Client], waiting: Iterator[bytes], latencies_us: list[float]
+) -> None:
+    """Let every connection send one request after the other while some are waiting; return with the last answer."""
+    unanswered = 0
+    for client, first in zip(clients.values(), waiting, strict=False):
+        client.send(first)
+        unanswered += 1
+    while unanswered:
+        ready = poller.poll(_SILENCE_S)
+        if not ready:
+            raise RuntimeError(f"the server has not answered {unanswered} requests for {_SILENCE_S:.0f} s")
+        for number, _ in ready:
+            client = clients[number]
+            if not client.has_answer():
+                continue
+            latencies_us.append((time.perf_counter_ns() - client.sent_ns) / 1000)
+            request = next(waiting, None)
+            if request is None:
+                unanswered -= 1
+            else:
+                client.send(request)
 
 
-class _Client(asyncio.Protocol):
-    """One connection. Of an answer it reads the status, and how long it is."""
+class _Client:
+    """One connection. Of an answer it reads the status, and how long it is. Use as a context manager.
 
-    def __init__(self, status: int) -> None:
-        self._status = b" %d " % status
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting: Iterator[bytes] = iter(())
-        self._latencies_us: list[float] = []
-        self._transport: Any = None
+    A plain socket: an event loop would take longer for a request than the fastest of the servers.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", load.port), timeout=_SILENCE_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setblocking(True)
+        self._status = b" %d " % load.status
         self._received = b""
-        self._sent_ns = 0
+        self.number = self._socket.fileno()
+        self.sent_ns = 0
 
-    def send_all(self, waiting: Iterator[bytes], latencies_us: list[float]) -> asyncio.Future[None]:
-        """Send one request after the other for as long as some are waiting; return what ends with the last answer."""
-        self._done = asyncio.get_running_loop().create_future()
-        self._waiting, self._latencies_us = waiting, latencies_us
-        self._send_next()
-        return self._done
+    def __enter__(self) -> Self:
+        return self
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._transport.close()
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+    def send(self, request: bytes) -> None:
+        """Send a request, which fits into the kernel's buffer."""
+        self.sent_ns = time.perf_counter_ns()
+        self._socket.sendall(request)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._fail(f"the server closed the connection: {error}")
-
-    def data_received(self, data: bytes) -> None:
-        self._received = received = self._received + data if self._received else data
+    def has_answer(self) -> bool:
+        """Read what has come, and tell whether the answer is all there. Raises `RuntimeError` for another status."""
+        data = self._socket.recv(_RECEIVED_BYTES)
+        if not data:
+            raise RuntimeError("the server closed the connection")
+        received = self._received + data
         if not _is_whole(received):
-            return
-        self._latencies_us.append((time.perf_counter_ns() - self._sent_ns) / 1000)
+            self._received = received
+            return False
         self._received = b""
         if received[8:13] != self._status:
-            self._fail(f"expected{self._status.decode()}, the server answered {received[:200]!r}")
-            return
-        self._send_next()
-
-    def _send_next(self) -> None:
-        request = next(self._waiting, None)
-        if request is not None:
-            self._sent_ns = time.perf_counter_ns()
-            self._transport.write(request)
-        elif not self._done.done():
-            self._done.set_result(None)
-
-    def _fail(self, why: str) -> None:
-        if not self._done.done():
-            self._done.set_exception(RuntimeError(why))
+            raise RuntimeError(f"expected{self._status.decode()}, the server answered {received[:200]!r}")
+        return True
 
 
 def _is_whole(received: bytes) -> bool:
