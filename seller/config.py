@@ -51,10 +51,14 @@ class AssetSettings(StrictModel):
 
 
 class SettlerSettings(StrictModel):
-    """Who puts payments on chain: our own gas key (`chain`), or a facilitator."""
+    """Who puts payments on chain: our own gas key (`chain`), or a facilitator.
+
+    `max_fee_wei` is the most that is offered for a unit of gas.
+    """
 
     kind: Literal["chain", "facilitator"]
     key_file: str | None = None
+    max_fee_wei: int | None = pydantic.Field(None, gt=0)
     url: str | list[str] | None = None
 
     @property
@@ -69,6 +73,8 @@ class SettlerSettings(StrictModel):
             raise ValueError(f"kind {self.kind} needs `{wanted}`")
         if getattr(self, unwanted) is not None:
             raise SettingInvalid((unwanted,), f"kind {self.kind} takes no `{unwanted}`")
+        if self.kind == "facilitator" and self.max_fee_wei is not None:
+            raise SettingInvalid(("max_fee_wei",), "kind facilitator takes no `max_fee_wei`")
         if self.kind == "facilitator" and not 0 < len(self.urls) <= FACILITATORS_MAX:
             raise SettingInvalid(("url",), f"expected one facilitator, or a list of up to {FACILITATORS_MAX}")
         for url in self.urls:

@@ -163,7 +163,8 @@ class Seller:
     def _settler(self, outbox: Outbox) -> Settler:
         if self._key is not None:
             assert self._rpc is not None
-            return ChainSettler(outbox, self._rpc, self.config.chain.chain_id, self._asset.address, self._key)
+            chain_id, max_fee_wei = self.config.chain.chain_id, self.config.settler.max_fee_wei
+            return ChainSettler(outbox, self._rpc, chain_id, self._asset.address, self._key, max_fee_wei=max_fee_wei)
         assert self._rpc is not None
         terms = {rail_of(offer).NAME: offer for offer in self.book.offers}
         return FacilitatorSettler(outbox, self.config.settler.urls, terms, Evidence(self._rpc, self._asset.address))

@@ -26,6 +26,7 @@ class FacilitatorConfig(StrictModel):
     rpc: list[str] = pydantic.Field(min_length=1)
     asset: AssetSettings | None = None
     key_file: str
+    max_fee_wei: int | None = pydantic.Field(None, gt=0)
     minimum: str
     pay_to: list[str] = pydantic.Field(default_factory=list)
     wallets: WalletSettings = WalletSettings()

@@ -143,7 +143,7 @@ class Facilitator:
         self._counter = Counter(self._ledger)
         self._outbox = Outbox(self._ledger.database, chain_id, token, self._ledger.owner.id)
         self._key.prepare()
-        settler = ChainSettler(self._outbox, self._rpc, chain_id, token, self._key)
+        settler = ChainSettler(self._outbox, self._rpc, chain_id, token, self._key, max_fee_wei=self.config.max_fee_wei)
         self._worker = worker = Worker(
             self._ledger,
             self._outbox,

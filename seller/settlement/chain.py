@@ -65,15 +65,21 @@ class _Account:
 
 
 class ChainSettler:
-    """Settles with `key` on the chain behind `rpc`. Only a holder of the account's lease may call it."""
+    """Settles with `key` on the chain behind `rpc`. Only a holder of the account's lease may call it.
 
-    def __init__(self, outbox: Outbox, rpc: Rpc, chain_id: int, token: Address, key: GasKey) -> None:
+    `max_fee_wei` is the most that is ever offered for a unit of gas, whatever the endpoint says that gas costs.
+    """
+
+    def __init__(
+        self, outbox: Outbox, rpc: Rpc, chain_id: int, token: Address, key: GasKey, *, max_fee_wei: int | None = None
+    ) -> None:
         self.account = key.address.hex()
         self._outbox = outbox
         self._rpc = rpc
         self._chain_id = chain_id
         self._token = token
         self._key = key
+        self._max_fee_wei = max_fee_wei
         self._evidence = Evidence(rpc, token)
         self._resent_ms: dict[int, int] = {}
         self._has_multicall: bool | None = None
@@ -88,7 +94,8 @@ class ChainSettler:
     async def submit(self, items: Sequence[Item]) -> list[int]:
         """Simulate, store and send one transaction for `items`; return the ids of those that are judged already.
 
-        Raises `ChainUnavailable`, or `SettlementUnavailable` when the account has no ether for gas.
+        Raises `ChainUnavailable`, or `SettlementUnavailable` when the account has no ether for gas, or gas costs more
+        than it may.
         """
         if len(items) > 1 and (items[0].goes_alone or not await self._can_batch()):
             items = items[:1]
@@ -216,8 +223,7 @@ class ChainSettler:
             0 if isinstance(priority_fee, RpcRefused) else count_of(priority_fee, "eth_maxPriorityFeePerGas")
         )
         base_fee = block.get("baseFeePerGas") if isinstance(block, dict) else block
-        # Twice the base fee outlives six full blocks in a row.
-        max_fee_wei = 2 * count_of(base_fee, "a block's base fee") + priority_fee_wei
+        max_fee_wei = self._fee_offered(count_of(base_fee, "a block's base fee"), priority_fee_wei)
         balance_wei = integer_of(balance, "eth_getBalance")
         account = _Account(_transactions(count), balance_wei, max_fee_wei, priority_fee_wei)
         if account.balance_wei < gas * max_fee_wei:
@@ -227,6 +233,19 @@ class ChainSettler:
                 remedy=f"send ether to {account_text}",
             )
         return account
+
+    def _fee_offered(self, base_fee_wei: int, priority_fee_wei: int) -> int:
+        """Return what to offer for a unit of gas. Raises `SettlementUnavailable` when less than it costs is allowed."""
+        # Twice the base fee outlives six full blocks in a row.
+        wanted_wei, costs_wei = 2 * base_fee_wei + priority_fee_wei, base_fee_wei + priority_fee_wei
+        if self._max_fee_wei is None:
+            return wanted_wei
+        if costs_wei > self._max_fee_wei:
+            raise SettlementUnavailable(
+                f"a unit of gas costs {costs_wei} wei by the endpoint's word, max_fee_wei allows {self._max_fee_wei}",
+                remedy="compare with another endpoint; wait, or raise `max_fee_wei`",
+            )
+        return min(wanted_wei, self._max_fee_wei)
 
     def _sign(self, nonce: int, call: tuple[Address, bytes, int], max_fee_wei: int, priority_fee_wei: int) -> Form:
         to, data, gas = call
@@ -323,12 +342,16 @@ class ChainSettler:
     async def _push(self, transaction: Transaction) -> None:
         """Send again what has no receipt for a while, and raise its fee when that did not help."""
         newest, now = transaction.forms[-1], now_ms()
-        raises = len(transaction.forms) - 1
-        if now - newest.created_ms >= FEE_BUMP_AFTER_S * 1000 and raises < FEE_BUMPS_MAX:
+        may_raise = len(transaction.forms) - 1 < FEE_BUMPS_MAX
+        max_fee_wei = newest.max_fee_wei * FEE_BUMP_NUMERATOR // FEE_BUMP_DENOMINATOR + 1
+        if self._max_fee_wei is not None and max_fee_wei > self._max_fee_wei:
+            # Nodes take the place of a transaction only for a tenth more.
+            may_raise = False
+        if may_raise and now - newest.created_ms >= FEE_BUMP_AFTER_S * 1000:
             form = self._sign(
                 transaction.account_nonce,
                 (transaction.call_to, transaction.call_data, transaction.gas),
-                newest.max_fee_wei * FEE_BUMP_NUMERATOR // FEE_BUMP_DENOMINATOR + 1,
+                max_fee_wei,
                 newest.priority_fee_wei * FEE_BUMP_NUMERATOR // FEE_BUMP_DENOMINATOR + 1,
             )
             await self._outbox.store_form(self._key.address, transaction, form)

@@ -11,7 +11,7 @@ import pytest
 from contracts.evm.devnet import Devnet
 from tests.faults.test_rpc import check_books, nonces_used
 from tests.patience import PATIENCE_S
-from tests.seller.shop import BUYER, GAS, PRICE_ATOMIC, Shop, error_of, open_shop
+from tests.seller.shop import BUYER, GAS, PRICE_ATOMIC, Shop, error_of, open_shop, write_key
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,59 @@ async def test_a_fee_that_jumps_is_followed_and_the_payment_settles_once(
     finally:
         chain.rpc("evm_setAutomine", True)
     check_books(shop, 1)
+
+
+async def test_no_more_is_offered_for_gas_than_the_settings_allow(chain: Devnet, tmp_path: Path) -> None:
+    base_fee = int(chain.rpc("eth_getBlockByNumber", "latest", False)["baseFeePerGas"], 16)
+    priority_fee = int(chain.rpc("eth_maxPriorityFeePerGas"), 16)
+    most = base_fee + priority_fee + 1
+    key_file = str(write_key(tmp_path, chain.accounts[GAS].key))
+    settler = {"kind": "chain", "key_file": key_file, "max_fee_wei": most}
+    async with open_shop(chain, tmp_path, settle="before", settler=settler) as shop:
+        header = shop.payment()
+        try:
+            mine_at(chain, most + 1)
+            refused = await shop.buy(header)
+            assert (refused.status_code, error_of(refused)["code"]) == (503, "settlement_unavailable")
+            assert (shop.app.runs, shop.earned) == (0, 0)
+        finally:
+            mine_at(chain, base_fee)
+        async with asyncio.timeout(PATIENCE_S):
+            while (await shop.buy(header)).status_code != 200:  # noqa: ASYNC110 - the worker looks again in its own time
+                await asyncio.sleep(0.1)
+        (transaction,) = shop.seller.ledger.transactions(20)
+        # Without a limit it would offer twice the base fee, and more.
+        assert int(chain.rpc("eth_getTransactionByHash", transaction)["maxFeePerGas"], 16) == most
+        check_books(shop, 1)
+
+
+async def test_a_fee_is_not_raised_above_what_the_settings_allow(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seller.settlement.chain.FEE_BUMP_AFTER_S", 0.0)
+    base_fee = int(chain.rpc("eth_getBlockByNumber", "latest", False)["baseFeePerGas"], 16)
+    most = 2 * base_fee + int(chain.rpc("eth_maxPriorityFeePerGas"), 16) + 1
+    key_file = str(write_key(tmp_path, chain.accounts[GAS].key))
+    settler = {"kind": "chain", "key_file": key_file, "max_fee_wei": most}
+    async with open_shop(chain, tmp_path, settle="async", settler=settler) as shop:
+        chain.rpc("evm_setAutomine", False)
+        try:
+            assert (await shop.buy()).status_code == 200
+            first = await pending(chain)
+            # The worker looks again and again meanwhile.
+            await asyncio.sleep(1)
+            assert await pending(chain) == first
+        finally:
+            chain.rpc("evm_setAutomine", True)
+            chain.mine()
+        await shop.settled()
+        check_books(shop, 1)
+
+
+def mine_at(chain: Devnet, base_fee_wei: int) -> None:
+    """Mine a block in which, and at first after which, gas costs this much."""
+    chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(base_fee_wei))
+    chain.mine()
 
 
 def stop(chain: Devnet, what: str, *, stopped: bool) -> None:
