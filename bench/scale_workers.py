@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ class _Worker:
     url: str
     home: str
     count: int
-    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ def share_store(
     a_ledger(urls[1]).close()
     rows = []
     for gateways, sellers in teams:
-        jobs = [_Worker("gateway", urls[0], str(home), claims, number) for number in range(gateways)]
-        jobs += [_Worker("seller", urls[1], "", reservations, number) for number in range(sellers)]
+        jobs = [_Worker("gateway", urls[0], str(home), claims)] * gateways
+        jobs += [_Worker("seller", urls[1], "", reservations)] * sellers
         done = _together(jobs, apart=apart)
         rows.append({"store": store, "gateways": gateways, "sellers": sellers, **_sum(done)})
     return rows
@@ -108,11 +108,11 @@ def _work(worker: _Worker) -> _Done:
 def _claim(worker: _Worker) -> _Done:
     with Pool.open(Home.open(Path(worker.home), store=worker.url)) as pool:
         (purchase,) = pool.purchases()
-        spender, now_s = pool.spender(), int(time.time())
+        spender, now_s, run = pool.spender(), int(time.time()), secrets.token_hex(8)
 
         def claim(index: int) -> float:
             before_s = time.perf_counter()
-            spender.sent(spender.claim(purchase, f"{now_s} {worker.number} {index}", now_s))
+            spender.sent(spender.claim(purchase, f"{run} {index}", now_s))
             return (time.perf_counter() - before_s) * 1000
 
         # As the gateway does it: in its event loop where a write takes microseconds, else in threads.
