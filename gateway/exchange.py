@@ -7,7 +7,6 @@ what waits to be read.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import httptools
 
 from buyer.flow import Lost
-from gateway.limits import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
+from gateway.limits import ANSWER_BYTES_MAX, HEAD_BYTES_MAX, UNREAD_BYTES_MAX
 
 __all__ = ["Exchange", "ResponseHeaders"]
 
@@ -61,6 +60,7 @@ class Exchange:
 
     __slots__ = (
         "_arrived",
+        "_body_bytes",
         "_drained",
         "_head_bytes",
         "_is_interim",
@@ -87,10 +87,10 @@ class Exchange:
         self.waiting_bytes = 0
         self._drained = drained
         self._raw: list[tuple[bytes, bytes]] = []
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._waiting: asyncio.Future[None] | None = None
         self._is_interim = False
-        self._head_bytes = self._quiet_bytes = self._arrived = 0
+        self._head_bytes = self._quiet_bytes = self._arrived = self._body_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
 
     @property
@@ -138,7 +138,9 @@ class Exchange:
             await self._change()
 
     async def read(self) -> bytes:
-        """Return what has come of the body since the last read, at least a byte; nothing at its end. Raises `Lost`."""
+        """Return what has come of the body since the last read, at least a byte; nothing at its end. Raises `Lost` when
+        it breaks off or passes the cap.
+        """
         while not self._pieces:
             if self.is_complete:
                 return b""
@@ -146,10 +148,8 @@ class Exchange:
                 raise Lost(self.failure)
             await self._change()
         is_much = self.waiting_bytes > UNREAD_BYTES_MAX
-        piece = self._pieces.popleft()
-        if self._pieces:
-            piece += b"".join(self._pieces)
-            self._pieces.clear()
+        piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
         self.waiting_bytes = 0
         if is_much and not self.is_over:
             self._drained()
@@ -201,6 +201,10 @@ class Exchange:
         if self.is_complete:
             return
         self._arrived += 1
+        self._body_bytes += len(piece)
+        if self._body_bytes > ANSWER_BYTES_MAX:
+            self.fail(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+            raise ValueError
         self._pieces.append(piece)
         self.waiting_bytes += len(piece)
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote_from_bytes, urlsplit
 
 from buyer.flow import Lost, NeverLeft, Outgoing
 from gateway.connections import Connection, Connections, Origin
 from gateway.envelope import Headers
 from gateway.exchange import Exchange, ResponseHeaders
-from gateway.limits import ANSWER_BYTES_MAX, ERROR_BODY_BYTES_MAX
+from gateway.limits import ERROR_BODY_BYTES_MAX
 
 __all__ = ["Answer", "Upstream", "passed_on"]
 
@@ -84,12 +84,11 @@ class Upstream:
 class Answer:
     """An answer whose body is still on its way. `is_event_stream`: server-sent events may be added at its end."""
 
-    __slots__ = ("_connection", "_exchange", "_size", "headers", "is_event_stream", "status")
+    __slots__ = ("_connection", "_exchange", "headers", "is_event_stream", "status")
 
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
         self._connection = connection
         self._exchange = exchange
-        self._size = 0
         self.status = exchange.status
         self.headers: Mapping[str, str] = exchange.headers
         self.is_event_stream = _is_event_stream(self.headers)
@@ -99,15 +98,9 @@ class Answer:
         while chunk := await self.read():
             yield chunk
 
-    async def read(self) -> bytes:
-        """Return what has arrived since the last read, nothing at the end. Raises `Lost` when the body breaks off or
-        passes the cap.
-        """
-        chunk = await self._exchange.read()
-        self._size += len(chunk)
-        if self._size > ANSWER_BYTES_MAX:
-            raise Lost(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
-        return chunk
+    def read(self) -> Coroutine[Any, Any, bytes]:
+        """Return what has arrived since the last read, nothing at the end. Raises `Lost` as `Exchange.read` does."""
+        return self._exchange.read()
 
     async def read_error(self) -> bytes:
         """Return the body of an error answer; empty when it breaks off or is larger than an error can be."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import gateway.connections as gateway_connections
-import gateway.upstream as gateway_upstream
+import gateway.exchange as gateway_exchange
 from buyer.flow import Lost, NeverLeft, Outgoing
 from gateway.limits import UNREAD_BYTES_MAX
 from gateway.upstream import Answer, Upstream
@@ -205,7 +205,7 @@ async def test_a_seller_that_falls_silent_is_given_up(monkeypatch: pytest.Monkey
 
 
 async def test_an_answer_past_the_cap_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_upstream, "ANSWER_BYTES_MAX", 1000)
+    monkeypatch.setattr(gateway_exchange, "ANSWER_BYTES_MAX", 1000)
     async with selling(says(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n", b"x" * 5000)) as seller:
         async with Upstream() as upstream:
             with pytest.raises(Lost, match="larger than 1000 bytes"):
