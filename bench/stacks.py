@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,13 +15,14 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import uvloop
 
 from bench import official
 from bench.harness import Slice
 from bench.machine import pin_to_one_core
+from bench.pinned import SpawnedProcess
 from bench.workload import BODY, PATH, PRICE_ATOMIC, sign_payments
 from contracts.heap import settle_heap
 from contracts.offers import Offer
@@ -34,8 +34,6 @@ from seller.service import Seller
 __all__ = ["APPLICATIONS", "Chain", "Request", "Stack", "StackProcess", "settings_of"]
 
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
-
-_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +68,11 @@ class Request:
     callers: int = 1
 
 
-class StackProcess:
-    """One stack, running. Use as a context manager."""
+class StackProcess(SpawnedProcess):
+    """One stack, running."""
 
     def __init__(self, stack: Stack, chain: Chain) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(stack, chain, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ours.close()
-        self._process.join(_STOP_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
+        super().__init__(_serve, stack, chain)
 
     def run(self, request: Request, count: int) -> Slice:
         """Send `count` requests and return what they took. Raises `EOFError` when the process has failed."""
