@@ -152,7 +152,7 @@ class Spender:
 
         Its outcome is UNKNOWN, or it is SPENT and its seller may have kept the answer. So a repetition is recognised.
         """
-        self._check_process()
+        self._catch_up()
         values = {"fingerprint": fingerprint, "since": now_s - ANSWER_LIFE_S, "worker": self._slots.worker.id}
 
         def ask() -> list[Row]:
@@ -227,7 +227,7 @@ class Spender:
             return
         stated = "" if receipt is None else receipt.transaction
         known = stated if _TRANSACTION_HASH.fullmatch(stated) else None
-        told = {
+        told: steps.Values = {
             "status": status,
             "latency_ms": latency_ms,
             "transaction_hash": known,
@@ -246,9 +246,12 @@ class Spender:
         if 0 <= charged_atomic <= claim.authorization.value_atomic:
             self._move(steps.CHARGED, claim, charged=str(charged_atomic))
 
-    def delivered(self, claim: Claim, now_s: int) -> None:
-        """The whole answer has reached whoever asked: asking the same again is a new request, unless it has an id."""
-        self._move(steps.DELIVERED, claim, now=now_s)
+    def delivered(self, claim: Claim, now_s: int, *, to_repetition: bool = False) -> None:
+        """The whole answer has reached whoever asked: asking the same again is a new request, unless it has an id.
+
+        Where it went `to_repetition`, the books may already say that it reached nobody, so they are told at once.
+        """
+        self._move(steps.DELIVERED, claim, in_books=to_repetition, now=now_s)
 
     def undelivered(self, claim: Claim) -> None:
         """The call is over, and its answer did not reach whoever asked: a repetition asks the seller for it again."""
@@ -268,10 +271,11 @@ class Spender:
         if not claim.spent:
             self._move(steps.LOST, claim, status=status, reason=reason[:REASON_LENGTH_MAX])
 
-    def _move(self, step: str, claim: Claim, **values: Any) -> bool:
+    def _move(self, step: str, claim: Claim, *, in_books: bool = False, **values: Any) -> bool:
         """Write down what became of a claim. What the store does not take now is written before the next step."""
+        tail = None if in_books or step not in _IN_TAIL else claim.tail
         try:
-            if claim.tail is not None and step in _IN_TAIL and claim.tail.append(step, claim.row_id, values):
+            if tail is not None and tail.append(step, claim.row_id, values):
                 return True
             return self._write(lambda connection: steps.run_step(connection, step, self._bound(claim) | values))
         except StoreUnavailable:

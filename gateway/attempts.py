@@ -29,7 +29,7 @@ class Broken(Exception):
 class Record:
     """An answer while it is written, for others to follow and for a client to fetch again."""
 
-    __slots__ = ("_waiting", "chunks", "claim", "complete", "failed", "headers", "size", "status")
+    __slots__ = ("_waiting", "chunks", "claim", "complete", "failed", "has_arrived", "headers", "size", "status")
 
     def __init__(self) -> None:
         # What paid for it; whoever gets the whole answer at last has the pool told so.
@@ -40,6 +40,8 @@ class Record:
         self.size = 0
         self.complete = False
         self.failed = False
+        # Whether a repetition has got all of it.
+        self.has_arrived = False
         self._waiting: list[asyncio.Future[None]] = []
 
     def start(self, status: int, headers: Headers) -> None:

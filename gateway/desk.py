@@ -178,17 +178,19 @@ class Desk:
         """Remember that a client has the whole answer, if so: without an id, asking again is a new purchase then."""
         if not client.delivered:
             return
-        if not call.has_id:
-            self.attempts.forget(call.key)
+        record.has_arrived = True
         if record.claim is not None:
-            await self._end(record.claim, delivered=True)
+            await self._end(record.claim, delivered=True, to_repetition=True)
+        if not call.has_id:
+            # Only now: until the books say so, asking again would be told that the request was paid already.
+            self.attempts.forget(call.key)
 
-    async def _end(self, claim: Claim, *, delivered: bool) -> None:
+    async def _end(self, claim: Claim, *, delivered: bool, to_repetition: bool = False) -> None:
         """Tell the pool whether an answer reached a client; one that the store does not note is asked for again."""
 
         def end() -> None:
             if delivered:
-                self._spender.delivered(claim, int(self.clock()))
+                self._spender.delivered(claim, int(self.clock()), to_repetition=to_repetition)
             else:
                 self._spender.undelivered(claim)
 
@@ -237,10 +239,10 @@ class Desk:
             )
             raise Refused(problem) from None
         finally:
-            keep = served and (call.has_id or not client.delivered)
-            self.attempts.end(attempt, keep=keep)
+            has_arrived = served and (client.delivered or attempt.record.has_arrived)
+            self.attempts.end(attempt, keep=served and (call.has_id or not has_arrived))
             if attempt.record.claim is not None:
-                await self._end(attempt.record.claim, delivered=served and client.delivered)
+                await self._end(attempt.record.claim, delivered=has_arrived)
 
     async def _pay_and_pass_on(self, call: Call, client: Client, attempt: Attempt, order: _Order) -> bool:
         relay = Relay(call, client, attempt.record, extra=_decision_headers(order.routed))

@@ -193,6 +193,19 @@ def test_an_ended_call_is_found_at_once_by_another_worker(pool: Pool, purchase: 
         assert other.unanswered("same body", NOW_S) == "request"
 
 
+def test_an_answer_that_a_repetition_got_at_last_is_over_for_everybody(
+    pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    claim = claim_new(spender, purchase, "request", fingerprint="same body")
+    spender.sent(claim)
+    spender.served(claim, status=200, receipt=None, latency_ms=1, delivered_s=None)
+    spender.undelivered(claim)
+    with closing(pool.spender()) as other:
+        assert spender.unanswered("same body", NOW_S) == other.unanswered("same body", NOW_S) == "request"
+        spender.delivered(claim, NOW_S, to_repetition=True)
+        assert spender.unanswered("same body", NOW_S) is other.unanswered("same body", NOW_S) is None
+
+
 def test_what_a_worker_holds_without_its_tail_waits_for_the_chain(pool: Pool, purchase: Purchase) -> None:
     worker = pool.spender(lease_size=LEASE)
     worker.sent(claim_new(worker, purchase, "request"))
