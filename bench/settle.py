@@ -134,7 +134,8 @@ class _Shop:
             if time.monotonic() >= renewal:
                 renewal = time.monotonic() + LEASE_RENEW_S
                 assert await self._outbox.hold(self._settler.account, self._ledger.is_gone)
-            _, open_ones = await self._settler.resolve()
+            await self._settler.resolve()
+            open_ones = await self._settler.push()
             due = self._outbox.due(batch)
             if not due and not open_ones:
                 return

@@ -81,6 +81,7 @@ class ChainSettler:
         self._key = key
         self._max_fee_wei = max_fee_wei
         self._evidence = Evidence(rpc, token)
+        self._judged: list[int] = []
         self._resent_ms: dict[int, int] = {}
         self._has_multicall: bool | None = None
 
@@ -127,24 +128,31 @@ class ChainSettler:
             await self._send(transaction)
         return [item.id for item in refused]
 
-    async def resolve(self) -> tuple[list[int], bool]:
-        """Look for receipts; return the ids of the items judged, and whether any transaction is still open."""
-        transactions = self._outbox.sent(self._key.address)
-        judged: list[int] = []
-        for transaction in transactions:
+    async def resolve(self) -> list[int]:
+        """Look for receipts; return the ids of the items judged since it returned last."""
+        for transaction in self._outbox.sent(self._key.address):
             receipt = await self._receipt(transaction)
             if receipt is None and await self._is_superseded(transaction):
                 # The count and the receipt come from two moments: only a receipt missing after the count is missing.
                 receipt = await self._receipt(transaction) or {"logs": [], "transactionHash": ""}
             if receipt is not None and await self._is_deep(receipt) and not await self._is_disputed(receipt):
-                judged += await self._judge(transaction, receipt)
+                # Kept until they can be told: the next transaction's receipt may fail to come.
+                self._judged += await self._judge(transaction, receipt)
+        judged, self._judged = self._judged, []
+        return judged
+
+    async def push(self) -> bool:
+        """Send again what stays unmined, and take free account nonces below it; tell whether anything is open.
+
+        Raises `ChainUnavailable`, or `SettlementUnavailable` when a free nonce cannot be taken for want of gas.
+        """
         still_open = self._outbox.sent(self._key.address)
         self._resent_ms = {tx.id: self._resent_ms[tx.id] for tx in still_open if tx.id in self._resent_ms}
         for transaction in still_open:
             await self._push(transaction)
         if still_open:
             await self._fill_gap(still_open[0])
-        return judged, bool(still_open)
+        return bool(still_open)
 
     # Sending
 

@@ -76,7 +76,8 @@ class Settler(Protocol):
 
     def has_room(self) -> bool: ...
     async def submit(self, items: list[Item]) -> list[int]: ...
-    async def resolve(self) -> tuple[list[int], bool]: ...
+    async def resolve(self) -> list[int]: ...
+    async def push(self) -> bool: ...
     async def close(self) -> None: ...
 
 
@@ -189,11 +190,13 @@ class Worker:
         """Do what can be done now, and return how long there will be nothing to do, in seconds."""
         if not await self._hold():
             return STANDBY_POLL_S
-        judged, open_ones = await self._settler.resolve()
+        judged = await self._settler.resolve()
         self._counter.judged(judged)
         if self._finality is not None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + REORG_CHECK_S
             await self._finality.check()
+        # After those who wait have been told: what hinders the rest, as an empty gas account, is nothing to them.
+        open_ones = await self._settler.push()
         sent = False
         items = self._outbox.due(BATCH_MAX)
         if self._is_ready(items) and self._settler.has_room():

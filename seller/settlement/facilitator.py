@@ -86,13 +86,17 @@ class FacilitatorSettler:
             self._start(item)
         return []
 
-    async def resolve(self) -> tuple[list[int], bool]:
-        """Ask again about items without a verdict; return the ids judged, and whether any request is open."""
+    async def resolve(self) -> list[int]:
+        """Return the ids of the items judged since the last call."""
+        judged, self._judged = self._judged, []
+        return judged
+
+    async def push(self) -> bool:
+        """Ask again about items without a verdict; tell whether any request is open."""
         for item in self._outbox.unconfirmed(BATCH_MAX):
             if item.id not in self._posting and self.has_room():
                 self._start(item, asked_before=True)
-        judged, self._judged = self._judged, []
-        return judged, bool(self._posting)
+        return bool(self._posting)
 
     def _start(self, item: Item, *, asked_before: bool = False) -> None:
         self._posting.add(item.id)

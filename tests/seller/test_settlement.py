@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contracts.address import address_text
-from contracts.errors import ConfigInvalid
+from contracts.errors import ConfigInvalid, SettlementUnavailable
 from contracts.evm.devnet import Devnet
 from contracts.evm.token import call_object
 from contracts.headers import decode_payment
@@ -26,6 +27,7 @@ from contracts.schemes.exact_eip3009 import (
 )
 from contracts.signature import SigningKey
 from seller.claims import Claim
+from seller.limits import SETTLE_WAIT_S
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Worker
 from seller.settlement.key import read_gas_key
@@ -61,8 +63,13 @@ class Bench:
 
     async def resolve(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while (await self.settler.resolve())[1]:  # noqa: ASYNC110 - the chain has no event to wait for
+            while await self.look():  # noqa: ASYNC110 - the chain has no event to wait for
                 await asyncio.sleep(0.01)
+
+    async def look(self) -> bool:
+        """Do what a round does about what was sent; tell whether any of it is still open."""
+        await self.settler.resolve()
+        return await self.settler.push()
 
 
 def money(shop: Shop) -> dict[str, int]:
@@ -311,7 +318,7 @@ async def test_a_stuck_transaction_is_replaced_at_a_higher_fee_and_settles_once(
     shop.chain.rpc("evm_setAutomine", False)
     try:
         await bench.submit()
-        await bench.settler.resolve()
+        await bench.look()
         (transaction,) = bench.outbox.sent(bench.settler._key.address)
         assert len(transaction.forms) == 2
         assert transaction.forms[1].max_fee_wei > transaction.forms[0].max_fee_wei * 11 // 10
@@ -339,7 +346,7 @@ async def test_a_nonce_taken_by_another_program_sends_the_payments_back_to_the_q
     await bench.submit()
     monkeypatch.undo()
     monkeypatch.setattr("seller.settlement.chain.RESEND_AFTER_S", 0.0)
-    await bench.settler.resolve()
+    await bench.look()
     assert money(shop) == {"queued": 2}
     bench.outbox._database.transact(lambda connection: connection.execute("UPDATE payments SET due_ms = 0"))
     await bench.submit()
@@ -364,6 +371,53 @@ async def test_without_ether_the_worker_says_where_to_send_it_and_nothing_is_los
         await shop.settled()
         assert shop.earned == PRICE_ATOMIC
         assert await shop.seller.why_not_ready() is None
+
+
+async def test_who_waits_hears_that_it_is_paid_also_when_there_is_no_ether_for_the_next_ones(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seller.settlement.chain.RESEND_AFTER_S", 0.0)
+    # Whoever waits is told, or learns it too late: looking by oneself does not count here.
+    monkeypatch.setattr("seller.settlement.engine.SETTLE_POLL_S", PATIENCE_S)
+    monkeypatch.setattr("seller.settlement.engine.SETTLE_POLL_MAX_S", PATIENCE_S)
+    async with open_shop(chain, tmp_path, settle="before", settles=False) as shop:
+        bench = Bench(shop)
+        read_account = bench.settler._read_account
+
+        async def count_two_too_many(gas: int) -> Any:
+            account = await read_account(gas)
+            return replace(account, transaction_count=account.transaction_count + 2)
+
+        paid = asyncio.create_task(shop.buy())
+        await queued(bench)
+        await bench.submit()
+        monkeypatch.setattr(bench.settler, "_read_account", count_two_too_many)
+        behind_a_gap = asyncio.create_task(shop.buy())
+        await queued(bench)
+        await bench.submit()
+        monkeypatch.setattr(bench.settler, "_read_account", read_account)
+        shop.chain.fund_gas(shop.chain.accounts[GAS].address, 0)
+        with pytest.raises(SettlementUnavailable, match="holds 0 wei"):
+            await bench.worker.round()
+        done, _ = await asyncio.wait(
+            {paid, behind_a_gap}, return_when=asyncio.FIRST_COMPLETED, timeout=SETTLE_WAIT_S / 2
+        )
+        assert done == {paid}
+        assert paid.result().status_code == 200
+        shop.chain.fund_gas(shop.chain.accounts[GAS].address, 10**20)
+        async with asyncio.timeout(PATIENCE_S):
+            while not behind_a_gap.done():
+                await bench.worker.round()
+                await asyncio.sleep(0.01)
+        assert behind_a_gap.result().status_code == 200
+        assert shop.earned == 2 * PRICE_ATOMIC
+
+
+async def queued(bench: Bench) -> None:
+    """Return once a payment waits to be settled."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not bench.outbox.due(50):  # noqa: ASYNC110 - a request queues it in its own time
+            await asyncio.sleep(0.01)
 
 
 async def test_the_books_equal_the_chain_after_a_busy_hour(chain: Devnet, tmp_path: Path) -> None:
