@@ -1,24 +1,24 @@
-"""The buyer's commands: probe, buy, process, list, status, balance, receipts, refill, remove, pay.
+"""The buyer's commands: probe, buy, process, list, status, balance, receipts, refill, pay, approve, remove.
 
 Texts are parsed here and in `buyer.orders`; everything else is a call. Whatever signs, or is slow to import, is
-imported inside the command that needs it.
+imported inside the command that needs it. The commands with a module of their own are added where help lists them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from buyer.buy_command import buy
 from buyer.chain_commands import approve, remove
 from buyer.options import (
     AllowHttp,
     AllowV1,
     Assets,
     Json,
-    MaxPrice,
     MaybeName,
     Model,
     Name,
@@ -26,21 +26,16 @@ from buyer.options import (
     RpcOption,
     Schemes,
     SignerOption,
-    Tier,
-    Yes,
 )
 from buyer.wiring import (
-    absolute_spec,
     all_purchases,
     closing,
-    confirm,
     request_from,
     rpc_urls_for,
     signer_spec,
     the_pool,
 )
 from contracts.console import exit_on_error, given_rpc_urls, print_document, progress_bar
-from registry.options import AllowPrivate
 
 if TYPE_CHECKING:
     from buyer.purchase import Purchase
@@ -70,140 +65,7 @@ def probe(
         print_document(probe_document(found, rejected), as_json=as_json, human=lambda: print_probe(found, rejected))
 
 
-@commands.command()
-def buy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it; an existing name is topped up.")],
-    *,
-    endpoint: Annotated[str | None, typer.Option("--endpoint", metavar="URL", help="The seller's base URL.")] = None,
-    agent: Annotated[
-        str | None, typer.Option("--agent", metavar="ID", help="A seller of the registry: eip155:84532:0x…/42.")
-    ] = None,
-    query: Annotated[
-        str | None, typer.Option("--from", metavar="QUERY", help='The best seller of the index for "code model".')
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The seller's model id.")] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="How many calls to sign for.")] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Sign for as many calls as this buys.")
-    ] = None,
-    max_price: MaxPrice = None,
-    accept_quote: Annotated[
-        bool, typer.Option("--accept-quote", help="Take the seller's price as the cap, whatever it is.")
-    ] = False,
-    ttl: Annotated[
-        str | None, typer.Option("--ttl", metavar="TIME", help="How long the signatures live, as 12h or 7d. [7d]")
-    ] = None,
-    wallet: Annotated[
-        str | None,
-        typer.Option(
-            "--wallet",
-            metavar="ADDRESS",
-            help="Pay out of this AgentWallet, whose agent is --signer. --count is for each day, two days ahead.",
-        ),
-    ] = None,
-    signer: SignerOption = None,
-    rpc: RpcOption = None,
-    auto_refill: Annotated[
-        bool | None, typer.Option("--auto-refill/--no-auto-refill", help="Let `process` sign more.", show_default=False)
-    ] = None,
-    refill_threshold: Annotated[
-        int | None, typer.Option("--refill-threshold", min=0, help="Refill when this many are left, or fewer.")
-    ] = None,
-    refill_count: Annotated[int | None, typer.Option("--refill-count", min=1, help="How many more.")] = None,
-    max_total: Annotated[
-        str | None, typer.Option("--max-total", metavar="AMOUNT", help="Most this purchase may ever cost.")
-    ] = None,
-    max_per_day: Annotated[
-        str | None, typer.Option("--max-per-day", metavar="AMOUNT", help="Most that is signed in one UTC day.")
-    ] = None,
-    network: Networks = None,
-    asset: Assets = None,
-    scheme: Schemes = None,
-    tier: Tier = None,
-    allow_http: AllowHttp = False,
-    allow_v1: AllowV1 = False,
-    encrypt_with: Annotated[
-        str | None,
-        typer.Option(
-            "--encrypt-with",
-            metavar="keyfile:PATH|keyring",
-            help="Encrypt this home's signatures. The key is made when missing; it opens them and cannot sign.",
-        ),
-    ] = None,
-    allow_private: AllowPrivate = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, sign nothing.")] = False,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Sign a pool of payments for one model of one seller.
-
-    Probes the seller, chooses one of its options, checks the chain, prints the worst-case loss, then signs and stores.
-    With --agent or --from the seller comes from the registry, and is verified before: chain, file, domain and payee.
-    """
-    with exit_on_error(as_json=as_json), the_pool() as pool:
-        from buyer.discovery import Wanted, choose_seller, note_seller, seller_document
-        from buyer.documents import plan_document, print_plan, print_purchase, purchase_document
-        from buyer.orders import BuyOrder, RefillOrder, parse_ttl, plan_buy
-        from buyer.presign import carry_out
-        from buyer.purchase import check_name
-        from buyer.signers import open_signer, remember_signer
-
-        urls = rpc_urls_for(rpc, pool, name)
-        wanted = Wanted(
-            endpoint=endpoint,
-            query=query,
-            agent=agent,
-            model=model,
-            max_price=max_price,
-            networks=network or [],
-            rpc_urls=urls,
-            allow_private=allow_private,
-        )
-        seller = choose_seller(pool, check_name(name), wanted, quiet=as_json)
-        order = BuyOrder(
-            name=name,
-            endpoint=endpoint or (seller.endpoint if seller is not None else ""),
-            model=model or (seller.model if seller is not None else ""),
-            count=count,
-            budget=budget,
-            max_price=max_price,
-            accept_quote=accept_quote,
-            ttl_s=None if ttl is None else parse_ttl(ttl),
-            refill=RefillOrder(
-                auto=auto_refill,
-                threshold=refill_threshold,
-                count=refill_count,
-                max_total=max_total,
-                max_per_day=max_per_day,
-            ),
-            networks=[seller.agent.network.caip2] if seller is not None else network or [],
-            assets=asset or [],
-            schemes=scheme or [],
-            rpc_urls=urls,
-            allow_http=allow_http,
-            allow_v1=allow_v1,
-            wallet=wallet,
-            tier=tier,
-        )
-        spec = signer_spec(signer, pool, name)
-        with pool.exclusively(f"sign-{name}"), closing(open_signer(spec, allow_http=allow_http)) as key:
-            plan, choice = asyncio.run(plan_buy(pool, order, key, int(time.time())))
-            document: dict[str, Any] = {"ok": True, "dry_run": dry_run, "plan": plan_document(plan, choice)}
-            if seller is not None:
-                seller.check(plan.draft.terms.offer)
-                document["seller"] = seller_document(seller)
-            if not as_json:
-                print_plan(plan, choice)
-            if not dry_run:
-                confirm("Sign?", yes=yes)
-                if encrypt_with is not None:
-                    pool.begin_sealing(encrypt_with)
-                note_seller(pool.home, seller, plan)
-                with progress_bar("signing") as advance:
-                    purchase = carry_out(pool, plan, key, progress=advance)
-                remember_signer(pool.home, name, absolute_spec(spec))
-                document |= purchase_document(pool, purchase, int(time.time()))
-        print_document(document, as_json=as_json, human=lambda: None if dry_run else print_purchase(document))
+commands.command()(buy)
 
 
 def _process(

@@ -42,27 +42,9 @@ def complete_name(incomplete: str) -> list[str]:
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what it would do and cost, and leave all as it is.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=complete_name)]
-MaybeName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A purchase.", autocompletion=complete_name)]
-Model = Annotated[str | None, typer.Option("--model", help="The seller's model id.")]
+MaybeName = Annotated[str | None, typer.Argument(metavar="NAME", help="A purchase.", autocompletion=complete_name)]
+Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The seller's model id.")]
 AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Pay over plain http beyond this machine.")]
-AllowV1 = Annotated[
-    bool, typer.Option("--allow-v1", help="Also pay a seller that asks in x402 version 1 (in its body alone).")
-]
-Networks = Annotated[
-    list[str] | None, typer.Option("--network", help="Pay only on this network (eip155:8453, base); repeatable.")
-]
-Assets = Annotated[
-    list[str] | None,
-    typer.Option("--asset", metavar="ADDRESS", help="Pay only in this token; also allows an unknown one. Repeatable."),
-]
-Schemes = Annotated[
-    list[str] | None,
-    typer.Option("--scheme", help="exact, or upto: charged by usage, up to the price. Repeatable. \\[exact]"),
-]
-Tier = Annotated[
-    str | None,
-    typer.Option("--tier", metavar="TIER", help="urgent, normal or background, where the seller has tiers. \\[normal]"),
-]
 SignerOption = Annotated[
     str | None,
     typer.Option(
@@ -74,3 +56,50 @@ SignerOption = Annotated[
     ),
 ]
 MaxPrice = Annotated[str | None, typer.Option("--max-price", metavar="AMOUNT", help='Most for one call, as "0.01".')]
+
+_PAYMENT = "Payment"
+
+Networks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--network",
+        metavar="NETWORK",
+        help="Pay only on this network (eip155:8453, base); repeatable.",
+        rich_help_panel=_PAYMENT,
+    ),
+]
+Assets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--asset",
+        metavar="ADDRESS",
+        help="Pay only in this token; also allows an unknown one. Repeatable.",
+        rich_help_panel=_PAYMENT,
+    ),
+]
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        metavar="SCHEME",
+        help="exact, or upto: charged by usage, up to the price. Repeatable. \\[exact]",
+        rich_help_panel=_PAYMENT,
+    ),
+]
+Tier = Annotated[
+    str | None,
+    typer.Option(
+        "--tier",
+        metavar="TIER",
+        help="urgent, normal or background, where the seller has tiers. \\[normal]",
+        rich_help_panel=_PAYMENT,
+    ),
+]
+AllowV1 = Annotated[
+    bool,
+    typer.Option(
+        "--allow-v1",
+        help="Also pay a seller that asks in x402 version 1 (in its body alone).",
+        rich_help_panel=_PAYMENT,
+    ),
+]

@@ -37,7 +37,7 @@ _PlanFile = Annotated[
 @delegate_commands.command("run")
 def run(
     task: Annotated[
-        str | None, typer.Argument(metavar="[TASK]", help='What is to be done; "-" reads it from stdin.')
+        str | None, typer.Argument(metavar="TASK", help='What is to be done; "-" reads it from stdin.')
     ] = None,
     *,
     budget: Annotated[str, typer.Option("--budget", metavar="AMOUNT", help='Most for everything, as "0.50".')],
@@ -174,7 +174,7 @@ def list_runs(
 
 @delegate_commands.command("plan")
 def plan(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A plan to check.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A plan to check.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a plan.")] = False,
     as_json: Json = False,
 ) -> None:
