@@ -25,7 +25,8 @@ from contracts.headers import PAYMENT_SIGNATURE, decode_payment_required
 from contracts.offers import Offer, offer_from_wire
 from contracts.signature import SigningKey
 from gateway.demo.models import ModelForSale
-from gateway.demo.processes import Crew, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Crew, farebox_command, wait_until
 from gateway.demo.shop import seller_yaml
 
 __all__ = ["run"]

@@ -23,7 +23,8 @@ from contracts.address import address_text
 from contracts.evm.devnet import Devnet
 from contracts.headers import decode_payment_required
 from contracts.offers import Offer, offer_from_wire
-from gateway.demo.processes import Crew, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Crew, farebox_command, wait_until
 from gateway.demo.proxy import litellm_program
 
 __all__ = ["Place", "Proxy", "direct", "farebox", "farebox_to_farebox", "litellm", "nginx", "official_sdk"]

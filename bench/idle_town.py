@@ -28,7 +28,8 @@ from buyer.pool import Pool
 from contracts.evm.devnet import Devnet
 from contracts.tiers import BACKGROUND, NORMAL
 from gateway.background.backlog import Backlog
-from gateway.demo.processes import Child, Crew, farebox_command, free_ports
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, Crew, farebox_command
 from seller.config import SellerConfig
 from seller.pricebook import PriceBook
 

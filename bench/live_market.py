@@ -27,7 +27,8 @@ from buyer.presign import carry_out
 from contracts.address import address_text
 from contracts.evm.devnet import Devnet
 from gateway.demo.models import ModelForSale
-from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, Crew, farebox_command, wait_until
 from gateway.demo.shop import seller_yaml
 
 __all__ = ["QUALITY", "SELLERS", "SLOTS", "LiveGateway", "LiveMarket", "LiveSeller", "live_market"]

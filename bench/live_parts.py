@@ -23,7 +23,8 @@ from buyer.purchase import terms_from_wire
 from contracts.address import address_text
 from contracts.evm.devnet import Devnet
 from contracts.offers import Offer, requirements
-from gateway.demo.processes import Crew, farebox_command, free_ports
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Crew, farebox_command
 from seller.config import SellerConfig, read_config
 
 __all__ = ["ROUTE", "Stall", "funded_signer", "open_stall", "serving", "sign_ahead"]

@@ -23,7 +23,8 @@ from buyer.home import Home
 from buyer.pool import Pool
 from contracts.evm.devnet import Devnet
 from contracts.tiers import load_of, tier_of
-from gateway.demo.processes import Child, Crew, farebox_command, free_ports
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, Crew, farebox_command
 from seller.pricebook import PriceBook
 
 __all__ = ["MODEL", "SELLERS", "Gateway", "SellerSpec", "Town", "open_town"]

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx._config
 import httpx._transports.default
 import hypothesis
 import pytest
 
 from contracts.evm.devnet import Devnet
 from contracts.tls import tls_context
+from tests.patience import PATIENCE_S
 from tests.warm import Warm, clean_environment
 
 # A run in the background of a shell starts with interrupts ignored, and every process it starts would inherit that.
@@ -28,6 +30,10 @@ hypothesis.settings.load_profile("farebox")
 def _shared_tls_context(verify: Any = True, **given: Any) -> ssl.SSLContext:
     return tls_context() if verify is True else httpx.create_ssl_context(verify, **given)
 
+
+# A test that says nothing else waits for an answer as long as for anything, not the five seconds of httpx.
+for _name in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _name, PATIENCE_S)
 
 # Each `httpx.get` of a test would read the world's authorities, 14 ms of CPU, and most are made while waiting.
 vars(httpx._transports.default)["create_ssl_context"] = _shared_tls_context

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +29,6 @@ __all__ = [
     "DemoFailed",
     "demo_folder",
     "farebox_command",
-    "free_ports",
     "interrupt_on_termination",
     "wait_until",
 ]
@@ -174,18 +171,6 @@ def wait_until(
 def farebox_command(*arguments: str) -> list[str]:
     """Return the command line of `farebox ARGUMENTS` under this interpreter."""
     return [sys.executable, "-m", "gateway.cli", *arguments]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return free ports of 127.0.0.1, below those that the system hands out to connections in the meantime."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = secrets.choice(range(10_000, 32_000))
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            if port not in ports:
-                ports.append(port)
-    return ports
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from contracts.typed_data import word_of_address
 from gateway.demo.books import Books
 from gateway.demo.calls import CallResult, chat_calls, embedding_calls
 from gateway.demo.models import ModelForSale, model_for_sale
-from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, Crew, farebox_command, wait_until
 from gateway.demo.proxy import litellm_program, start_litellm
 from gateway.demo.shop import seller_yaml
 from gateway.demo.teller import Teller

@@ -11,7 +11,8 @@ import httpx
 from contracts.evm.devnet import Devnet
 from contracts.headers import decode_payment_required
 from contracts.offers import Offer, offer_from_wire
-from gateway.demo.processes import farebox_command, free_ports
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import farebox_command
 from tests.attacks.parts import Till
 from tests.e2e.parts import MODEL, PRICE_ATOMIC, Market, market
 from tests.paying import sign_payment

@@ -34,6 +34,7 @@ from contracts.schemes.authorization import Authorization
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.wire import PaymentPayload, PaymentRequired, Requirements, SettlementResponse
+from gateway.demo.ports import free_ports
 from tests.patience import PATIENCE_S
 
 NOW_S = 1_800_000_000
@@ -307,8 +308,8 @@ def funded_purchase(
 
 def closed_port_url() -> str:
     """Return a URL on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+    (port,) = free_ports(1)
+    return f"http://127.0.0.1:{port}"
 
 
 def token_at(address: str) -> Asset:

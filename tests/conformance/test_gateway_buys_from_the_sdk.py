@@ -13,7 +13,8 @@ import pytest
 
 from buyer import AsyncClient, Home, Pool
 from contracts.evm.devnet import DevAccount, Devnet
-from gateway.demo.processes import Crew, farebox_command, free_ports
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Crew, farebox_command
 from tests.conformance.sdk_peers import PRICE_ATOMIC, facilitator_app, seller_app, serving
 from tests.warm import Warm
 from tests.warm_crew import WarmCrew

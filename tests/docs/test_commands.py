@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.demo.ports import free_ports
 from tests.docs.warm_shell import warm_farebox
 from tests.patience import PATIENCE_S
 from tests.warm import Warm
@@ -63,7 +64,7 @@ class Stage:
         self.folder = folder
         self.warm_commands = warm_commands
         self.services: list[tuple[str, subprocess.Popen[bytes], Path]] = []
-        self.ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self.ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -145,14 +146,6 @@ def stage(tmp_path: Path, warm: Warm) -> Iterator[Stage]:
         stage = Stage(tmp_path, commands)
         yield stage
         stage.close()
-
-
-def _free_ports(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
 
 
 def _answers(port: int) -> bool:

@@ -25,7 +25,8 @@ from contracts.address import address_text
 from contracts.evm.devnet import Devnet
 from contracts.keccak import keccak
 from gateway.demo.models import ModelForSale
-from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, Crew, farebox_command, wait_until
 from gateway.demo.shop import seller_yaml
 from tests.patience import PATIENCE_S
 from tests.warm import Warm

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from contracts.evm.devnet import Devnet
-from gateway.demo.processes import free_ports
+from gateway.demo.ports import free_ports
 from tests.faults.asking import body_of
 from tests.faults.town import MODEL, PRICE_ATOMIC, Town, town
 from tests.patience import PATIENCE_S

@@ -23,7 +23,7 @@ from contracts.crash import VARIABLE
 from contracts.evm.devnet import Devnet
 from contracts.keccak import keccak
 from gateway.demo.models import ModelForSale
-from gateway.demo.processes import free_ports
+from gateway.demo.ports import free_ports
 from gateway.demo.shop import seller_yaml
 from tests.patience import PATIENCE_S
 from tests.warm import Started, Warm

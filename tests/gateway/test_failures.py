@@ -18,6 +18,7 @@ from buyer.home import Home
 from buyer.pool import Counts, Pool
 from gateway import shelf
 from gateway.config import GatewayConfig
+from tests.buyer.parts import closed_port_url
 from tests.gateway.conftest import COUNT, Street
 from tests.gateway.parts import MODEL, PRICE_ATOMIC, StandInSeller, gateway, listening, sign_pool
 from tests.gateway.test_repetition import CHAT, ask
@@ -26,11 +27,6 @@ from tests.patience import PATIENCE_S, eventually
 
 def code(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["code"])
-
-
-def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -138,7 +134,7 @@ class TestSeveralPurchases:
         assert (nobody.status_code, both.status_code) == (404, 404)
 
     def test_the_next_seller_is_asked_only_when_no_connection_was_made(self, street: Street) -> None:
-        street.gateway.top_up(closed_port(), 2, name="dead", price_atomic=10)
+        street.gateway.top_up(closed_port_url(), 2, name="dead", price_atomic=10)
         answer = street.http.post(CHAT, json=ask("a"))
         assert answer.headers["x-farebox-purchase"] == "chat"
         assert street.gateway.counts("dead") == Counts(ready=2)
@@ -152,7 +148,7 @@ class TestSeveralPurchases:
 
     def test_when_no_seller_can_be_reached_nothing_is_spent(self, home: Path) -> None:
         pool = Pool.open(Home.open(home))
-        sign_pool(pool, closed_port(), 2)
+        sign_pool(pool, closed_port_url(), 2)
         pool.close()
         with gateway(home) as lonely:
             answer = httpx.post(lonely.url + CHAT, json=ask("a"))

@@ -14,9 +14,9 @@ from starlette.applications import Starlette
 from buyer.pool import Counts
 from gateway.config import GatewayConfig
 from gateway.demo.model_server import model_server_app
+from tests.buyer.parts import closed_port_url
 from tests.gateway.conftest import COUNT, Street
 from tests.gateway.parts import MODEL, Gateway, Listening, RawCall, gateway, listening
-from tests.gateway.test_failures import closed_port
 from tests.gateway.test_repetition import CHAT, ask
 from tests.patience import eventually
 
@@ -91,7 +91,7 @@ def test_a_configured_key_replaces_the_users(street: Street, free: Seen, monkeyp
 
 
 def test_a_fallback_that_is_down_is_a_502_that_says_so(home: Path) -> None:
-    with gateway(home, GatewayConfig(fallback=closed_port())) as running:
+    with gateway(home, GatewayConfig(fallback=closed_port_url())) as running:
         answer = httpx.post(running.url + CHAT, json=bare("free-model"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "fallback_unreachable")
 

@@ -21,8 +21,8 @@ from contracts.schemes.exact_eip3009 import transfer_call
 from gateway.limits import RECONCILE_EVERY_S
 from gateway.reconciler import Reconciler
 from gateway.shelf import Shelf
+from tests.buyer.parts import closed_port_url
 from tests.gateway.parts import ASSET, KEY, listening, sign_pool
-from tests.gateway.test_failures import closed_port
 
 COUNT = 3
 
@@ -90,7 +90,7 @@ async def test_the_chain_is_asked_less_often_while_it_has_no_news(chain: Devnet,
 
 
 async def test_a_dead_endpoint_is_reported_and_tried_again(pool: AskedPool, caplog: pytest.LogCaptureFixture) -> None:
-    sign_pool(pool, "http://127.0.0.1:1", COUNT, rpc_urls=(closed_port(),))
+    sign_pool(pool, "http://127.0.0.1:1", COUNT, rpc_urls=(closed_port_url(),))
     lose_one(pool)
     reconciler = Reconciler(pool, Shelf(pool), [])
     for now_s in (0.0, RECONCILE_EVERY_S):

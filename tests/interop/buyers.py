@@ -19,7 +19,7 @@ from buyer import Client as OurClient
 from buyer import SpendPolicy, open_signer
 from contracts.evm.devnet import DevAccount
 from gateway.cli import app as farebox
-from gateway.demo.processes import free_ports
+from gateway.demo.ports import free_ports
 from tests.conformance.sdk_peers import paying_client
 from tests.interop.cells import Client, Rail
 from tests.interop.goods import CHAT, MODEL, Bought, Receipt, offered_atomic

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from gateway.demo.processes import free_ports
+from gateway.demo.ports import free_ports
 from seller import PaymentMiddleware, SellerConfig
 from seller.service import Seller
 from tests.conformance.sdk_peers import serving

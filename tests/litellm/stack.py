@@ -25,7 +25,8 @@ from starlette.types import Receive, Scope, Send
 
 from contracts.evm.devnet import Devnet
 from gateway.demo.model_server import model_server_app
-from gateway.demo.processes import Child, Crew, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, Crew, farebox_command, wait_until
 from tests.patience import PATIENCE_S
 
 MODEL = "demo-model"

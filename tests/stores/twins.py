@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 
 from contracts.evm.devnet import Devnet
-from gateway.demo.processes import Child, farebox_command, free_ports, wait_until
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, farebox_command, wait_until
 from tests.e2e.parts import MODEL, PRICE, PRICE_ATOMIC, Market, market
 from tests.patience import PATIENCE_S
 from tests.warm import Warm

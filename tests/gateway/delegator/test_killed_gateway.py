@@ -11,7 +11,8 @@ import httpx
 import yaml
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.demo.processes import Child, farebox_command, free_ports
+from gateway.demo.ports import free_ports
+from gateway.demo.processes import Child, farebox_command
 from tests.gateway.delegator.parts import plan_document, town
 from tests.patience import PATIENCE_S, eventually
 from tests.warm import Warm

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from contracts.errors import UsageError
+from gateway.demo.ports import free_ports
 from gateway.demo.processes import (
     Child,
     Crew,
     DemoFailed,
     demo_folder,
-    free_ports,
     interrupt_on_termination,
     wait_until,
 )
@@ -196,10 +196,6 @@ def test_children_see_no_farebox_setting_and_no_proxy_of_the_user(
     assert "proxy:3128" not in seen
     assert "('FAREBOX_ANVIL', '/opt/anvil')" in seen
     assert "('FAREBOX_HOME', '/here')" in seen
-
-
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports(20))) == 20
 
 
 def test_the_folder_is_the_users_alone_and_goes_with_the_demo() -> None:

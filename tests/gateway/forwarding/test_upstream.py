@@ -19,6 +19,7 @@ import gateway.exchange as gateway_exchange
 from buyer.flow import Lost, NeverLeft, Outgoing
 from gateway.limits import UNREAD_BYTES_MAX
 from gateway.upstream import Answer, Upstream
+from tests.buyer.parts import closed_port_url
 from tests.patience import PATIENCE_S
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -279,11 +280,9 @@ async def test_an_answer_that_comes_before_the_request_has_left_ends_its_connect
 
 
 async def test_where_nobody_listens_nothing_left() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     async with Upstream() as upstream:
         with pytest.raises(NeverLeft, match="connection refused"):
-            await upstream.open(call(url))
+            await upstream.open(call(closed_port_url()))
 
 
 @pytest.mark.parametrize(
