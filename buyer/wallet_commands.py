@@ -24,7 +24,7 @@ wallet_commands = typer.Typer(
 )
 
 Wallet = Annotated[str, typer.Argument(metavar="WALLET", help="The wallet's address.")]
-Token = Annotated[str, typer.Option("--token", metavar="ADDRESS", help="The token meant.")]
+Token = Annotated[str, typer.Option("--token", metavar="ADDRESS", help="The token's address.")]
 Relay = Annotated[
     str | None,
     typer.Option(

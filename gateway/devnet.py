@@ -29,10 +29,11 @@ def devnet(
 ) -> None:
     """Start a local chain to practise on, and stay until interrupted or until the chain itself ends.
 
-    Anvil with a USDC-shaped test dollar, "Plain Dollar" with 18 decimals and without EIP-3009 (version 1), Multicall3,
-    Permit2 and the ERC-8004 registries in place. Writes buyer.key (a wallet with 100 of both tokens), settler.key (an
-    account with gas) and payee.key (a seller's wallet) into --dir.
-    Everybody knows these keys: never use them elsewhere.
+    The chain is Anvil, with Multicall3, Permit2, the ERC-8004 registries and two tokens: a test dollar shaped like
+    USDC, and "Plain Dollar" (version 1), which has 18 decimals and no EIP-3009.
+
+    Writes buyer.key (a wallet with 100 of both tokens), settler.key (an account with gas) and payee.key (a seller's
+    wallet) into --dir. Everybody knows these keys: never use them elsewhere.
     """
     with exit_on_error(as_json=as_json):
         from contracts.evm.devnet import Devnet

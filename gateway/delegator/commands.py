@@ -26,7 +26,9 @@ delegate_commands = typer.Typer(no_args_is_help=True, help="One task, many paid 
 
 _Config = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="gateway.yaml; its `delegate` section says who can what."),
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="gateway.yaml; its `delegate` section says which model can do what."
+    ),
 ]
 _RunId = Annotated[str, typer.Argument(metavar="RUN", help="As `farebox delegate list` shows it.")]
 _PlanFile = Annotated[

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 import gateway.doctor
 import seller.advice
@@ -24,6 +28,7 @@ from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
 from contracts.evm.toolchain import anvil_binary
 from gateway import devnet as practice
+from gateway.cli import app
 from gateway.config import GatewayConfig
 from gateway.doctor import Check, examine
 from tests.faults.rpc_proxy import RpcProxy
@@ -75,6 +80,19 @@ def test_help_breaks_lines_where_the_terminal_does_and_tells_defaults(tmp_path: 
     text = run("serve", "--help", home=tmp_path).out
     assert "Ctrl-C or SIGTERM ends it when the calls in flight have their answers." in text
     assert "The model ids it may call. [all]" in run("key", "create", "--help", home=tmp_path).out
+
+
+@pytest.mark.parametrize("words", ["buy", "pay", "sell", "wallet policy", "discover sync", "delegate run"])
+def test_help_cuts_the_name_of_no_option_at_80_columns(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command: Any = typer.main.get_command(app)
+    for word in words.split():
+        command = command.commands[word]
+    text = CliRunner().invoke(app, [*words.split(), "--help"]).output
+    declared = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    long_names = {name for name in declared if name.startswith("--")}
+    assert long_names
+    assert not long_names - set(re.findall(r"--[a-z0-9-]+", text)), text
 
 
 @pytest.mark.parametrize(
