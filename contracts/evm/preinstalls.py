@@ -59,6 +59,7 @@ def permit2_code(chain_id: int) -> bytes:
 
 def _permit2_domain_separator(chain_id: int) -> bytes:
     """Return the 32-byte EIP-712 domain separator of Permit2, whose domain has no version."""
+    # Not that of `contracts.schemes.permit2`: a mistake there must make a local chain refuse what was signed.
     type_hash = keccak(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)")
     return keccak(type_hash + keccak(b"Permit2") + word_of_uint(chain_id) + word_of_address(PERMIT2))
 

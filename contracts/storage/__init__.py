@@ -7,7 +7,9 @@ machines; needs the `postgres` extra). A room sees the same `Database` either wa
 from __future__ import annotations
 
 from contracts.errors import ConfigInvalid
-from contracts.storage.database import Beside, Conflict, Connection, Cursor, Database, Row, Shared
+from contracts.storage.connection import Beside, Conflict, Connection, Cursor, Row
+from contracts.storage.database import Database
+from contracts.storage.pending import Shared
 from contracts.storage.presence import Life, Presence
 from contracts.storage.sqlite import open_sqlite
 from contracts.storage.url import check_store_url, is_postgres, rooted_store_url, shown_store_url

@@ -17,7 +17,7 @@ import psycopg
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_PRESENCE_S, STORE_REJOIN_S
-from contracts.storage.database import Connection
+from contracts.storage.connection import Connection
 from contracts.storage.presence import Life
 from contracts.storage.session import Server, Session, unavailable
 

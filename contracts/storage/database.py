@@ -1,9 +1,4 @@
-"""What a room sees of its store, whichever kind it is.
-
-A room writes SQL once. `execute` takes `?` or `:name` for values, and a row answers by index and by name. Text both
-stores understand: `ON CONFLICT … DO NOTHING | DO UPDATE`, `RETURNING`, an alias for every subquery, partial indexes;
-what only SQLite knows (rowid, `INSERT OR …`, PRAGMA, `lastrowid`) stays out.
-"""
+"""One store, open for this process: transactions, reads, and writes that are committed in groups."""
 
 from __future__ import annotations
 
@@ -12,91 +7,20 @@ import contextlib
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
+from contracts.storage.connection import Beside, Connection, Work
+from contracts.storage.pending import Answer, Pending, Shared, report
 from contracts.storage.presence import Life, Presence
 
-__all__ = ["Beside", "Conflict", "Connection", "Cursor", "Database", "Row", "Shared", "Values", "Work"]
+__all__ = ["Database"]
 
 T = TypeVar("T")
-Values = Sequence[Any] | Mapping[str, Any]
-
-
-class Conflict(Exception):
-    """A constraint (unique, check, not null, foreign key) refused a write; nothing of it was written.
-
-    It ends the function that met it: a room cannot catch it inside a transaction and go on.
-    """
-
-
-class Row(Protocol):
-    """One row: `row[0]`, `row["name"]`, `a, b = row`."""
-
-    def __getitem__(self, key: int | str, /) -> Any: ...
-    def __iter__(self) -> Iterator[Any]: ...
-    def __len__(self) -> int: ...
-
-
-class Cursor(Protocol):
-    """What a statement returned."""
-
-    @property
-    def rowcount(self) -> int: ...
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> list[Any]: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-class Connection(Protocol):
-    """What a function that reads or writes is given."""
-
-    def execute(self, sql: str, values: Values = (), /) -> Cursor: ...
-    def executemany(self, sql: str, rows: Iterable[Values], /) -> Cursor: ...
-
-
-class Beside(Protocol):
-    """What a room has written down in files beside its tables, and enters into them before anybody looks.
-
-    The store calls it from one thread at a time, all but `is_behind` inside a write transaction or right after one.
-    """
-
-    def begin(self) -> None:
-        """A write transaction begins; the one before may have been rolled back."""
-
-    def call_in(self, connection: Connection) -> None:
-        """Enter everything, and see to it that nothing more is written down until this transaction is over."""
-
-    def enter(self, connection: Connection) -> None:
-        """Enter everything that was written down until now."""
-
-    def committed(self) -> None:
-        """The transaction is committed."""
-
-    def is_behind(self, connection: Connection) -> bool:
-        """Tell whether the tables lack something; `connection` only reads."""
-
-
-Work = Callable[[Connection], T]
-_Answer = Future[T] | asyncio.Future[T]
-
-
-class Shared(msgspec.Struct, frozen=True):
-    """How a write is done together with those like it: `run(connection, items)` does all that wait, in few statements.
-
-    It returns what each caller is told, in order; an exception among that is raised at its caller. Where it raises
-    itself, nothing of it is written, and every write is done alone.
-    """
-
-    run: Callable[[Connection, Sequence[Any]], Sequence[Any]]
-    item: Any
 
 
 class Database(ABC):
@@ -119,9 +43,9 @@ class Database(ABC):
         self.beside: Beside | None = None
         self._gate = threading.Lock()
         self._write_lock = threading.Lock()
-        self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         # What the present turn of an event loop wants written; the thread is woken once for all of it.
-        self._gathered: list[_Pending] = []
+        self._gathered: list[Pending] = []
         self._gathering: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -168,7 +92,7 @@ class Database(ABC):
             if not self._gathered or self._gathering is not loop:
                 self._gathering = loop
                 loop.call_soon(self._hand_over)
-            self._gathered.append(_Pending(work, durable, answer, shared))
+            self._gathered.append(Pending(work, durable, answer, shared))
         # A caller that is cancelled here hears nothing; the write goes on, and may be committed already.
         return await answer
 
@@ -250,11 +174,11 @@ class Database(ABC):
 
     # Group commit
 
-    def _enqueue(self, work: Work[T], durable: bool, answer: _Answer[T]) -> None:
+    def _enqueue(self, work: Work[T], durable: bool, answer: Answer[T]) -> None:
         """Have `work` done in the next group commit, and `answer` told."""
         with self._gate:
             self._check_room()
-            self._pending.put(_Pending(work, durable, answer))
+            self._pending.put(Pending(work, durable, answer))
 
     def _check_room(self) -> None:
         """Raise `StoreUnavailable` where nothing more can be written. Under the gate."""
@@ -275,7 +199,7 @@ class Database(ABC):
     def _serve_writes(self) -> None:
         stopping = False
         while not stopping:
-            group: list[_Pending] = []
+            group: list[Pending] = []
             head = self._pending.get()
             while head is not None:
                 group.append(head)
@@ -289,7 +213,7 @@ class Database(ABC):
             if group:
                 self._commit_group(group)
 
-    def _commit_group(self, group: list[_Pending]) -> None:
+    def _commit_group(self, group: list[Pending]) -> None:
         """Run every member under a savepoint, its own or that of those like it, commit once, and only then report."""
         with self._write_lock:
             try:
@@ -307,11 +231,11 @@ class Database(ABC):
                 told = self._told(error)
                 for pending in group:
                     pending.end(None, told)
-        _report(group)
+        report(group)
 
-    def _run_together(self, connection: Connection, group: list[_Pending]) -> None:
+    def _run_together(self, connection: Connection, group: list[Pending]) -> None:
         """Run what can be done for many at once. What that fails for is left as it is."""
-        alike: dict[Any, list[_Pending]] = {}
+        alike: dict[Any, list[Pending]] = {}
         for pending in group:
             if pending.shared is not None:
                 alike.setdefault(pending.shared.run, []).append(pending)
@@ -322,7 +246,7 @@ class Database(ABC):
                 for pending, outcome in zip(members, outcomes, strict=True):
                     pending.end(*((None, outcome) if isinstance(outcome, Exception) else (outcome, None)))
 
-    def _begin_for(self, group: list[_Pending]) -> Connection:
+    def _begin_for(self, group: list[Pending]) -> Connection:
         """Begin for a group. Where its turn does not come, whoever came meanwhile is told so with it.
 
         Otherwise the next group would wait as long again, and its members twice.
@@ -333,8 +257,8 @@ class Database(ABC):
             group += self._take_waiting()
             raise
 
-    def _take_waiting(self) -> list[_Pending]:
-        taken: list[_Pending] = []
+    def _take_waiting(self) -> list[Pending]:
+        taken: list[Pending] = []
         with contextlib.suppress(queue.Empty):
             while (pending := self._pending.get_nowait()) is not None:
                 taken.append(pending)
@@ -355,47 +279,3 @@ class Database(ABC):
             return None, self._told(error)
         connection.execute("RELEASE SAVEPOINT member")
         return result, None
-
-
-class _Pending:
-    """One write, and where its caller waits: on a thread, or in an event loop."""
-
-    __slots__ = ("answer", "durable", "failure", "has_ended", "result", "shared", "work")
-
-    def __init__(self, work: Work[Any], durable: bool, answer: _Answer[Any], shared: Shared | None = None) -> None:
-        self.work, self.durable, self.answer, self.shared = work, durable, answer, shared
-        self.has_ended = False
-        self.result: Any = None
-        self.failure: BaseException | None = None
-
-    def end(self, result: Any, failure: BaseException | None = None) -> None:
-        """Note how it went; the caller is told after the commit."""
-        self.result, self.failure, self.has_ended = result, failure, True
-
-    def tell(self) -> None:
-        """Give the caller its answer, if it still waits. In its own event loop, where it waits in one."""
-        if self.answer.done():
-            return
-        if self.failure is not None:
-            self.answer.set_exception(self.failure)
-        else:
-            self.answer.set_result(self.result)
-
-
-def _report(group: list[_Pending]) -> None:
-    """Tell everybody who waits, and wake each event loop once for the whole group."""
-    waiting: dict[asyncio.AbstractEventLoop, list[_Pending]] = {}
-    for pending in group:
-        if isinstance(pending.answer, asyncio.Future):
-            waiting.setdefault(pending.answer.get_loop(), []).append(pending)
-        else:
-            pending.tell()
-    for loop, told in waiting.items():
-        # In a loop that has closed nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_tell, told)
-
-
-def _tell(told: list[_Pending]) -> None:
-    for pending in told:
-        pending.tell()

@@ -1,7 +1,7 @@
 """The rooms' SQL in PostgreSQL's words: placeholders of statements, types of migrations.
 
-The dialect is the small one that `contracts.storage.database` describes and the rooms' migrations use, not SQLite's at
-large.
+The dialect is the small one that `contracts.storage.connection` describes and the rooms' migrations use, not all of
+SQLite's.
 """
 
 from __future__ import annotations

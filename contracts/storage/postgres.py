@@ -29,7 +29,8 @@ import psycopg
 
 from contracts.errors import RequestInProgress, StoreUnavailable
 from contracts.storage.advisory import ServerPresence, life_of, number_of, try_lock, turn
-from contracts.storage.database import Conflict, Connection, Database, Work
+from contracts.storage.connection import Conflict, Connection, Work
+from contracts.storage.database import Database
 from contracts.storage.dialect import postgres_ddl
 from contracts.storage.migrations import Script, due_scripts, read_scripts
 from contracts.storage.presence import Life

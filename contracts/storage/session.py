@@ -34,7 +34,7 @@ from contracts.limits import (
     STORE_RECONNECT_PAUSE_S,
     STORE_STATEMENT_TIMEOUT_S,
 )
-from contracts.storage.database import Cursor, Values
+from contracts.storage.connection import Cursor, Values
 from contracts.storage.dialect import postgres_statement
 
 __all__ = ["Server", "Session", "unavailable"]

@@ -23,7 +23,8 @@ from typing import TypeVar
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
-from contracts.storage.database import Conflict, Connection, Database, Work
+from contracts.storage.connection import Conflict, Connection, Work
+from contracts.storage.database import Database
 from contracts.storage.migrations import Script, due_scripts, read_scripts
 from contracts.storage.presence import FilePresence, Life, boot_id, life_by_lock, lock_file, locked_file
 from contracts.storage.url import sqlite_file
