@@ -7,7 +7,7 @@ the authorizations of a purchase in the seven states sum to what was signed.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -205,22 +205,29 @@ class Pool:
         """Return what opens this pool's signatures; None where they are not sealed. Raises `ConfigInvalid`."""
         return find_seal(self.home, self.database.read(read_seal_id, bare=True))
 
-    async def reconcile(self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False) -> dict[str, int]:
+    async def reconcile(
+        self, name: str, rpc_urls: Sequence[str], *, ready_too: bool = False, clock: Callable[[], float] = time.time
+    ) -> dict[str, int]:
         """Ask the chain what became of the UNKNOWN authorizations of a purchase.
 
         Returns how many were found `spent`, `expired` and `cancelled`, and how many stay `unknown`. With `ready_too`,
-        those never handed out are asked about as well (a restored backup may hold used ones). Raises `NameUnknown`,
-        `ChainUnavailable`, `TermsNotAllowed` when the endpoints are of another chain.
+        those never handed out are asked about as well (a restored backup may hold used ones). `clock` tells unix
+        seconds. Raises `NameUnknown`, `ChainUnavailable`, `TermsNotAllowed` when no endpoint is of its chain.
         """
-        return await self.reconcile_purchase(self.purchase(name), rpc_urls, ready_too=ready_too)
+        return await self.reconcile_purchase(self.purchase(name), rpc_urls, ready_too=ready_too, clock=clock)
 
     async def reconcile_purchase(
-        self, purchase: Purchase, rpc_urls: Sequence[str], *, ready_too: bool = False
+        self,
+        purchase: Purchase,
+        rpc_urls: Sequence[str],
+        *,
+        ready_too: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> dict[str, int]:
         """`reconcile` for a purchase that may be removed already."""
         from buyer.reconcile import reconcile
 
-        return await reconcile(self.database, purchase, rpc_urls, ready_too=ready_too)
+        return await reconcile(self.database, purchase, rpc_urls, ready_too=ready_too, clock=clock)
 
     def open_outcomes(self, purchase: Purchase) -> int:
         """Return of how many only the chain can say what they cost: UNKNOWN ones, and ceilings without proof."""

@@ -74,7 +74,7 @@ async def process(
                 raise ChainUnavailable(
                     "no RPC endpoint is known for it", remedy="name one with --rpc, or in FAREBOX_RPC"
                 )
-            chain = await pool.reconcile_purchase(purchase, urls, ready_too=True)
+            chain = await pool.reconcile_purchase(purchase, urls, ready_too=True, clock=clock)
             if purchase.is_restored:
                 pool.database.transact(
                     lambda connection: settle_restored(connection, purchase, trust_unused=trust_unused)

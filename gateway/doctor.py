@@ -126,8 +126,8 @@ def _purchase_advice(purchase: Purchase, rpc_urls: Sequence[str]) -> list[Check]
     if len(purchase.rpc_urls or rpc_urls) != 1 or purchase.offer.network.chain_id == DEVNET_CHAIN_ID:
         return []
     advice = (
-        "while it is down, or behind, what became of a payment in doubt cannot be told; name a second one, of another "
-        f"provider, beside it: `farebox refill {purchase.name} --count N --rpc … --rpc …`"
+        "while it is down, behind, or lies, what became of a payment in doubt cannot be told; name a second one, of "
+        f"another provider, beside it: `farebox refill {purchase.name} --count N --rpc … --rpc …`"
     )
     return [Check(f"purchase {purchase.name}: endpoints", True, "one RPC endpoint alone", advice=advice)]
 

@@ -31,7 +31,10 @@ class _Round:
 
 
 class Reconciler:
-    """Settles unknown payments of the purchases on a shelf. `rpc_urls` serve purchases that name no endpoint."""
+    """Settles unknown payments of the purchases on a shelf.
+
+    `rpc_urls` are asked beside those that a purchase names; of them, whoever serves its chain has a say.
+    """
 
     def __init__(self, pool: Pool, shelf: Shelf, rpc_urls: Sequence[str]) -> None:
         self._pool, self._shelf, self._rpc_urls = pool, shelf, list(rpc_urls)
@@ -49,7 +52,7 @@ class Reconciler:
                 log.exception("purchase %s: its payments cannot be asked about", purchase.name)
 
     async def _ask(self, purchase: Purchase, now_s: float) -> None:
-        rpc_urls = list(purchase.rpc_urls) or self._rpc_urls
+        rpc_urls = [*purchase.rpc_urls, *self._rpc_urls]
         unsettled = await self._in_store(lambda: self._pool.open_outcomes(purchase))
         last = self._rounds.get(purchase.name)
         if not rpc_urls or not unsettled or (last and unsettled == last.unsettled and now_s < last.next_s):

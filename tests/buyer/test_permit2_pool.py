@@ -237,9 +237,10 @@ def test_a_ceiling_that_nobody_settles_in_time_has_cost_nothing(
     approve(pool, chain, wallet, "0.05")
     purchase = buy(pool, chain, wallet, metered)
     claim = spend(pool, purchase, "a")
-    chain.rpc("evm_setNextBlockTimestamp", claim.authorization.valid_before_s + 120)
+    over_s = claim.authorization.valid_before_s + 120
+    chain.rpc("evm_setNextBlockTimestamp", over_s)
     chain.rpc("evm_mine")
-    ask_chain(pool, chain)
+    asyncio.run(pool.reconcile("p", [chain.rpc_url], clock=lambda: over_s))
     (receipt,) = pool.receipts()
     assert (receipt.state, receipt.charged_atomic, receipt.charge_proven) == ("spent", 0, True)
 

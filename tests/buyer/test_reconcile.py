@@ -16,7 +16,7 @@ from buyer.purchase import Purchase
 from buyer.signers import KeySigner, open_signer
 from contracts.errors import ChainUnavailable, InsufficientBalance, TermsNotAllowed
 from contracts.evm.devnet import Devnet
-from contracts.schemes.exact_eip3009 import cancel_call
+from contracts.schemes.exact_eip3009 import AUTHORIZATION_CANCELED_TOPIC, cancel_call
 from tests.buyer.parts import (
     add_purchase,
     call_token,
@@ -27,6 +27,7 @@ from tests.buyer.parts import (
     settle,
 )
 from tests.buyer.signing_server import SigningServer
+from tests.faults.rpc_proxy import RpcProxy
 
 LIFE_S = 3600
 
@@ -57,8 +58,10 @@ def lose(spender: Spender, purchase: Purchase, key: str) -> tuple[bytes, object,
     return claim.authorization.nonce, claim.authorization, claim.signature
 
 
-def ask(pool: Pool, chain: Devnet, **options: bool) -> dict[str, int]:
-    return asyncio.run(pool.reconcile("p", [chain.rpc_url], **options))
+def ask(pool: Pool, chain: Devnet, *others: str, our_s: float = 0, **options: bool) -> dict[str, int]:
+    """Ask `chain` and other endpoints, at `our_s` by our clock, or now."""
+    clock = (lambda: our_s) if our_s else time.time
+    return asyncio.run(pool.reconcile("p", [chain.rpc_url, *others], clock=clock, **options))
 
 
 def test_a_used_one_is_spent_with_the_hash_of_its_transfer(
@@ -71,23 +74,96 @@ def test_a_used_one_is_spent_with_the_hash_of_its_transfer(
     assert (receipt.state, receipt.transaction) == ("spent", transaction)
 
 
+def pass_time(chain: Devnet, time_s: int) -> None:
+    chain.rpc("evm_setNextBlockTimestamp", time_s)
+    chain.mine()
+
+
 def test_an_unused_one_stays_unknown_until_the_chains_clock_is_safely_past_it(
     chain: Devnet, pool: Pool, purchase: Purchase, spender: Spender
 ) -> None:
     lose(spender, purchase, "r")
-    assert ask(pool, chain) == {"spent": 0, "expired": 0, "cancelled": 0, "unknown": 1}
     end_s = pool.receipts()[0].valid_before_s
-    chain.rpc("evm_setNextBlockTimestamp", end_s + EXPIRY_CHAIN_MARGIN_S)
-    chain.mine()
-    assert ask(pool, chain)["unknown"] == 1
-    chain.rpc("evm_setNextBlockTimestamp", end_s + EXPIRY_CHAIN_MARGIN_S + 1)
-    chain.mine()
-    assert ask(pool, chain)["expired"] == 1
+    our_s = end_s + 3600
+    assert ask(pool, chain, our_s=our_s) == {"spent": 0, "expired": 0, "cancelled": 0, "unknown": 1}
+    pass_time(chain, end_s + EXPIRY_CHAIN_MARGIN_S)
+    assert ask(pool, chain, our_s=our_s)["unknown"] == 1
+    pass_time(chain, end_s + EXPIRY_CHAIN_MARGIN_S + 1)
+    assert ask(pool, chain, our_s=our_s)["expired"] == 1
     counts = pool.counts("p")
     assert counts.signed == 10
     # What was never sent is too old as well, and the same look at the chain says so.
     assert counts == Counts(expired=10)
     assert pool.worst_case_loss_atomic("p") == 0
+
+
+def test_an_endpoint_whose_time_is_ahead_of_ours_gives_no_money_back(
+    chain: Devnet, pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    lose(spender, purchase, "r")
+    exposure_atomic = pool.exposure_of(purchase)
+    pass_time(chain, pool.receipts()[0].valid_before_s + 3600)
+    assert ask(pool, chain)["unknown"] == 1
+    assert pool.counts("p") == Counts(ready=9, unknown=1)
+    assert pool.exposure_of(purchase) == exposure_atomic
+
+
+def test_one_of_two_endpoints_that_tells_a_time_to_come_gives_no_money_back(
+    chain: Devnet, pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    lose(spender, purchase, "r")
+    our_s = pool.receipts()[0].valid_before_s + 3600
+    with RpcProxy(chain.rpc_url) as liar:
+        ahead = {"timestamp": hex(our_s)}
+        liar.inject("eth_getBlockByNumber", "lie", times=9, lie=lambda _, block: block | ahead)
+        for endpoints in ((chain.rpc_url, liar.url), (liar.url, chain.rpc_url)):
+            assert asyncio.run(pool.reconcile("p", endpoints, clock=lambda: our_s))["unknown"] == 1
+        pass_time(chain, our_s)
+        assert ask(pool, chain, liar.url, our_s=our_s)["expired"] == 1
+
+
+def test_a_used_one_that_one_of_two_endpoints_calls_unused_stays_unknown_and_it_is_told(
+    chain: Devnet, pool: Pool, purchase: Purchase, spender: Spender, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, authorization, signature = lose(spender, purchase, "r")
+    settle(chain, authorization, signature, purchase.offer)  # type: ignore[arg-type]
+    our_s = pool.receipts()[0].valid_before_s + 3600
+    pass_time(chain, our_s)
+    with RpcProxy(chain.rpc_url) as liar:
+        liar.inject("eth_call", "lie", times=9, lie=lambda *_: "0x" + "0" * 64)
+        for endpoints in ((chain.rpc_url, liar.url), (liar.url, chain.rpc_url)):
+            found = asyncio.run(pool.reconcile("p", endpoints, clock=lambda: our_s))
+            assert (found["unknown"], found["spent"], found["expired"]) == (1, 0, 0)
+    assert "purchase p: the RPC endpoints do not agree about 1 payments" in caplog.text
+    # The one that is away has no say.
+    assert ask(pool, chain, liar.url, our_s=our_s)["spent"] == 1
+
+
+def test_a_revocation_that_only_one_of_two_endpoints_shows_gives_no_money_back(
+    chain: Devnet, pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    _, authorization, signature = lose(spender, purchase, "r")
+    settle(chain, authorization, signature, purchase.offer)  # type: ignore[arg-type]
+
+    def revoked(_: object, logs: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [log | {"topics": [AUTHORIZATION_CANCELED_TOPIC]} for log in logs]
+
+    with RpcProxy(chain.rpc_url) as liar:
+        liar.inject("eth_getLogs", "lie", times=9, lie=revoked)
+        assert ask(pool, chain, liar.url) == {"spent": 0, "expired": 0, "cancelled": 0, "unknown": 1}
+        assert asyncio.run(pool.reconcile("p", [liar.url, chain.rpc_url]))["unknown"] == 1
+    assert ask(pool, chain)["spent"] == 1
+
+
+def test_an_endpoint_of_another_chain_has_no_say(
+    chain: Devnet, pool: Pool, purchase: Purchase, spender: Spender
+) -> None:
+    _, authorization, signature = lose(spender, purchase, "r")
+    settle(chain, authorization, signature, purchase.offer)  # type: ignore[arg-type]
+    with RpcProxy(chain.rpc_url) as elsewhere:
+        elsewhere.inject("eth_chainId", "lie", times=9, lie=lambda *_: "0x2105")
+        elsewhere.inject("eth_call", "lie", times=9, lie=lambda *_: "0x" + "0" * 64)
+        assert ask(pool, chain, elsewhere.url)["spent"] == 1
 
 
 def test_a_revoked_one_is_cancelled_whoever_submitted_it(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -32,9 +33,9 @@ class AskedPool(Pool):
 
     asked = 0
 
-    async def reconcile(self, name: str, rpc_urls: object, *, ready_too: bool = False) -> dict[str, int]:
+    async def reconcile(self, name: str, rpc_urls: object, **options: Any) -> dict[str, int]:
         self.asked += 1
-        return await super().reconcile(name, rpc_urls, ready_too=ready_too)  # type: ignore[arg-type]
+        return await super().reconcile(name, rpc_urls, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ async def test_a_defect_with_one_purchase_keeps_nobody_else_waiting(chain: Devne
 
     asked: list[str] = []
 
-    async def reconcile(name: str, rpc_urls: object, *, ready_too: bool = False) -> dict[str, int]:
+    async def reconcile(name: str, rpc_urls: object, **options: Any) -> dict[str, int]:
         asked.append(name)
         raise OverflowError("a defect")
 
