@@ -1,4 +1,4 @@
-"""What the registry's commands share: the index of the home, the chain meant, and how strangers are reached."""
+"""What the registry's commands share: the index of the home, and where files on IPFS are asked for."""
 
 from __future__ import annotations
 

@@ -57,6 +57,8 @@ def check_tiers(tiers: dict[str, TierSettings] | None, capacity: CapacitySetting
         if name not in TIERS:
             raise SettingInvalid(("tiers", name), f"expected one of {', '.join(TIERS)}")
     if not tiers:
-        raise SettingInvalid(("tiers",), "lists no tier")
+        raise SettingInvalid(("tiers",), f"expected at least one of {', '.join(TIERS)}")
     if capacity is None:
-        raise SettingInvalid(("tiers",), "need `capacity: {slots: N}`, how many calls your server works on at once")
+        raise SettingInvalid(
+            ("tiers",), "expected `capacity: {slots: N}` beside them: how many calls your server works on at once"
+        )

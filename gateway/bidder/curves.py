@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.bidder.events import Event
-from gateway.bidder.policy import Policy
-from gateway.bidder.report import Seller, agrees, utility_of
+from gateway.bidder.report import Seller, estimates_of, utility_of
 from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest
 
@@ -42,8 +41,8 @@ def curves_of(events: Sequence[Event]) -> Curves:
     sums = _sums(ended)
     utility: dict[str, list[float | None]] = {"chosen": [sums[count - 1] for count in marks]}
     for policy in (QueueRule(), Cheapest()):
-        estimates = _estimates(ended, policy)
-        utility[policy.name] = [estimates[count - 1] for count in marks]
+        estimates = estimates_of(ended, policy)
+        utility[policy.name] = [estimates[count - 1].utility for count in marks]
     return Curves(marks, utility, _share(ended))
 
 
@@ -64,18 +63,6 @@ def _sums(events: Sequence[Event]) -> list[float]:
     return sums
 
 
-def _estimates(events: Sequence[Event], policy: Policy) -> list[float | None]:
-    """Return, after each decision, what `policy` would have brought so far, self-normalised by its propensities."""
-    total = weights = 0.0
-    estimates: list[float | None] = []
-    for count, event in enumerate(events, 1):
-        if agrees(event, policy):
-            weight = 1 / max(event.propensity, 1e-6)
-            total, weights = total + weight * utility_of(event), weights + weight
-        estimates.append(total / weights * count if weights else None)
-    return estimates
-
-
 def _share(events: Sequence[Event]) -> dict[str, list[float]]:
     names = [event.view.offers[event.chosen or 0].name for event in events]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
@@ -84,7 +71,5 @@ def _share(events: Sequence[Event]) -> dict[str, list[float]]:
     stretches = [names[start : start + length] for start in range(0, len(names), length)]
     shares = {name: [stretch.count(name) / len(stretch) for stretch in stretches] for name in known}
     if len(counts) > len(known):
-        shares[OTHERS] = [
-            sum(name not in known for name in stretch) / len(stretch) for stretch in stretches
-        ]  # fmt: skip
+        shares[OTHERS] = [sum(name not in known for name in stretch) / len(stretch) for stretch in stretches]
     return shares

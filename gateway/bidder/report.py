@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +11,11 @@ from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest
 from gateway.bidder.task import tokens
 
-__all__ = ["Bin", "Report", "Seller", "agrees", "report_of", "utility_of"]
+__all__ = ["Bin", "Estimated", "Report", "Seller", "agrees", "estimates_of", "report_of", "utility_of"]
 
 _BINS = 5
+# A decision that was all but impossible must not outweigh all others.
+_PROPENSITY_MIN = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class Seller:
     latency_s: float
     paid: float
     price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """What another policy would have brought, in whole tokens, and how many decisions agree with it and say so."""
+
+    utility: float | None
+    agreed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +70,18 @@ class Report:
 def report_of(events: Sequence[Event]) -> Report:
     """Return the figures of decisions that have an outcome."""
     ended = [event for event in events if event.outcome is not None and event.chosen is not None]
-    utilities = [utility_of(event) for event in ended]
-    of_rule, with_rule = _of_policy(ended, utilities, QueueRule())
-    of_cheapest, with_cheapest = _of_policy(ended, utilities, Cheapest())
+    of_rule, of_cheapest = (
+        estimates_of(ended, policy)[-1] if ended else Estimated(None, 0) for policy in (QueueRule(), Cheapest())
+    )
     return Report(
         decisions=len(ended),
-        utility=sum(utilities),
+        utility=sum(utility_of(event) for event in ended),
         paid=sum(_paid(event) for event in ended),
         good=_share(sum(bool(event.is_good) for event in ended), len(ended)),
         explored=sum(event.is_exploration for event in ended),
-        of_rule=of_rule,
-        of_cheapest=of_cheapest,
-        agreed_with={"rule": with_rule, "cheapest": with_cheapest},
+        of_rule=of_rule.utility,
+        of_cheapest=of_cheapest.utility,
+        agreed_with={"rule": of_rule.agreed, "cheapest": of_cheapest.agreed},
         reliability=_reliability(ended),
         sellers=_sellers(ended),
     )
@@ -98,15 +107,21 @@ def agrees(event: Event, policy: Policy) -> bool:
     return bool(worth) and max(range(len(worth)), key=worth.__getitem__) == event.chosen
 
 
-def _of_policy(events: Sequence[Event], utilities: Sequence[float], policy: Policy) -> tuple[float | None, int]:
-    """Return the self-normalised estimate of a policy's utility over the log, and how many decisions speak for it."""
-    total = weight_sum = 0.0
+def estimates_of(events: Sequence[Event], policy: Policy) -> list[Estimated]:
+    """Return, after each decision with an outcome, what `policy` would have brought so far.
+
+    Self-normalised inverse propensity scoring: a decision that the policy would have made counts the more, the less
+    probable it was, and the sum is scaled to all decisions.
+    """
+    total = weights = 0.0
     agreed = 0
-    for event, utility in zip(events, utilities, strict=True):
+    estimates = []
+    for count, event in enumerate(events, 1):
         if agrees(event, policy):
-            weight = 1 / max(event.propensity, 1e-6)
-            total, weight_sum, agreed = total + weight * utility, weight_sum + weight, agreed + 1
-    return (total / weight_sum * len(events) if weight_sum else None), agreed
+            weight = 1 / max(event.propensity, _PROPENSITY_MIN)
+            total, weights, agreed = total + weight * utility_of(event), weights + weight, agreed + 1
+        estimates.append(Estimated(total / weights * count if weights else None, agreed))
+    return estimates
 
 
 def _reliability(events: Sequence[Event]) -> list[Bin]:
@@ -123,16 +138,13 @@ def _reliability(events: Sequence[Event]) -> list[Bin]:
 
 
 def _sellers(events: Sequence[Event]) -> list[Seller]:
-    calls: Counter[str] = Counter()
     by_name: dict[str, list[Event]] = {}
     for event in events:
         assert event.chosen is not None
-        name = event.view.offers[event.chosen].name
-        calls[name] += 1
-        by_name.setdefault(name, []).append(event)
+        by_name.setdefault(event.view.offers[event.chosen].name, []).append(event)
     sellers = []
-    for name, count in calls.most_common():
-        mine = by_name[name]
+    for name, mine in sorted(by_name.items(), key=lambda item: -len(item[1])):
+        count = len(mine)
         latencies = sorted(event.outcome.latency_s for event in mine if event.outcome is not None)
         sellers.append(
             Seller(

@@ -19,11 +19,13 @@ __all__ = ["Bar", "bars_of", "gantt_svg"]
 _ROW, _LEFT, _WIDTH, _TOP, _RIGHT = 34, 170, 620, 44, 190
 _COLORS = ("#2b6cb0", "#2f855a", "#b7791f", "#6b46c1", "#c05621", "#2c7a7b", "#97266d", "#4a5568")
 _TICKS = 6
+# Letters, 12 pixels high, for which there is room beside the bars.
+_LABEL_LENGTH = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One node: planned and actual span in seconds, None where it was not done. `is_late` ends after its plan."""
+    """One node: planned and actual span in seconds, None where it was not done."""
 
     node_id: str
     planned: tuple[float, float] | None
@@ -31,11 +33,6 @@ class Bar:
     seller: str
     paid_units: int
     state: str
-
-    @property
-    def is_late(self) -> bool:
-        """Whether it ended later than planned."""
-        return self.planned is not None and self.actual is not None and self.actual[1] > self.planned[1]
 
 
 def bars_of(run: Run, planned: Planned, sellers: Mapping[str, str], now_ms: int) -> Sequence[Bar]:
@@ -94,14 +91,20 @@ def gantt_svg(title: str, bars: Sequence[Bar]) -> str:
 
 
 def _row(bar: Bar, top: float, longest_s: float, colors: Mapping[str, str]) -> list[str]:
-    parts = [f'<text x="8" y="{top + 20}">{escape(bar.node_id)}</text>']
+    parts = [_label(8, top + 20, bar.node_id)]
     if bar.planned is not None:
         parts.append(_span(bar.planned, top + 5, 8, longest_s, "#cbd5e0"))
     if bar.actual is not None:
         parts.append(_span(bar.actual, top + 15, 12, longest_s, colors.get(bar.seller, "#a0aec0")))
         told = f"{bar.seller} {shown_units(bar.paid_units)}" + ("" if bar.state == "answered" else f" ({bar.state})")
-        parts.append(f'<text x="{_LEFT + _WIDTH + 10}" y="{top + 24}" fill="#4a5568">{escape(told)}</text>')
+        parts.append(_label(_LEFT + _WIDTH + 10, top + 24, told))
     return parts
+
+
+def _label(x: int, y: float, text: str) -> str:
+    """Return a text cut to the room beside the bars; all of it is shown where the mouse rests."""
+    cut = text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"
+    return f'<text x="{x}" y="{y}" fill="#4a5568"><title>{escape(text)}</title>{escape(cut)}</text>'
 
 
 def _span(span: tuple[float, float], y: float, height: int, longest_s: float, color: str) -> str:
