@@ -216,9 +216,11 @@ def _task(text: str | None, plan: Path | None) -> str:
 
     if text == "-":
         return sys.stdin.read(TASK_LENGTH_MAX + 1)
-    if text is None and plan is None:
+    if text is not None:
+        return text
+    if plan is None:
         raise UsageError("TASK: what is to be done?", remedy="say it in quotes, or name a file with --plan")
-    return text or f"the plan in {plan}"
+    return f"the plan in {plan}"
 
 
 def _read_plan(file: Path) -> Any:

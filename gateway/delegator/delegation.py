@@ -204,7 +204,8 @@ class Delegation:
             return Course(planned_of(run), note_of(run))
         try:
             course = await planning.course()
-        except (PlanInvalid, BudgetInfeasible, NameUnknown):
+        except (PlanInvalid, BudgetInfeasible, NameUnknown) as error:
+            self._journal.planned(run.id, "", schedule_text(self.order, None, error.message))
             await self._journal.finish(self.id, "failed")
             raise
         text = schedule_text(self.order, course.planned, course.note)

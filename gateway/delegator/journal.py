@@ -214,7 +214,10 @@ class Journal:
         )
 
     def planned(self, run_id: str, plan: str, schedule: str) -> None:
-        """Write down the plan of a run that was begun without one. Raises `RunLost`, `StoreUnavailable`."""
+        """Write down the plan of a run that was begun without one; "" where none could be made.
+
+        Raises `RunLost`, `StoreUnavailable`.
+        """
         written = self._database.transact(
             lambda connection: (
                 connection.execute(

@@ -198,6 +198,9 @@ class _Teller:
 def _order(call: Call, delegator: Delegator) -> Order:
     """Return what a call orders. Raises `Refused` naming the field, `PlanInvalid`."""
     settings, planner = delegator.settings, call.model.name.removeprefix(DELEGATE_PREFIX)
+    if not planner:
+        raise _bad(f"model: expected {DELEGATE_PREFIX}<the model that plans>")
+    _refuse_what_workers_cannot(call)
     metadata = _field(call, "metadata", dict[str, Any]) or {}
     budget_units = settings.budget_units
     given = call.budget or metadata.get("budget")
@@ -218,6 +221,18 @@ def _order(call: Call, delegator: Delegator) -> Order:
         is_judged=_flag(metadata, "gate", default=True),
         is_soonest=_flag(metadata, "soonest", default=False),
     )
+
+
+def _refuse_what_workers_cannot(call: Call) -> None:
+    """Refuse, before anything is paid, what the answer of a delegated task would silently leave out."""
+    if (_field(call, "n", int | None) or 1) != 1:
+        raise _bad("n: a delegated task has one answer")
+    for name in ("tools", "functions"):
+        if _field(call, name, Any):
+            raise _bad(f"{name}: the workers of a delegated task call none; leave it out")
+    form = _field(call, "response_format", dict[str, Any] | None)
+    if form and form.get("type") != "text":
+        raise _bad("response_format: a delegated task is answered in text; say in the task what form it shall have")
 
 
 def _task(call: Call) -> str:
@@ -257,7 +272,7 @@ def _deadline_s(given: object) -> float | None:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= DEADLINE_S_MAX:
-        raise _bad("metadata.deadline_s: expected seconds, more than zero")
+        raise _bad(f"metadata.deadline_s: expected seconds, more than zero and at most {DEADLINE_S_MAX:.0f}")
     return seconds
 
 

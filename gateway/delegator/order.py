@@ -35,7 +35,7 @@ class Order:
     def check(self) -> None:
         """Raise `UsageError` naming what is wrong."""
         if not self.task.strip() or len(self.task) > TASK_LENGTH_MAX:
-            raise UsageError(f"task: {len(self.task)} characters, expected 1 to {TASK_LENGTH_MAX}")
+            raise UsageError(f"task: expected 1 to {TASK_LENGTH_MAX} characters, not all blank; got {len(self.task)}")
         if self.budget_units <= 0:
             raise UsageError("budget: expected more than zero")
         if self.deadline_s is not None and not 0 < self.deadline_s <= DEADLINE_S_MAX:

@@ -104,6 +104,10 @@ class Kind(StrEnum):
     MERGE = "merge"
 
 
+# What pydantic says in words that do not help whoever writes a plan.
+_WORDS = {"extra_forbidden": "a plan has no such member", "missing": "is missing"}
+
+
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
 
@@ -170,7 +174,7 @@ def read_plan(text: str | bytes) -> Plan:
     """Return a plan whose form is right; its graph is not looked at. Raises `PlanMalformed` or `PlanTooLarge`."""
     data = text.encode() if isinstance(text, str) else text
     if len(data) > PLAN_BYTES_MAX:
-        raise PlanTooLarge(f"plan: {len(data)} bytes, expected at most {PLAN_BYTES_MAX}")
+        raise PlanTooLarge(f"plan: expected at most {PLAN_BYTES_MAX} bytes")
     try:
         plan = Plan.model_validate_json(data)
     except pydantic.ValidationError as error:
@@ -263,8 +267,13 @@ def _check_size(plan: Plan, order: list[str]) -> None:
 
 
 def _said(error: pydantic.ValidationError) -> str:
-    problems = [
-        f"{'.'.join(str(part) for part in problem['loc']) or 'plan'}: {problem['msg']}"
-        for problem in error.errors(include_url=False, include_input=False)[:PROBLEMS_SHOWN_MAX]
-    ]
-    return "; ".join(problems)
+    problems = error.errors(include_url=False, include_input=False)
+    told = [f"{_place_of(each['loc'])}: {_WORDS.get(each['type'], each['msg'])}" for each in problems]
+    more = len(told) - PROBLEMS_SHOWN_MAX
+    return "; ".join([*told[:PROBLEMS_SHOWN_MAX], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _place_of(location: tuple[int | str, ...]) -> str:
+    """Return where in a plan something is wrong, as `nodes[0].id`."""
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return place.removeprefix(".") or "plan"

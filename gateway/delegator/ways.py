@@ -123,7 +123,7 @@ def plan_course(
         )
     soonest_s = carry_out(graph, fastest(graph)).takes_s
     if deadline_s is not None and soonest_s > deadline_s:
-        raise DeadlineInfeasible(f"the fastest way takes {soonest_s:.1f} s, the deadline is {deadline_s:g} s")
+        raise DeadlineInfeasible(f"the fastest way takes {soonest_s:.2f} s, and {deadline_s:.2f} s are left for it")
     for_upgrades = max(least, budget_units * (100 - RETRY_PERCENT) // 100)
     aim_s = None if deadline_s is None or is_soonest else deadline_s * _AIM_SHARE
     return Planned(plan, graph, upgraded(graph, budget_units=for_upgrades, deadline_s=aim_s))

@@ -17,7 +17,7 @@ from contracts.errors import NameUnknown, StoreUnavailable, UsageError
 from gateway.bidder.task import Outcome, Task
 from gateway.delegator.delegation import delegate, receipts_in
 from gateway.delegator.gantt import bars_of, gantt_svg
-from gateway.delegator.order import planned_of
+from gateway.delegator.order import note_of, planned_of
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.ways import DeadlineInfeasible, NotForSale, Priced
 from gateway.demo.worker_server import worker_app
@@ -97,7 +97,8 @@ async def test_a_budget_that_does_not_do_is_refused_with_what_is_missing_and_not
         delegation = delegator.begin(order(SUM, budget=2_500 * UNITS_PER_ATOMIC))
         with pytest.raises(BudgetInfeasible, match=r"0\.0005 is missing") as refused:
             await events_of(delegation)
-        assert delegator.journal.find(delegation.id).state == "failed"
+        found = delegator.journal.find(delegation.id)
+    assert (found.state, note_of(found)) == ("failed", refused.value.message)
     assert refused.value.missing_units == 500 * UNITS_PER_ATOMIC
     assert sum(pair.shown.values()) == 0
 
@@ -106,7 +107,7 @@ async def test_a_deadline_that_nobody_meets_and_work_that_nobody_does_are_refuse
     pair.settings["delegate"] = {"models": {"model": {"quality": 0.4}}}
     hard = SUM.model_copy(update={"nodes": [node.model_copy(update={"min_quality": 0.5}) for node in SUM.nodes]})
     async with pair.delegating() as delegator:
-        with pytest.raises(DeadlineInfeasible, match=r"the deadline is 0\.001 s"):
+        with pytest.raises(DeadlineInfeasible, match=r"0\.00 s are left for it"):
             await events_of(delegator.begin(order(SUM, deadline_s=0.001)))
         with pytest.raises(NotForSale, match=r"nodes\[0\] \(a\): no model .* quality 0.5"):
             await events_of(delegator.begin(order(hard)))
