@@ -15,7 +15,7 @@ import httpx
 
 from buyer.answers import deadline_s
 from buyer.flow import Incoming, Lost, NeverLeft, Outgoing
-from buyer.limits import PAID_TIMEOUT_S, PROBE_CONNECT_TIMEOUT_S
+from buyer.limits import KEEPALIVE_S, PAID_TIMEOUT_S, PROBE_CONNECT_TIMEOUT_S
 from contracts.errors import MalformedMessage, SellerUnreachable
 from contracts.http_log import show_hosts_only
 from contracts.tls import tls_context
@@ -33,6 +33,9 @@ __all__ = [
 
 # Raised before a connection exists; everything else may have carried bytes.
 _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+# As many connections as httpx has, for less time.
+_KEPT = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEEPALIVE_S)
 
 
 def open_client(timeout_s: float) -> httpx.Client:
@@ -58,7 +61,7 @@ class _Deadlined(httpx.HTTPTransport):
     """
 
     def __init__(self, deadline_s: Callable[[], float], proxy: str | None = None) -> None:
-        super().__init__(verify=tls_context(), trust_env=False, proxy=proxy)
+        super().__init__(verify=tls_context(), trust_env=False, proxy=proxy, limits=_KEPT)
         self._pool._network_backend = _Network(deadline_s)
 
 
@@ -121,7 +124,7 @@ def transport(proxy: str | None = None) -> httpx.BaseTransport:
 
 def async_transport(proxy: str | None = None) -> httpx.AsyncBaseTransport:
     """Return the transport beneath `buyer.AsyncClient`."""
-    return httpx.AsyncHTTPTransport(verify=tls_context(), proxy=proxy, trust_env=False)
+    return httpx.AsyncHTTPTransport(verify=tls_context(), proxy=proxy, trust_env=False, limits=_KEPT)
 
 
 def defaults() -> dict[str, Any]:

@@ -44,6 +44,9 @@ VALIDITY_S_DEFAULT = 900
 # How long a probe waits for a connection, and for the whole answer.
 PROBE_CONNECT_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 20.0
+# An SDK client drops an idle connection before its seller does (uvicorn: 5 s): a payment that goes into a closing
+# connection is one whose fate is unknown.
+KEEPALIVE_S = 3.0
 # A paid answer may take as long as a long generation.
 PAID_TIMEOUT_S = 600.0
 # What an SDK client takes of one answer unless its user says otherwise: its body after decoding, and the time from the

@@ -34,6 +34,10 @@ def _shared_tls_context(verify: Any = True, **given: Any) -> ssl.SSLContext:
 # A test that says nothing else waits for an answer as long as for anything, not the five seconds of httpx.
 for _name in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _name, PATIENCE_S)
+# And its connections do not grow as old as the five seconds after which uvicorn closes them: nothing is asked on one
+# that is being closed.
+httpx._config.DEFAULT_LIMITS.keepalive_expiry = 1.0
+vars(httpx.Limits)["__init__"].__kwdefaults__["keepalive_expiry"] = 1.0
 
 # Each `httpx.get` of a test would read the world's authorities, 14 ms of CPU, and most are made while waiting.
 vars(httpx._transports.default)["create_ssl_context"] = _shared_tls_context

@@ -7,8 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import httpcore._async.http11
+import httpcore._sync.http11
 import httpx
 import openai
 import pytest
@@ -30,6 +33,7 @@ from tests.buyer.parts import KEY, Shop, add_purchase, add_signed, closed_port_u
 
 CHAT = "/v1/chat/completions"
 SIGNER = KeySigner(bytes(range(1, 33)))
+UVICORN_KEEPALIVE_S = 5
 POLICY = SpendPolicy(max_price="0.001", max_total="0.003")
 
 
@@ -260,3 +264,38 @@ def test_a_client_is_not_charged_by_usage_unless_its_policy_says_so(shop: Shop, 
     with Client(signer=SIGNER, policy=POLICY, base_url=url) as client, pytest.raises(TermsNotAllowed, match="by usage"):
         client.post(CHAT, json={"model": "m"})
     assert shop.paid == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_no_payment_goes_into_a_connection_that_its_seller_may_be_closing(
+    shop: Shop, pool: Pool, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    connections: list[int] = []
+
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        connections.append(scope["client"][1])
+        await shop(scope, receive, send)
+
+    def idle() -> None:
+        """Let a moment less than uvicorn's five seconds pass, for the connections of clients."""
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + UVICORN_KEEPALIVE_S - 0.5)
+        monkeypatch.setattr(httpcore._sync.http11, "time", later)
+        monkeypatch.setattr(httpcore._async.http11, "time", later)
+
+    async def twice() -> None:
+        async with AsyncClient(pool=pool, purchase="p") as client:
+            await client.post(address + CHAT, content=b"{}")
+            idle()
+            await client.post(address + CHAT, content=b"{}")
+
+    with serving(counted) as address:
+        stock(pool, address)
+        if asynchronous:
+            asyncio.run(twice())
+        else:
+            with Client(pool=pool, purchase="p") as client:
+                client.post(address + CHAT, content=b"{}")
+                idle()
+                client.post(address + CHAT, content=b"{}")
+    assert len(set(connections)) == 2
+    assert pool.counts("p").spent == 2
