@@ -55,18 +55,21 @@ class Behind(RemoteError):
     """The endpoint does not have a block that another one has."""
 
     code = "rpc_behind"
+    remedy = "wait until it has caught up, or name another endpoint"
 
 
 class Forked(RemoteError):
     """The endpoint follows another fork than the head we read."""
 
     code = "rpc_forked"
+    remedy = "repeat the command when the chain has settled on one fork, or name another endpoint"
 
 
 class Suspicious(RemoteError):
-    """The answer looks cut off; half the blocks will tell."""
+    """The answer looks cut off; asking for half the blocks will show whether it was."""
 
     code = "rpc_suspicious"
+    remedy = "name another endpoint"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class InputMissing(FareboxError):
 
     code = "input_missing"
     http_status = 422
-    remedy = "the node that should have produced it answered in another form"
+    remedy = "correct the `path` in the plan, or run it again: the node it reads from answered in another form"
 
 
 def resolve(node: Node, results: Mapping[str, str]) -> dict[str, str]:
