@@ -85,6 +85,20 @@ class Client:
         if not self._is_gone:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
+    def body_at_once(self, chunk: bytes) -> bool:
+        """Send a part of the body, and tell so; False, and nothing sent, where that has to wait for the client."""
+        if self._is_gone:
+            return True
+        sending = self._send({"type": "http.response.body", "body": chunk, "more_body": True}).__await__()
+        try:
+            # The server waits, where it has to, before it writes.
+            next(sending)
+        except StopIteration:
+            return True
+        finally:
+            sending.close()
+        return False
+
     async def end(self, chunk: bytes = b"") -> None:
         """Send the last part of the body; `delivered` then tells whether somebody was there to take all of it."""
         gone = self.gone

@@ -68,6 +68,7 @@ class Exchange:
         "_pieces",
         "_quiet_bytes",
         "_raw",
+        "_take",
         "_waiting",
         "failure",
         "headers",
@@ -88,6 +89,7 @@ class Exchange:
         self._drained = drained
         self._raw: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
+        self._take: Callable[[bytes], bool] | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._is_interim = False
         self._head_bytes = self._quiet_bytes = self._arrived = self._body_bytes = 0
@@ -116,7 +118,8 @@ class Exchange:
                 self.fail("its head is too large")
         else:
             self._quiet_bytes = 0
-        self._wake()
+        if not self._is_taken():
+            self._wake()
 
     def end_of_stream(self) -> None:
         """Note that the seller has closed the connection: the end of an answer that states no length."""
@@ -137,16 +140,22 @@ class Exchange:
                 raise Lost(self.failure)
             await self._change()
 
-    async def read(self) -> bytes:
+    async def read(self, take: Callable[[bytes], bool] | None = None) -> bytes:
         """Return what has come of the body since the last read, at least a byte; nothing at its end. Raises `Lost` when
         it breaks off or passes the cap.
+
+        With `take`, what comes while this waits is given to it as it arrives, and is returned only where it says False.
         """
         while not self._pieces:
             if self.is_complete:
                 return b""
             if self.failure is not None:
                 raise Lost(self.failure)
-            await self._change()
+            self._take = take
+            try:
+                await self._change()
+            finally:
+                self._take = None
         is_much = self.waiting_bytes > UNREAD_BYTES_MAX
         piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
@@ -161,6 +170,16 @@ class Exchange:
     async def _change(self) -> None:
         self._waiting = asyncio.get_running_loop().create_future()
         await self._waiting
+
+    def _is_taken(self) -> bool:
+        """Tell whether the reader, who waits, took what has come without being woken; never the last of a body."""
+        if self._take is None or self._waiting is None or not self._pieces or self.is_over:
+            return False
+        if not self._take(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)):
+            return False
+        self._pieces.clear()
+        self.waiting_bytes = 0
+        return True
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, None

@@ -6,6 +6,7 @@ error and not as a broken success.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -57,6 +58,7 @@ class Relay:
         self.charged_late = False
         # Whether a stream by usage was stopped because its client has left.
         self.was_left = False
+        self._last = b""
 
     async def answer(self, outcome: Outcome, answer: Answer) -> bool:
         """Pass a paid answer on chunk by chunk, a stream with its receipt at the end. Tell whether it is whole."""
@@ -66,18 +68,16 @@ class Relay:
         length = answer.headers.get("content-length")
         if length is not None and not answer.is_event_stream and answer.status != _NO_CONTENT:
             headers.append((b"content-length", length.encode("latin-1")))
-        last = b""
         self._record.start(answer.status, headers)
         metered, self.charged_atomic = self._meter(outcome, answer), _charged_in_head(outcome)
         body = answer if metered is None else _Unmarked(metered, answer)
         try:
-            while chunk := await body.read():
-                self._record.add(chunk)
+            while chunk := await body.read(self._pass_on):
+                self._note(chunk)
                 if not self._client.started:
                     await self._client.start(answer.status, headers)
                     checkpoint("gateway.started")
                 await self._client.body(chunk)
-                last = chunk
         except Lost as error:
             self.was_left = metered is not None and self._client.gone
             await self._broke_off(outcome, answer, error)
@@ -86,7 +86,7 @@ class Relay:
             await self._client.start(answer.status, headers)
         if metered is not None and metered.charged_atomic is not None:
             self.charged_atomic, self.charged_late = metered.charged_atomic, True
-        closing = _receipt_comment(outcome, last, self.charged_atomic) if answer.is_event_stream else b""
+        closing = _receipt_comment(outcome, self._last, self.charged_atomic) if answer.is_event_stream else b""
         checkpoint("gateway.whole")
         if closing:
             self._record.add(closing)
@@ -94,6 +94,17 @@ class Relay:
         await self._client.end(closing)
         checkpoint("gateway.answered")
         return True
+
+    def _pass_on(self, chunk: bytes) -> bool:
+        """Take a part of the body as it arrives: a stream's pieces cost no turn of the event loop each."""
+        if not self._client.started or not self._client.body_at_once(chunk):
+            return False
+        self._note(chunk)
+        return True
+
+    def _note(self, chunk: bytes) -> None:
+        self._record.add(chunk)
+        self._last = chunk
 
     def _meter(self, outcome: Outcome, answer: Answer) -> StreamCharge | None:
         """Return how to read the charge of a stream by usage, which costs for as long as it goes on: it is stopped as
@@ -151,8 +162,11 @@ class _Unmarked:
         self._metered, self._answer = metered, answer
         self._is_over = False
 
-    async def read(self) -> bytes:
-        """Return the next part that may go on, nothing at the end. Raises `Lost`."""
+    async def read(self, _take: Callable[[bytes], bool]) -> bytes:
+        """Return the next part that may go on, nothing at the end. Raises `Lost`.
+
+        Nothing is taken as it arrives: what a chunk says is not known before all that came with it is read.
+        """
         while not self._is_over:
             chunk = await self._answer.read()
             self._is_over = not chunk

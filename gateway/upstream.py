@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import Any, Self
 from urllib.parse import quote_from_bytes, urlsplit
@@ -98,9 +98,11 @@ class Answer:
         while chunk := await self.read():
             yield chunk
 
-    def read(self) -> Coroutine[Any, Any, bytes]:
-        """Return what has arrived since the last read, nothing at the end. Raises `Lost` as `Exchange.read` does."""
-        return self._exchange.read()
+    def read(self, take: Callable[[bytes], bool] | None = None) -> Coroutine[Any, Any, bytes]:
+        """Return what has arrived since the last read, nothing at the end; `take` is offered it first, and `Lost`
+        raised, as `Exchange.read` does.
+        """
+        return self._exchange.read(take)
 
     async def read_error(self) -> bytes:
         """Return the body of an error answer; empty when it breaks off or is larger than an error can be."""

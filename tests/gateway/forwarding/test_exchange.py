@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +48,58 @@ def test_an_answer_is_the_same_wherever_its_bytes_are_cut(answer: bytes) -> None
 
 def test_an_answer_that_comes_byte_by_byte_is_whole() -> None:
     assert body_of(fed(*(bytes([byte]) for byte in CHUNKED))) == b"hello"
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3], ids=["in one turn", "a turn between", "turns between"])
+@pytest.mark.parametrize("refused", [0, 1, 2], ids=["all taken", "every second refused", "two of three refused"])
+def test_what_a_waiting_reader_takes_or_refuses_comes_once_and_in_order(refused: int, turns: int) -> None:
+    async def read() -> tuple[bytes, int]:
+        exchange, got, offered, taken = Exchange(lambda: None), bytearray(), 0, 0
+
+        def take(piece: bytes) -> bool:
+            nonlocal offered, taken
+            offered += 1
+            if offered % 3 < refused:
+                return False
+            taken += 1
+            got.extend(piece)
+            return True
+
+        async def read_all() -> None:
+            while piece := await exchange.read(take):
+                got.extend(piece)
+
+        reader = asyncio.create_task(read_all())
+        for byte in CHUNKED:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            exchange.feed(bytes([byte]))
+        await reader
+        return bytes(got), taken
+
+    got, taken = asyncio.run(read())
+    assert got == b"hello"
+    assert (taken > 0) == (turns > 0), "nobody takes anything who does not wait for it"
+
+
+def test_a_reader_that_was_given_up_takes_nothing_more() -> None:
+    async def read() -> list[bytes]:
+        exchange, taken = Exchange(lambda: None), list[bytes]()
+
+        def take(piece: bytes) -> bool:
+            taken.append(piece)
+            return True
+
+        reader = asyncio.create_task(exchange.read(take))
+        await asyncio.sleep(0)
+        exchange.feed(CHUNKED[:-20])
+        reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
+        exchange.feed(CHUNKED[-20:])
+        return taken
+
+    assert b"".join(asyncio.run(read())) in (b"he", b"hel", b"hell")
 
 
 def test_a_header_is_found_in_any_spelling_and_the_first_of_two_counts() -> None:
