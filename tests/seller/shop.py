@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from contracts.address import parse_address
 from contracts.evm.devnet import Devnet
@@ -143,6 +144,18 @@ class Shop:
         """POST one chat call with a payment: the one given, or a new one."""
         payment = self.payment() if header is None else header
         return await self.client.post(CHAT, content=body, headers={"PAYMENT-SIGNATURE": payment}, **given)
+
+    async def buy_in_vain(
+        self, happened: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, header: str | None = None
+    ) -> httpx.Response:
+        """Buy, and end the wait for the settlement once something `happened`, which no clock tells."""
+        asked = asyncio.ensure_future(self.buy(header))
+        async with asyncio.timeout(PATIENCE_S):
+            while not (happened() or asked.done()):  # noqa: ASYNC110 - it happens in a worker
+                await asyncio.sleep(0.01)
+        with monkeypatch.context() as patched:
+            patched.setattr("seller.settlement.engine.SETTLE_WAIT_S", 0.0)
+            return await asked
 
     async def trust(self, account: int = BUYER) -> None:
         """Let an account become a known payer: one settled payment."""
