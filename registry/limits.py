@@ -112,6 +112,8 @@ AGENTS_MAX = 2**40
 # Hashes kept below each head: a re-org within them is followed to its common ancestor, a deeper one costs more reading.
 CHECKPOINT_BLOCKS = 64
 CHECKPOINTS_MAX = 1024
+# Endpoints whose heads differ by more than the blocks of a slow moment are told apart to the user.
+HEADS_APART_TOLD = 16
 # Times a small question is put to one endpoint before another, or another round, is tried.
 READ_TRIES_MAX = 4
 # Times a sync begins again because the chain moved, or an endpoint lied.

@@ -1,6 +1,7 @@
 """Bring the index up to the head of a chain: newest blocks first, in windows that each endpoint allows.
 
-    look     the head, and whether the last one is still there (if not: back to the common ancestor)
+    look     the head that most endpoints have, and whether the last one is still there (if not: back to the common
+             ancestor)
     fill     every block that is not in the index, newest first; each window is one transaction
     confirm  the head is still the head; nothing is missing; a sample of agents is on chain what the logs made of them
     finish   the head is recorded
@@ -24,8 +25,9 @@ from registry.chains import RegistryChain
 from registry.completeness import holes
 from registry.contradictions import contradictions
 from registry.endpoints import Endpoint, NoWayOn, Pool, Refusal, endpoint_name, refusal_of
+from registry.heads import Sight, agreed_sight
 from registry.index import Head, Index
-from registry.limits import READ_TRIES_MAX, SYNC_FAILURES_MAX, SYNC_ROUNDS_MAX
+from registry.limits import HEADS_APART_TOLD, READ_TRIES_MAX, SYNC_FAILURES_MAX, SYNC_ROUNDS_MAX
 from registry.reading import (
     Behind,
     Forked,
@@ -133,7 +135,8 @@ class _Sync:
     async def run(self) -> SyncReport:
         """Go round until the index is what the chain says."""
         for _ in range(SYNC_ROUNDS_MAX):
-            head, recent, teller = await self._look()
+            sight = await self._look()
+            head, recent, teller = sight.head, sight.recent, sight.endpoint
             if head.number < (known := self._finished_head()):
                 self.report.warnings.append(f"the endpoints are {known - head.number} blocks behind the index")
                 return self._reported()
@@ -163,28 +166,49 @@ class _Sync:
 
     # Look
 
-    async def _look(self) -> tuple[Head, dict[int, bytes], Endpoint]:
-        """Return the highest head of any endpoint, its recent hashes and who told, after following a re-org."""
-        best: tuple[Head, dict[int, bytes], Endpoint] | None = None
-        while best is None:
+    async def _look(self) -> Sight:
+        """Return the highest block that most endpoints have, as one of them shows it, after following a re-org."""
+        sights = await self._sights()
+        tries = 1
+        while (agreed := await agreed_sight(sights)) is None:
+            if tries == READ_TRIES_MAX:
+                raise NoWayOn(
+                    f"the endpoints do not agree about the latest blocks ({_names(sights)})",
+                    remedy="name one more with --rpc, or leave out the one that is wrong",
+                )
+            tries += 1
+            for sight in sights:
+                self._pool.rest(sight.endpoint)
+            await self._wait()
+            sights = await self._sights()
+        apart = max(sight.head.number for sight in sights) - agreed.head.number
+        if apart > HEADS_APART_TOLD:
+            self.report.warnings.append(
+                f"the endpoints are {apart} blocks apart; the index goes as far as most of them"
+            )
+        await self._follow(agreed)
+        return agreed
+
+    async def _sights(self) -> list[Sight]:
+        """Return what each endpoint that answers shows of the latest blocks; at least one does."""
+        while True:
+            sights = []
             for endpoint in list(self._pool.endpoints):
                 try:
                     head, recent = await self._patiently(endpoint, partial(read_recent, endpoint.rpc))
+                    sights.append(Sight(head, recent, endpoint))
                 except NoWayOn:
                     raise
                 except (ChainUnavailable, RpcRefused, Behind, Forked):
                     self._failed()
                     self._pool.rest(endpoint)
-                    continue
-                if best is None or head.number > best[0].number:
-                    best = head, recent, endpoint
-            if best is None:
-                await self._wait()
-        await self._follow(*best)
-        return best
+            if sights:
+                return sights
+            await self._wait()
 
-    async def _follow(self, head: Head, recent: dict[int, bytes], teller: Endpoint) -> None:
+    async def _follow(self, sight: Sight) -> None:
         """Go back to the newest block that the index and the chain have in common."""
+        head, recent, teller = sight.head, sight.recent, sight.endpoint
         known = [(number, hash_) for number, hash_ in self._index.checkpoints(self._chain.chain_id)]
         below = [(number, hash_) for number, hash_ in known if number <= head.number]
         for start in range(0, len(below), 100):
@@ -374,6 +398,10 @@ class _Sync:
         if row is not None and row["head_block"] is not None:
             self.report.head_block, self.report.agent_count = row["head_block"], row["agent_count"]
         return self.report
+
+
+def _names(sights: Sequence[Sight]) -> str:
+    return ", ".join(sight.endpoint.name for sight in sights)
 
 
 async def _is_up(endpoint: Endpoint) -> bool:

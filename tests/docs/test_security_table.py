@@ -14,7 +14,7 @@ ROWS = {
     **{f"B{number}": 0 for number in range(1, 11)},
     **{f"G{number}": 0 for number in range(1, 8)},
     **{f"T{number}": 0 for number in range(1, 5)},
-    **{f"R{number}": 0 for number in range(1, 4)},
+    **{f"R{number}": 0 for number in range(1, 5)},
     **{f"K{number}": 0 for number in range(1, 3)},
     "D1": 0,
     **{f"W{number}": 0 for number in range(1, 8)},

@@ -213,9 +213,54 @@ def test_a_busy_endpoint_is_given_time(town: Registrar, books: Books, clean: byt
 def test_an_endpoint_that_is_behind_is_not_believed_about_the_latest_blocks(
     town: Registrar, books: Books, clean: bytes
 ) -> None:
-    with OddNode(town.devnet.rpc_url, lag_blocks=7) as behind:
-        books.sync("own", [behind.url, town.devnet.rpc_url])
+    with OddNode(town.devnet.rpc_url, lag_blocks=7) as behind, OddNode(town.devnet.rpc_url) as other:
+        books.sync("own", [behind.url, town.devnet.rpc_url, other.url])
     assert books.exported("own") == clean
+
+
+def test_of_two_endpoints_the_index_goes_as_far_as_both_have_blocks_and_skips_none(
+    town: Registrar, books: Books, clean: bytes
+) -> None:
+    head = int(town.devnet.rpc("eth_blockNumber"), 16)
+    with OddNode(town.devnet.rpc_url, lag_blocks=20) as behind:
+        urls = [town.devnet.rpc_url, behind.url]
+        report = books.sync("own", urls)
+        assert report.head_block == head - 20
+        assert report.warnings == ["the endpoints are 20 blocks apart; the index goes as far as most of them"]
+        behind.ways.lag_blocks = 0
+        assert books.sync("own", urls).head_block == head
+    assert books.exported("own") == clean
+
+
+def test_a_head_that_one_of_three_made_up_is_not_believed(town: Registrar, books: Books, clean: bytes) -> None:
+    head = int(town.devnet.rpc("eth_blockNumber"), 16)
+
+    def fifty_more(params: list[Any], block: Any) -> Any:
+        number = head + 50 if params[0] == "latest" else int(params[0], 16)
+        made_up = {"number": hex(number), "timestamp": "0x1"}
+        return block if number <= head else made_up | {"hash": other_hash(made_up)}
+
+    with OddNode(town.devnet.rpc_url) as liar, OddNode(town.devnet.rpc_url) as other:
+        liar.inject("eth_getBlockByNumber", "lie", times=10**6, lie=fifty_more)
+        report = books.sync("own", [liar.url, town.devnet.rpc_url, other.url])
+    assert report.head_block == head
+    assert books.exported("own") == clean
+
+
+def test_two_endpoints_that_show_different_blocks_are_named_and_neither_is_believed(
+    town: Registrar, books: Books
+) -> None:
+    with OddNode(town.devnet.rpc_url) as liar:
+        liar.inject(
+            "eth_getBlockByNumber", "lie", times=10**6, lie=lambda _, block: block | {"hash": other_hash(block)}
+        )
+        with pytest.raises(ChainUnavailable, match="do not agree about the latest blocks"):
+            books.sync("own", [liar.url, town.devnet.rpc_url])
+    assert books.rows("own", "SELECT count(*) FROM ranges") == [(0,)]
+
+
+def other_hash(block: Any) -> str:
+    return "0x" + int(block["number"], 16).to_bytes(32, "big").hex()
 
 
 def test_an_index_does_not_go_back_when_its_endpoint_does(town: Registrar, books: Books, clean: bytes) -> None:
