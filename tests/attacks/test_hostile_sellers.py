@@ -119,7 +119,7 @@ def test_the_cheapest_allowed_offer_is_paid_wherever_it_stands(chain: Devnet) ->
         assert client.get(f"{url}/report").status_code == 200
 
 
-def test_a_seller_that_asks_for_a_year_gets_minutes(chain: Devnet) -> None:
+def test_no_payment_is_signed_for_longer_than_the_buyer_allows(chain: Devnet) -> None:
     """B5: the window is the buyer's, never the seller's number."""
     trap = trap_of(chain, [replace(fair_offer(chain), max_timeout_s=600)])
     with laid(trap, purchases=1) as url, client_of(chain, max_validity_s=600) as client:
