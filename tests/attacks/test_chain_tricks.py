@@ -181,8 +181,7 @@ async def test_one_transfer_in_a_batch_pays_for_one_authorization(chain: Devnet,
                 await asyncio.sleep(0.01)
         transfers = [transfer_call(*other_use), transfer_call(*signed_in(honest))]
         batch = aggregate_call([Call(parse_address(chain.token), transfer) for transfer in transfers])
-        sent = {"from": chain.accounts[9].address, "to": "0x" + MULTICALL3.hex(), "data": "0x" + batch.hex()}
-        await asyncio.to_thread(chain.rpc, "eth_sendTransaction", sent)
+        await asyncio.to_thread(chain.send, chain.accounts[9].address, "0x" + MULTICALL3.hex(), batch)
         thinking.go_on.set()
         statuses = [answer.status_code for answer in await asyncio.gather(*calls)]
         assert statuses == [200, 402]

@@ -101,6 +101,8 @@ async def test_a_fee_is_not_raised_above_what_the_settings_allow(
     chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seller.settlement.chain.FEE_BUMP_AFTER_S", 0.0)
+    # So little that empty blocks do not lower it: what is offered at first leaves no room for a raise.
+    mine_at(chain, 7)
     base_fee = int(chain.rpc("eth_getBlockByNumber", "latest", False)["baseFeePerGas"], 16)
     most = 2 * base_fee + int(chain.rpc("eth_maxPriorityFeePerGas"), 16) + 1
     key_file = str(write_key(tmp_path, chain.accounts[GAS].key))

@@ -58,8 +58,7 @@ def lose_one(pool: Pool, name: str = "chat") -> Claim:
 
 def settle(chain: Devnet, claim: Claim) -> None:
     """Collect a payment, as its seller would."""
-    data = "0x" + transfer_call(claim.authorization, claim.signature).hex()
-    chain.rpc("eth_sendTransaction", {"from": chain.accounts[1].address, "to": chain.token, "data": data})
+    chain.send(chain.accounts[1].address, chain.token, transfer_call(claim.authorization, claim.signature))
 
 
 async def test_a_payment_that_was_collected_becomes_spent(chain: Devnet, pool: AskedPool) -> None:
