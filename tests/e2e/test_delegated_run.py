@@ -235,7 +235,7 @@ async def test_a_worker_that_dies_before_it_pays_returns_its_money_and_the_other
         delegation = delegator.begin(order)
         events = await events_of(delegation)
         run = delegator.journal.find(delegation.id)
-    assert (events[-1].text, run.state) == ("70", "done")
+    assert (events[-1].text, run.state) == ("70", "done"), events
     ends = {attempt.key: (attempt.state, attempt.paid_units, attempt.reason) for attempt in run.attempts}
     assert ends.pop(began[0]) == ("failed", 0, "its worker died before it paid")
     assert set(ends.values()) == {("answered", PRICE_ATOMIC * UNITS_PER_ATOMIC, None)}
