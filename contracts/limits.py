@@ -40,6 +40,8 @@ STORE_LOOP_WAIT_S = 0.25
 STORE_QUEUE_MAX = 4096
 # Writes joined into one commit; bounds the latency of the first.
 STORE_GROUP_MAX = 256
+# Turns of an event loop that writes wait for each other at most, as long as every turn brings more of them.
+STORE_GATHER_TURNS = 2
 # A database server: connecting; one statement, by the server's clock; the answer to it, by ours, for a server that
 # stands still; a transaction that does nothing, as of a process that was stopped while it had the turn to write.
 STORE_CONNECT_TIMEOUT_S = 5

@@ -8,14 +8,14 @@ import multiprocessing
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contracts.errors import RequestInProgress, StoreUnavailable
-from contracts.limits import STORE_GROUP_MAX, STORE_QUEUE_MAX
+from contracts.limits import STORE_GATHER_TURNS, STORE_GROUP_MAX, STORE_QUEUE_MAX
 from contracts.storage import Conflict, Connection, Database, Life, open_database
 from tests.patience import eventually
 from tests.stores.parts import Migrations, Place, held, start
@@ -51,6 +51,19 @@ def other(store: Database, url: str, package: str) -> Iterator[Database]:
 
 def insert(value: int) -> Work:
     return lambda connection: connection.execute("INSERT INTO entries VALUES (?)", (value,))
+
+
+def counted_calls(store: Database, name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Return a list that grows with every call of a method."""
+    calls: list[None] = []
+    method = getattr(store, name)
+
+    def counted() -> None:
+        calls.append(None)
+        method()
+
+    monkeypatch.setattr(store, name, counted)
+    return calls
 
 
 def values_in(database: Database) -> list[int]:
@@ -194,18 +207,44 @@ async def test_what_was_reported_written_is_read_at_once(store: Database) -> Non
 async def test_waiting_writes_share_one_commit(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = await held(store)
     members = await start(*(store.write(insert(value)) for value in range(STORE_GROUP_MAX + 10)))
-    commits: list[None] = []
-    commit = store._commit
-
-    def counted() -> None:
-        commits.append(None)
-        commit()
-
-    monkeypatch.setattr(store, "_commit", counted)
+    commits = counted_calls(store, "_commit", monkeypatch)
     await holder.release()
     await asyncio.gather(*members)
     assert len(commits) == 3  # the held one, a full group, the rest
     assert values_in(store) == list(range(STORE_GROUP_MAX + 10))
+
+
+async def turns_later(turns: int, write: Awaitable[object]) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await write
+
+
+async def test_writes_of_turns_that_follow_each_other_share_one_commit(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_overs, commits = (counted_calls(store, name, monkeypatch) for name in ("_hand_over", "_commit"))
+    await asyncio.gather(*(turns_later(number // 2, store.write(insert(number))) for number in range(6)))
+    assert (len(hand_overs), len(commits)) == (1, 1)
+    assert values_in(store) == list(range(6))
+
+
+async def test_writes_do_not_wait_for_a_turn_that_brings_no_more(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_overs = counted_calls(store, "_hand_over", monkeypatch)
+    writes = asyncio.gather(store.write(insert(1)), store.write(insert(2)))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(hand_overs) == 1
+    await writes
+
+
+async def test_writes_wait_for_a_few_turns_at_most(store: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_overs = counted_calls(store, "_hand_over", monkeypatch)
+    turns = 4 * (STORE_GATHER_TURNS + 1)
+    await asyncio.gather(*(turns_later(number // 2, store.write(insert(number))) for number in range(2 * turns)))
+    assert len(hand_overs) >= 3
 
 
 async def test_a_member_that_fails_is_rolled_back_alone(store: Database) -> None:
