@@ -210,14 +210,14 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "http_status": probe.status,
         "latency_ms": probe.latency_ms,
         "error": probe.error,
-        **({} if offer is None else _price(offered_of(offer))),
+        **({} if offer is None else _price(_offered_of(offer))),
         "pay_to": None if offer is None else address_text(offer.pay_to),
-        **verdict_document(finding.verdict),
+        **_verdict_document(finding.verdict),
         "untrusted": {"models": list(probe.models)},
     }
 
 
-def verdict_document(verdict: Verdict) -> dict[str, Any]:
+def _verdict_document(verdict: Verdict) -> dict[str, Any]:
     """Return the ladder."""
     return {"verdict": verdict.state, "reason": verdict.reason, "steps": [asdict(step) for step in verdict.steps]}
 
@@ -234,10 +234,10 @@ def print_findings(findings: Iterable[Finding]) -> None:
         else:
             out.print(f"  {finding.probe.state}: {finding.probe.error}", markup=False)
         for step in finding.verdict.steps:
-            print_step(step)
+            _print_step(step)
 
 
-def print_step(step: Step) -> None:
+def _print_step(step: Step) -> None:
     """Print one rung."""
     out.print(f"  {step.name:8} {_MARKS[step.result]}  {escape(step.detail)}")
 
@@ -275,7 +275,7 @@ def print_reputation(reputation: Reputation) -> None:
     out.print(f"{reputation.reviewers} reviewers, {reputation.related} of them the agent's own addresses")
 
 
-def offered_of(offer: Offer) -> Offered:
+def _offered_of(offer: Offer) -> Offered:
     """Return an offer as the index keeps it."""
     asset = offer.asset
     return Offered(offer.network.caip2, asset.address, str(offer.amount_atomic), asset.decimals, asset.symbol)

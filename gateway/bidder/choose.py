@@ -19,6 +19,10 @@ from gateway.bidder.task import Decision, Offer, Task
 
 __all__ = ["Chosen", "Exploration", "choose", "feasible"]
 
+_PRICE_VS_USUAL, _SLACK_OVER_NOMINAL = column("unit_price_vs_ewma"), column("slack_over_nominal")
+# Work and seconds of a task, between which policies can divide by them.
+_SIZE_MIN, _SIZE_MAX = 1e-6, 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
@@ -36,10 +40,6 @@ class Exploration:
             return False
         return self.day_units is None or offer.price_units * 100 <= self.day_units * EXPLORE_OF_DAY_PERCENT
 
-
-_PRICE_VS_USUAL, _SLACK_OVER_NOMINAL = column("unit_price_vs_ewma"), column("slack_over_nominal")
-# Of work and of seconds.
-_SIZE_MIN, _SIZE_MAX = 1e-6, 1e9
 
 NO_EXPLORATION = Exploration(share=0.0)
 
@@ -92,7 +92,7 @@ def choose(
         return Chosen(Decision("skip", policy.name, reason), view)
     best = _best(view, policy, random)
     if exploration.share <= 0:
-        return _chosen(view, best, policy)
+        return _chosen(view, best, policy, best.index, best.probability_of(best.index))
     return _explored(view, best, policy, random, exploration)
 
 
@@ -138,27 +138,24 @@ def _best(view: View, policy: Policy, random: Random) -> _Best:
 def _explored(view: View, best: _Best, policy: Policy, random: Random, exploration: Exploration) -> Chosen:
     trials = [i for i, offer in enumerate(view.offers) if exploration.allows(view.task, offer)]
     if not trials:
-        return _chosen(view, best, policy)
+        return _chosen(view, best, policy, best.index, best.probability_of(best.index))
     is_exploration = random.random() < exploration.share
     index = random.choice(trials) if is_exploration else best.index
     of_trial = exploration.share / len(trials) if index in trials else 0.0
     propensity = (1.0 - exploration.share) * best.probability_of(index) + of_trial
-    return _chosen(view, best, policy, index=index, propensity=propensity, is_exploration=is_exploration)
+    return _chosen(view, best, policy, index, propensity, is_exploration=is_exploration)
 
 
 def _chosen(
     view: View,
     best: _Best,
     policy: Policy,
+    index: int | None,
+    propensity: float,
     *,
-    index: int | None = -1,
-    propensity: float | None = None,
     is_exploration: bool = False,
 ) -> Chosen:
-    if index == -1:
-        index = best.index
-    if propensity is None:
-        propensity = best.probability_of(index)
+    """Return the decision to buy the offer at `index`, or none, which was drawn with probability `propensity`."""
     if index is None:
         if best.p_good is not None and _is_worth_waiting(view, best.p_good):
             decision = Decision("wait", policy.name, "worth its usual price, not today's", propensity=propensity)

@@ -11,7 +11,7 @@ from gateway.bidder.rule import QueueRule
 from gateway.bidder.simple import Cheapest
 from gateway.bidder.task import tokens
 
-__all__ = ["Bin", "Estimated", "Report", "Seller", "agrees", "estimates_of", "report_of", "utility_of"]
+__all__ = ["Bin", "Counterfactual", "Report", "Seller", "agrees", "estimates_of", "report_of", "utility_of"]
 
 _BINS = 5
 # A decision that was all but impossible must not outweigh all others.
@@ -40,7 +40,7 @@ class Seller:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimated:
+class Counterfactual:
     """What another policy would have brought, in whole tokens, and how many decisions agree with it and say so."""
 
     utility: float | None
@@ -71,7 +71,7 @@ def report_of(events: Sequence[Event]) -> Report:
     """Return the figures of decisions that have an outcome."""
     ended = [event for event in events if event.outcome is not None and event.chosen is not None]
     of_rule, of_cheapest = (
-        estimates_of(ended, policy)[-1] if ended else Estimated(None, 0) for policy in (QueueRule(), Cheapest())
+        estimates_of(ended, policy)[-1] if ended else Counterfactual(None, 0) for policy in (QueueRule(), Cheapest())
     )
     return Report(
         decisions=len(ended),
@@ -107,7 +107,7 @@ def agrees(event: Event, policy: Policy) -> bool:
     return bool(worth) and max(range(len(worth)), key=worth.__getitem__) == event.chosen
 
 
-def estimates_of(events: Sequence[Event], policy: Policy) -> list[Estimated]:
+def estimates_of(events: Sequence[Event], policy: Policy) -> list[Counterfactual]:
     """Return, after each decision with an outcome, what `policy` would have brought so far.
 
     Self-normalised inverse propensity scoring: a decision that the policy would have made counts the more, the less
@@ -120,7 +120,7 @@ def estimates_of(events: Sequence[Event], policy: Policy) -> list[Estimated]:
         if agrees(event, policy):
             weight = 1 / max(event.propensity, _PROPENSITY_MIN)
             total, weights, agreed = total + weight * utility_of(event), weights + weight, agreed + 1
-        estimates.append(Estimated(total / weights * count if weights else None, agreed))
+        estimates.append(Counterfactual(total / weights * count if weights else None, agreed))
     return estimates
 
 
