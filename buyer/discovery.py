@@ -42,7 +42,6 @@ __all__ = [
     "note_seller",
     "own_calls",
     "paid_calls",
-    "print_considered",
     "seller_document",
 ]
 
@@ -113,7 +112,7 @@ def choose_seller(pool: Pool, name: str, wanted: Wanted, *, quiet: bool) -> Sell
     held = agents_held(pool)
     if wanted.query is not None and name in held:
         wanted = replace(wanted, query=None, agent=held[name])
-    announce: Announce = (lambda _: None) if quiet else print_considered
+    announce: Announce = (lambda _: None) if quiet else _print_considered
     return find_seller(wanted, paid_calls(pool), announce, passed_over=frozenset(held.values()))
 
 
@@ -186,7 +185,7 @@ def seller_document(seller: Seller) -> dict[str, Any]:
     }
 
 
-def print_considered(considered: Refused | Seller) -> None:
+def _print_considered(considered: Refused | Seller) -> None:
     """Print one agent that was looked at, with every check of the one that is bought from."""
     if isinstance(considered, Refused):
         out.print(f"[yellow]not bought from[/] {escape(considered.error.message)}")

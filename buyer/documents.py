@@ -63,7 +63,7 @@ def asset_document(asset: Asset) -> dict[str, Any]:
     }
 
 
-def offer_document(offer: Offer) -> dict[str, Any]:
+def _offer_document(offer: Offer) -> dict[str, Any]:
     """Return the terms of one payment for programs."""
     return {
         "scheme": offer.scheme,
@@ -86,7 +86,7 @@ def probe_document(probe: Probe, rejected: Sequence[Rejection]) -> dict[str, Any
         problem = problems.get(option.index)
         document: dict[str, Any] = {"index": option.index, "payable": problem is None}
         if option.terms is not None:
-            document |= offer_document(option.terms.offer)
+            document |= _offer_document(option.terms.offer)
         if problem is not None:
             document["problem"] = {"code": problem.code, "message": problem.message}
         options.append(document)
@@ -129,7 +129,7 @@ def plan_document(plan: Plan, choice: Choice | None) -> dict[str, Any]:
         "model": draft.model,
         "payer": address_text(draft.payer),
         "top_up": draft.existing is not None,
-        **offer_document(offer),
+        **_offer_document(offer),
         **money("price_cap", draft.price_cap_atomic, offer.asset),
         "count": plan.count + len(plan.resumed),
         "resumed": len(plan.resumed),
@@ -179,7 +179,7 @@ def purchase_document(pool: Pool, purchase: Purchase, now_s: int) -> dict[str, A
         "model": purchase.model,
         "payer": address_text(purchase.payer),
         "x402_version": purchase.x402_version,
-        **offer_document(purchase.offer),
+        **_offer_document(purchase.offer),
         **money("price_cap", purchase.price_cap_atomic, asset),
         **dataclasses.asdict(counts),
         "signed": counts.signed,

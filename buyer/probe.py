@@ -18,7 +18,7 @@ from contracts.limits import BODY_402_BYTES_MAX
 from contracts.routes import INFERENCE_PATHS
 from contracts.wire import decode_json
 
-__all__ = ["Probe", "probe_base", "probe_url"]
+__all__ = ["Probe", "probe_base", "probe_request", "probe_url"]
 
 # Answers with which a server says that a route is not there.
 _NO_SUCH_ROUTE = (404, 405)

@@ -55,7 +55,6 @@ __all__ = [
     "Place",
     "PolicyTerms",
     "Shown",
-    "asset_at",
     "carry_out",
     "day_text",
     "place_of",
@@ -176,7 +175,7 @@ async def plan_creation(place: Place, who: Hands, agent: str, salt: str, forward
 
 async def plan_funding(place: Place, signer: Signer, wallet: Address, token: str, amount: str) -> Act:
     """Plan a transfer of the signer's tokens to the wallet. Raises `InsufficientBalance` when there are not enough."""
-    asset = await asset_at(place, token)
+    asset = await _asset_at(place, token)
     amount_atomic = parse_amount(amount, asset, "--amount")
     async with Rpc(place.rpc_urls) as rpc:
         await read_keys(rpc, wallet)
@@ -194,7 +193,7 @@ async def plan_policy(place: Place, who: Hands, wallet: Address, token: str, ter
     if terms.rail not in _RAILS:
         raise UsageError(f"--rail: expected one of {', '.join(_RAILS)}, got {terms.rail[:20]!r}")
     rail = _RAILS[terms.rail]
-    asset = await asset_at(place, token)
+    asset = await _asset_at(place, token)
     unit_atomic = parse_amount(terms.unit, asset, "--unit", zero_allowed=rail is WalletRail.NONE)
     reserve_atomic = parse_amount(terms.reserve, asset, "--reserve", zero_allowed=True)
     if reserve_atomic and rail is not WalletRail.EIP3009:
@@ -266,7 +265,7 @@ async def plan_revocation(place: Place, who: Hands, wallet: Address, token: str,
 
 async def show(place: Place, wallet: Address, token: str) -> Shown:
     """Return what the chain says of the wallet, seen through one token, today by the chain's clock."""
-    asset = await asset_at(place, token)
+    asset = await _asset_at(place, token)
     async with Rpc(place.rpc_urls) as rpc:
         today = day_of((await read_head(rpc)).timestamp_s)
         state = await read_wallet(rpc, wallet, asset.address, today)
@@ -282,7 +281,7 @@ async def carry_out(act: Act, who: Hands) -> list[str]:
         return await submit(rpc, who.payer, transactions, act.what)
 
 
-async def asset_at(place: Place, token: str) -> Asset:
+async def _asset_at(place: Place, token: str) -> Asset:
     """Return the token at an address that was typed. Raises `UsageError` when there is none."""
     _, asset = await token_at(token, {place.network.chain_id: place.rpc_urls})
     return asset

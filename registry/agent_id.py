@@ -14,7 +14,7 @@ from contracts.fields import hex_bytes
 from contracts.limits import UINT_DIGITS_MAX
 from contracts.networks import Network
 
-__all__ = ["AgentId", "parse_agent_id", "parse_agent_number", "parse_registry", "read_agent_id"]
+__all__ = ["AgentId", "parse_agent_id", "parse_registry", "read_agent_id"]
 
 _CHAIN = r"eip155:(?P<chain>[1-9][0-9]{0,17})"
 _REGISTRY = re.compile(rf"{_CHAIN}(?::|/erc721:)(?P<registry>0x[0-9a-fA-F]{{40}})", re.ASCII)
@@ -71,7 +71,7 @@ def parse_registry(text: object) -> tuple[int, Address] | None:
     return _interoperable(text)
 
 
-def parse_agent_number(value: object) -> int | None:
+def _parse_agent_number(value: object) -> int | None:
     """Return an agent id that a document spells as number or digits, or None for anything else."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**256:
         return value
@@ -82,7 +82,7 @@ def parse_agent_number(value: object) -> int | None:
 
 def read_agent_id(registry: object, number: object) -> AgentId | None:
     """Return the agent that a `registrations` entry names, or None when it names none."""
-    place, parsed = parse_registry(registry), parse_agent_number(number)
+    place, parsed = parse_registry(registry), _parse_agent_number(number)
     return None if place is None or parsed is None else AgentId(*place, parsed)
 
 

@@ -33,7 +33,7 @@ from registry.verification import (
     origin_of,
 )
 
-__all__ = ["Surveyor", "survey", "verdict_of"]
+__all__ = ["Surveyor", "survey"]
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -79,7 +79,7 @@ class Surveyor:
                 error = probed.error
             else:
                 proof, error = await self._once(self._proofs, origin, lambda: self._proof(origin))
-        return Finding(probed, verdict_of(candidate, probed, proof, error, pins))
+        return Finding(probed, _verdict_of(candidate, probed, proof, error, pins))
 
     async def _proof(self, origin: str) -> tuple[Any, str | None]:
         found = await retrieve_well_known(origin, self._fetcher)
@@ -94,7 +94,7 @@ class Surveyor:
         return await known[key]
 
 
-def verdict_of(
+def _verdict_of(
     candidate: Candidate, probed: Probe, proof: Any, proof_error: str | None, pins: Sequence[Pin]
 ) -> Verdict:
     """Return the ladder of an agent at one endpoint. Pure."""

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from registry.index import Index
     from registry.retrieve import Gateways
 
-__all__ = ["gateways", "index_path", "the_index"]
+__all__ = ["gateways", "the_index"]
 
 
-def index_path(given: Path | None = None) -> Path:
+def _index_path(given: Path | None = None) -> Path:
     """Return the index file: given, else `$FAREBOX_INDEX`, else `registry.db` in `$FAREBOX_HOME` (`~/.farebox`).
 
     Raises as `make_private_folder`.
@@ -36,7 +36,7 @@ def the_index(given: Path | None = None, *, must_exist: bool = False) -> Iterato
     from contracts.errors import UsageError
     from registry.index import open_index
 
-    path = index_path(given)
+    path = _index_path(given)
     if must_exist and not path.exists():
         raise UsageError(
             f"{path}: there is no index yet",

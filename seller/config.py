@@ -28,7 +28,16 @@ from seller.price_settings import PriceSettings
 from seller.tier_settings import CapacitySettings, TierSettings, check_tiers
 from seller.usage import DIALECTS
 
-__all__ = ["CONFIG_VARIABLE", "RouteSettings", "SellerConfig", "SettlerSettings", "read_config", "split_host_port"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "AssetSettings",
+    "RouteSettings",
+    "SellerConfig",
+    "SettlerSettings",
+    "WalletSettings",
+    "read_config",
+    "split_host_port",
+]
 
 CONFIG_VARIABLE = "FAREBOX_SELLER_CONFIG"
 

@@ -17,7 +17,7 @@ from contracts.keccak import keccak
 from contracts.networks import MULTICALL3, PERMIT2, X402_EXACT_PROXY, X402_UPTO_PROXY
 from contracts.typed_data import word_of_address, word_of_uint
 
-__all__ = ["MULTICALL3", "PERMIT2", "PreinstallChanged", "multicall3_code", "permit2_code", "preinstalled_code"]
+__all__ = ["MULTICALL3", "PERMIT2", "PreinstallChanged", "permit2_code", "preinstalled_code"]
 
 _SOURCE = "src/libraries/Preinstalls.sol"
 _MULTICALL3_SHA256 = "2756d7c52baee85cacb504f6ee1df7aad6809ac8d94a4a111d76991f90d36d6e"
@@ -37,14 +37,14 @@ class PreinstallChanged(LocalError):
 def preinstalled_code(chain_id: int) -> dict[Address, bytes]:
     """Return address → runtime code of all that a local chain gets. Raises `ToolMissing` or `PreinstallChanged`."""
     return {
-        MULTICALL3: multicall3_code(),
+        MULTICALL3: _multicall3_code(),
         PERMIT2: permit2_code(chain_id),
         X402_EXACT_PROXY: _compiled("X402ExactPermit2Proxy"),
         X402_UPTO_PROXY: _compiled("X402UptoPermit2Proxy"),
     }
 
 
-def multicall3_code() -> bytes:
+def _multicall3_code() -> bytes:
     """Return Multicall3's runtime code. Raises `ToolMissing` or `PreinstallChanged`."""
     return _constant("MultiCall3Code", _MULTICALL3_SHA256)
 

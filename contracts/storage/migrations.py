@@ -8,7 +8,7 @@ from importlib import resources
 
 from contracts.errors import StoreUnavailable
 
-__all__ = ["Script", "due_scripts", "read_scripts", "split_statements"]
+__all__ = ["Script", "due_scripts", "read_scripts"]
 
 _NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
@@ -18,7 +18,7 @@ Script = tuple[int, list[str]]
 def read_scripts(package: str) -> list[Script]:
     """Return (number, statements) of every `0001_name.sql` in `package`, in order."""
     scripts = sorted(
-        (int(match[1]), split_statements(entry.read_text("utf-8")))
+        (int(match[1]), _split_statements(entry.read_text("utf-8")))
         for entry in resources.files(package).iterdir()
         if (match := _NAME.fullmatch(entry.name))
     )
@@ -34,7 +34,7 @@ def due_scripts(scripts: list[Script], done: int, name: str) -> list[Script]:
     return [script for script in scripts if script[0] > done]
 
 
-def split_statements(text: str) -> list[str]:
+def _split_statements(text: str) -> list[str]:
     """Return the statements of a script, each with the comments before it."""
     statements, current = [], ""
     for line in text.splitlines(keepends=True):

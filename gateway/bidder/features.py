@@ -12,7 +12,7 @@ from math import isfinite, log, nan
 from gateway.bidder.market import QUEUE_MAX, REPUTATION_UNKNOWN, SLOWDOWN_AT_FIRST, UNMET, Market
 from gateway.bidder.task import TIERS, Offer, Task
 
-__all__ = ["FEATURES", "FEATURE_SCHEMA", "Row", "View", "column", "row_of", "view_of"]
+__all__ = ["FEATURES", "FEATURE_SCHEMA", "Row", "View", "column", "view_of"]
 
 Row = tuple[float, ...]
 
@@ -63,10 +63,10 @@ class View:
 
 def view_of(task: Task, offers: Sequence[Offer], market: Market, now_s: float) -> View:
     """Return what a policy is shown. The market is read only."""
-    return View(task, offers, [row_of(task, offer, market, now_s) for offer in offers])
+    return View(task, offers, [_row_of(task, offer, market, now_s) for offer in offers])
 
 
-def row_of(task: Task, offer: Offer, market: Market, now_s: float) -> Row:
+def _row_of(task: Task, offer: Offer, market: Market, now_s: float) -> Row:
     """Return the features of one offer. What the seller does not publish is replaced by what is usual."""
     memory = market.of(offer.seller)
     speed = market.speed_of(offer)

@@ -32,7 +32,7 @@ from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
 from gateway.bidder.task import Observation, Offer, Outcome, Task, tokens
 from gateway.bidder.trainer import newest, train_elsewhere
 
-__all__ = ["POLICY_NAMES", "Bidder", "Ticket", "policy_named"]
+__all__ = ["POLICY_NAMES", "Bidder", "Ticket"]
 
 _log = logging.getLogger("farebox.bidder")
 
@@ -48,7 +48,7 @@ POLICY_NAMES = ("auto", *_POLICIES)
 """What `policy:` may be: `auto` is the rule until a trained model has shown itself better."""
 
 
-def policy_named(name: str) -> Policy:
+def _policy_named(name: str) -> Policy:
     """Return a fixed policy. Raises `KeyError` for "auto", which is the bidder's own learner."""
     return _POLICIES[name]()
 
@@ -122,7 +122,7 @@ class Bidder:
         return choose(task, offers, self.market, now_s, policy=policy, random=self._random, exploration=exploration)
 
     def _fixed_policy(self, name: str) -> Policy:
-        return self._fixed.setdefault(name, policy_named(name))
+        return self._fixed.setdefault(name, _policy_named(name))
 
     def _note_time(self, took_s: float) -> None:
         """Drop a model that is slow time and again; once may be the machine's fault."""

@@ -20,7 +20,7 @@ from gateway.bidder.simple import Cheapest, EwmaUtility, Fastest, InverseSquare
 from gateway.bidder.simulation.market import Choice, Ended, Live, World
 from gateway.bidder.task import TIERS, UNITS_PER_TOKEN, Offer, Task
 
-__all__ = ["POLICIES", "Chooser", "informed"]
+__all__ = ["POLICIES", "Chooser", "Learning", "informed"]
 
 _TIERS = len(TIERS)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gateway.bidder.task import TIERS, UNITS_PER_TOKEN, Offer, Outcome, Task
 
-__all__ = ["Crowd", "Ended", "Live", "Shock", "World", "play"]
+__all__ = ["Crowd", "Ended", "Live", "Load", "Result", "Shock", "World", "play"]
 
 Array = NDArray[Any]
 
