@@ -22,6 +22,7 @@ from gateway.desk import Desk
 from gateway.envelope import Problem, Refused, error_body
 from gateway.limits import BUSY_RETRY_AFTER_S, CONCURRENT_MAX, GOOD_HOSTS_MAX
 from gateway.requests import ClientGone, parse_call, read_body
+from gateway.shares import Shares
 
 __all__ = ["PAID_ROUTES", "GatewayApp", "HostCheck"]
 
@@ -40,6 +41,7 @@ class GatewayApp:
         self._delegates = delegates
         self._concurrent_max = concurrent_max
         self._in_flight = 0
+        self._shares = Shares(desk.config.calls_per_key, "calls")
         desk.metrics.in_flight.set_function(lambda: self._in_flight)
         self._rest = _rest_of_the_api(desk, delegates)
 
@@ -65,8 +67,12 @@ class GatewayApp:
             await self._refuse(scope["path"], client, busy)
             return
         self._in_flight += 1
+        holder: str | None = None
         try:
             key = await self._desk.caller(scope["headers"])
+            if key is not None:
+                self._shares.take(key.name)
+                holder = key.name
             call = parse_call(scope, await read_body(scope, receive), key)
             if self._delegates is not None and self._delegates.is_meant_by(call):
                 await self._delegates.serve(call, client)
@@ -84,6 +90,8 @@ class GatewayApp:
         finally:
             client.stop_watching()
             self._in_flight -= 1
+            if holder is not None:
+                self._shares.give_back(holder)
 
     async def _refuse(self, path: str, client: Client, problem: Problem) -> None:
         """Answer with an error; an answer that had begun is broken off instead, which the server does for us."""

@@ -17,6 +17,7 @@ from contracts.host_port import parse_host_port
 from contracts.settings import StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url, shown_store_url
 from gateway.delegator.settings import DelegateSettings
+from gateway.limits import CONCURRENT_MAX, CONCURRENT_PER_KEY
 from gateway.routing_settings import RoutingSettings
 
 __all__ = ["GatewayConfig", "Listen", "Shown", "host_only", "load_config", "override", "parse_listen", "shown"]
@@ -102,7 +103,8 @@ class GatewayConfig(StrictModel):
 
     `store` is the URL of the pool, where it is not in the home; a relative SQLite file is beside the settings file.
     `client_keys` says whether every call must come with a key of `farebox key create`; by default it must where others
-    than this machine can connect. `max_price` caps one call unless the client's own `x-farebox-max-price` is lower.
+    than this machine can connect. `calls_per_key` is how many calls of one key may be in flight. `max_price` caps one
+    call unless the client's own `x-farebox-max-price` is lower.
     `fallback` is the base URL of an OpenAI-compatible server that answers every model not named `paid/…`; with it, a
     bare name never pays. The key in the environment variable `fallback_key_env` is sent there in place of the client's
     Authorization. `routing` says, by model ("*" for all others), how calls are placed that several purchases could
@@ -115,6 +117,7 @@ class GatewayConfig(StrictModel):
     store: StoreUrl | None = None
     max_price: Cap | None = None
     client_keys: Literal["required", "optional"] | None = None
+    calls_per_key: Annotated[int, pydantic.Field(ge=1, le=CONCURRENT_MAX)] = CONCURRENT_PER_KEY
     rpc: list[RpcUrl] = pydantic.Field(default_factory=list)
     fallback: BaseUrl | None = None
     fallback_key_env: Variable | None = None

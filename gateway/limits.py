@@ -17,6 +17,8 @@ MODEL_CHARS_MAX = 512
 BODY_TIMEOUT_S = 60.0
 # Calls in flight at once; past it a client is told to come back, with nothing claimed.
 CONCURRENT_MAX = 512
+# Of these, what the calls of one client key may take, unless the settings say otherwise: others find a place.
+CONCURRENT_PER_KEY = CONCURRENT_MAX // 2
 # Label sets of metrics that are kept at hand; purchases times outcomes, and the rest is looked up.
 METRICS_KEPT_MAX = 1_000
 # What those clients are told to wait.

@@ -67,5 +67,7 @@ PLANNER_ROUNDS = 2
 
 # Tasks that a gateway carries out at once.
 RUNS_MAX = 32
+# Of these, what one client key may take, unless the settings say otherwise.
+RUNS_PER_KEY = RUNS_MAX // 2
 # A stream in which nothing happens says so this often: proxies end silent connections after a minute.
 HEARTBEAT_S = 15.0

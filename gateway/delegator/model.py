@@ -27,11 +27,12 @@ from gateway.delegator.journal import Run
 from gateway.delegator.limits import DEADLINE_S_MAX, HEARTBEAT_S, RUNS_MAX
 from gateway.delegator.order import Order, order_of, planned_of
 from gateway.delegator.plan import parse_plan
-from gateway.delegator.planning import spent_units
+from gateway.delegator.planning import open_units, spent_units
 from gateway.delegator.run import NodeEvent, results_of
 from gateway.envelope import Headers, Problem, Refused, error_event
 from gateway.limits import BUSY_RETRY_AFTER_S
 from gateway.requests import Call
+from gateway.shares import Shares
 
 __all__ = ["DELEGATE_PREFIX", "DelegateModel"]
 
@@ -48,6 +49,7 @@ class DelegateModel:
     def __init__(self, delegator: Delegator) -> None:
         self._delegator = delegator
         self._running = 0
+        self._shares = Shares(delegator.settings.runs_per_key, "delegated tasks")
 
     @staticmethod
     def is_meant_by(call: Call) -> bool:
@@ -65,15 +67,23 @@ class DelegateModel:
         if self._running >= RUNS_MAX:
             raise Refused(Problem(503, "busy", f"{RUNS_MAX} tasks are being delegated", BUSY_RETRY_AFTER_S))
         order = _order(call, self._delegator)
-        run_id = None if not call.has_id else "r" + call.key.removeprefix("id:")[:16]
+        holder = None if call.client_key is None else call.client_key.name
+        if holder is not None:
+            self._shares.take(holder)
         self._running += 1
         try:
-            if run_id is not None and (known := self._known(run_id, order)) is not None:
-                await self._go_on(call, client, known)
-            else:
-                await self._carry_out(call, client, self._delegator.begin(order, call.client_key, run_id))
+            await self._serve(call, client, order)
         finally:
             self._running -= 1
+            if holder is not None:
+                self._shares.give_back(holder)
+
+    async def _serve(self, call: Call, client: Client, order: Order) -> None:
+        run_id = None if not call.has_id else "r" + call.key.removeprefix("id:")[:16]
+        if run_id is not None and (known := self._known(run_id, order)) is not None:
+            await self._go_on(call, client, known)
+        else:
+            await self._carry_out(call, client, self._delegator.begin(order, call.client_key, run_id))
 
     def _known(self, run_id: str, order: Order) -> Run | None:
         """Return the run that a request began before. Raises `RequestChanged` for another request of the same id."""
@@ -93,7 +103,8 @@ class DelegateModel:
         plan, results = planned_of(run).plan, results_of(run)
         missing = [node.id for node in plan.nodes if node.id not in results]
         text = results.get(plan.output)
-        last = NodeEvent("finished", 0.0, spent_units=spent_units(run), text=text, missing=missing)
+        spent, still_open = spent_units(run), open_units(run)
+        last = NodeEvent("finished", 0.0, spent_units=spent, text=text, missing=missing, open_units=still_open)
         await _Teller(call, client, run.id).end(last, run)
 
     async def _carry_out(self, call: Call, client: Client, delegation: Delegation) -> None:
@@ -111,12 +122,12 @@ class DelegateModel:
             beating.cancel()
 
     async def _tell(self, teller: _Teller, delegation: Delegation) -> None:
-        last = None
         async with contextlib.aclosing(delegation.events()) as events:
-            async for last in events:
-                await teller.tell(last, delegation)
-        assert last is not None
-        await teller.end(last, self._delegator.journal.find(delegation.id))
+            async for event in events:
+                if event.happening == "finished":
+                    await teller.end(event, self._delegator.journal.find(delegation.id))
+                else:
+                    await teller.tell(event, delegation)
 
 
 def _stop(task: asyncio.Task[None]) -> None:
@@ -134,8 +145,6 @@ class _Teller:
 
     async def tell(self, event: NodeEvent, delegation: Delegation) -> None:
         """Say what happened."""
-        if event.happening == "finished":
-            return
         document = _event_document(event, delegation)
         if not self._streams:
             self._told.append(document)
@@ -155,7 +164,10 @@ class _Teller:
 
     async def end(self, last: NodeEvent, run: Run) -> None:
         """Give the answer, or say what is missing."""
-        summary = {"run": self._run_id, "state": run.state, "spent": shown_units(last.spent_units or 0)}
+        # What goes on after that is for the books, whether or not the client is still there.
+        self._client.when_gone(lambda: None)
+        spent, still_open = shown_units(last.spent_units or 0), shown_units(last.open_units)
+        summary = {"run": self._run_id, "state": run.state, "spent": spent, "open": still_open}
         if last.text is None:
             await self._missing(last, run)
         elif not self._streams:

@@ -8,7 +8,14 @@ import pydantic
 
 from buyer.budgets import parse_units
 from contracts.settings import StrictModel
-from gateway.delegator.limits import DEADLINE_S_MAX, MODELS_MAX, PARALLEL_MAX, SLOTS_MAX
+from gateway.delegator.limits import (
+    DEADLINE_S_MAX,
+    MODELS_MAX,
+    PARALLEL_MAX,
+    RUNS_MAX,
+    RUNS_PER_KEY,
+    SLOTS_MAX,
+)
 from gateway.delegator.plan import Kind
 from gateway.routing_settings import Amount
 
@@ -35,6 +42,7 @@ class DelegateSettings(StrictModel):
     ones that work is given to; without it, everything that was bought is taken to be fit for all but images. With
     `workers: processes`, each worker is a process, which costs a second and can be killed without the others. With
     `engine: dbos`, runs of a machine that died are finished by another one; it needs a pool in PostgreSQL.
+    `runs_per_key` is how many tasks of one client key are carried out at once, `parallel` how many parts of a task.
     """
 
     planner: str | None = None
@@ -44,6 +52,7 @@ class DelegateSettings(StrictModel):
     max_deadline_s: Seconds = 600.0
     workers: Literal["tasks", "processes"] = "tasks"
     engine: Literal["asyncio", "dbos"] = "asyncio"
+    runs_per_key: Annotated[int, pydantic.Field(ge=1, le=RUNS_MAX)] = RUNS_PER_KEY
     parallel: Annotated[int, pydantic.Field(ge=1, le=PARALLEL_MAX)] = PARALLEL_MAX
     models: Annotated[dict[str, Fitness], pydantic.Field(max_length=MODELS_MAX)] = pydantic.Field(default_factory=dict)
 

@@ -12,7 +12,7 @@ TABLE = REPO / "docs" / "security.md"
 ROWS = {
     **{f"S{number}": 0 for number in range(1, 21)},
     **{f"B{number}": 0 for number in range(1, 11)},
-    **{f"G{number}": 0 for number in range(1, 8)},
+    **{f"G{number}": 0 for number in range(1, 9)},
     **{f"T{number}": 0 for number in range(1, 5)},
     **{f"R{number}": 0 for number in range(1, 5)},
     **{f"K{number}": 0 for number in range(1, 3)},

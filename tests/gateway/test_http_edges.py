@@ -13,7 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buyer.pool import Counts
+from buyer.client_keys import create_key
+from buyer.home import Home
+from buyer.pool import Counts, Pool
+from gateway.config import GatewayConfig
 from gateway.limits import BODY_BYTES_MAX, HEADERS_BYTES_MAX
 from tests.gateway.conftest import COUNT, Street
 from tests.gateway.parts import MODEL, gateway
@@ -153,6 +156,34 @@ def test_calls_beyond_the_limit_are_told_to_come_back(home: Path, street: Street
         assert [call.result().status_code for call in calls] == [200, 200]
         assert httpx.post(small.url + CHAT, json=ask("a")).status_code == 200
     assert len(street.seller.presented) == 3
+
+
+def test_a_client_key_that_has_taken_its_share_leaves_the_other_places_to_others(street: Street) -> None:
+    with Pool.open(Home.open(street.home)) as pool:
+        one, other = (
+            {"authorization": f"Bearer {pool.database.transact(lambda it: create_key(it, name, [], 0))}"}  # noqa: B023
+            for name in ("one", "other")
+        )
+    with (
+        gateway(street.home, GatewayConfig(calls_per_key=2), concurrent_max=4) as small,
+        ThreadPoolExecutor(2) as threads,
+    ):
+
+        def send(text: str, headers: dict[str, str]) -> httpx.Response:
+            body = ask(text, hold="gate") if text.startswith("slow") else ask(text)
+            return httpx.post(small.url + CHAT, json=body, headers=headers)
+
+        calls = [threads.submit(send, f"slow {n}", one) for n in range(2)]
+        eventually(lambda: len(street.seller.presented) == 2, "two calls in flight")
+        refused = send("a", one)
+        assert (refused.status_code, code(refused)) == (429, "key_share_exceeded")
+        assert refused.headers["retry-after"] == "1"
+        assert send("b", other).status_code == 200
+        assert send("c", {}).status_code == 200
+        street.release("gate")
+        assert [call.result().status_code for call in calls] == [200, 200]
+        eventually(lambda: send("a", one).status_code == 200, "a place of the key is free again")
+    assert len(street.seller.presented) == 5
 
 
 def test_a_client_that_leaves_before_its_request_is_complete_costs_nothing(street: Street) -> None:

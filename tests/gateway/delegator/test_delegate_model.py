@@ -12,15 +12,20 @@ import httpx
 import openai
 import pytest
 
+from buyer.budgets import shown_units
+from buyer.client_keys import create_key
+from buyer.home import Home
+from buyer.pool import Pool
 from contracts.errors import RequestInProgress
-from gateway.delegator import model
+from gateway.delegator import buying, model
 from gateway.delegator.delegation import journal_url
 from gateway.delegator.journal import Journal
 from gateway.delegator.order import order_of
+from gateway.delegator.planning import open_units, spent_units
 from gateway.demo.worker_server import worker_app
-from tests.gateway.delegator.parts import Town, plan_document, town
+from tests.gateway.delegator.parts import Town, hedge_at_once, hold, plan_document, town
 from tests.gateway.parts import Gateway, RawCall, StandInSeller, gateway, listening
-from tests.patience import eventually
+from tests.patience import PATIENCE_S, eventually
 
 PRICE = 1_000
 GOOD = plan_document("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
@@ -209,6 +214,24 @@ def test_a_stream_in_which_nothing_happens_is_kept_alive(
     assert text.endswith("data: [DONE]\n\n")
 
 
+def test_an_answer_is_told_while_a_second_seller_is_still_at_it_whose_price_counts_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hedge_at_once(monkeypatch)
+    with town(tmp_path, slow=("model", PRICE, 1e6), fast=("model", 2 * PRICE, 1e6)) as pair:
+        release = hold(pair.sellers["slow"])
+        pair.settings["delegate"] = SETTINGS
+        with gateway(pair.home, pair.config) as served:
+            answer = ask(served, plan=plan_document("a", a=("add 3", []))).json()
+            assert answer["choices"][0]["message"]["content"] == "3"
+            assert (answer["farebox"]["spent"], answer["farebox"]["open"]) == ("0.002", "0.001")
+            release()
+            with contextlib.closing(Journal.open(journal_url(served.home))) as journal:
+                run_id = answer["farebox"]["run"]
+                eventually(lambda: open_units(journal.find(run_id)) == 0, "the slow one's price was counted")
+                assert shown_units(spent_units(journal.find(run_id))) == "0.003"
+
+
 def test_a_client_that_leaves_ends_the_buying_and_finds_the_answer_when_it_comes_back(
     built: Town, running: Gateway
 ) -> None:
@@ -258,6 +281,34 @@ def _is_free(journal: Journal, run_id: str) -> bool:
     except RequestInProgress:
         return False
     return True
+
+
+def test_a_client_key_whose_tasks_are_its_share_leaves_the_rest_to_others(
+    built: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buying, "LEFT_BEHIND_S", 0.0)
+    built.settings["delegate"] = {**SETTINGS, "runs_per_key": 1}
+    with contextlib.closing(Pool.open(Home.open(built.home))) as pool:
+        one, other = (pool.database.transact(lambda it: create_key(it, name, [], 0)) for name in ("one", "other"))  # noqa: B023
+    plan = plan_document("a", a=("add 3", []))
+    with gateway(built.home, built.config) as running:
+
+        def ask_as(key: str) -> int:
+            body = {"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": plan}
+            headers = {"authorization": f"Bearer {key}"}
+            answer = httpx.post(f"{running.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE_S)
+            if answer.status_code == 429:
+                assert answer.json()["error"]["code"] == "key_share_exceeded"
+            return answer.status_code
+
+        built.set_pace("only", 0.001)
+        body = {"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": plan}
+        endless = RawCall(running.url, json.dumps(body).encode(), {"authorization": f"Bearer {one}"})
+        eventually(lambda: built.shown["only"] == 1, "the first task is at work")
+        built.set_pace("only", 1e6)
+        assert (ask_as(one), ask_as(other)) == (429, 200)
+        endless.leave()
+        eventually(lambda: ask_as(one) == 200, "a place of the key is free again")
 
 
 def test_without_a_delegate_section_there_is_no_such_model(tmp_path: Path) -> None:
