@@ -133,7 +133,8 @@ def show(
 
         def human() -> None:
             out.print(
-                f"{found.id}  {found.state}  {document['spent']} of {document['budget']} spent  "
+                f"{found.id}  {found.state}  {document['spent']} of {document['budget']} spent"
+                f"{_still_open(document['open'])}  "
                 f"{printable(document['note'])}",
                 markup=False,
             )
@@ -249,30 +250,47 @@ def _seconds(text: str) -> float:
 def _carry_out(settings: Any, start: Any, *, as_json: bool) -> int:
     """Carry a delegation out before the user's eyes and return the exit code: 6 while an answer is unknown."""
     import asyncio
-    import sys
+    from contextlib import aclosing
 
     from gateway.delegator.delegation import delegating
-    from gateway.delegator.documents import run_document
     from gateway.delegator.live import showing, tell
 
-    async def work() -> tuple[Delegation, NodeEvent, Run]:
+    async def work() -> int:
         async with delegating(settings) as delegator:
             delegation: Delegation = start(delegator)
-            with showing(delegation) as board:
-                async for event in delegation.events():
-                    line = board.take(event)
-                    tell(line)
-            return delegation, event, delegator.journal.find(delegation.id)
+            async with aclosing(delegation.events()) as events:
+                with showing(delegation) as board:
+                    async for event in events:
+                        tell(board.take(event))
+                        if event.happening == "finished":
+                            break
+                code = _tell_end(delegation, event, delegator.journal.find(delegation.id), as_json=as_json)
+                # The answer is out; the rest is for the books.
+                async for _ in events:
+                    pass
+            return code
 
-    delegation, last, found = asyncio.run(work())
+    return asyncio.run(work())
+
+
+def _tell_end(delegation: Delegation, last: NodeEvent, found: Run, *, as_json: bool) -> int:
+    """Print the answer, or what is missing, and return the exit code."""
+    import sys
+
+    from contracts.console import progress
+    from gateway.delegator.documents import run_document
+
     document = {**run_document(found), "ok": last.text is not None, "text": last.text, "missing": list(last.missing)}
 
     def human() -> None:
         if last.text is not None:
             # Somebody's words must not steer a terminal; in a file they are what they are.
             sys.stdout.write((printable(last.text) if sys.stdout.isatty() else last.text) + "\n")
+            sys.stdout.flush()
         else:
             _tell_missing(delegation, found, last)
+        if last.open_units:
+            progress("waiting a little for a call that was paid for; to end it loses nothing")
 
     print_document(document, as_json=as_json, human=human)
     if last.text is not None:
@@ -337,6 +355,10 @@ def _write(file: Path, text: str) -> None:
     except OSError as error:
         problem = (error.strerror or str(error)).lower()
         raise UsageError(f"--svg: {file}: {problem}", remedy="name a file that can be written") from None
+
+
+def _still_open(units: str) -> str:
+    return "" if units == "0" else f", {units} more open"
 
 
 def _span(span: Any) -> str:

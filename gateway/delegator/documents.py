@@ -10,7 +10,7 @@ from buyer.receipts import Receipt
 from gateway.delegator.gantt import Bar
 from gateway.delegator.journal import Attempt, Run
 from gateway.delegator.order import note_of, order_of
-from gateway.delegator.planning import spent_units
+from gateway.delegator.planning import open_units, spent_units
 from gateway.delegator.progress import Planned
 from gateway.delegator.schedule import carry_out
 
@@ -27,6 +27,7 @@ def run_document(run: Run) -> dict[str, Any]:
         "note": note_of(run),
         "budget": shown_units(run.budget_units),
         "spent": shown_units(spent_units(run)),
+        "open": shown_units(open_units(run)),
         "started_ms": run.started_ms,
         "ended_ms": run.ended_ms,
     }

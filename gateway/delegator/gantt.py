@@ -47,22 +47,30 @@ def bars_of(run: Run, planned: Planned, sellers: Mapping[str, str], now_ms: int)
     bars = []
     for node_id in sorted(ids, key=lambda node_id: planned_spans[node_id]):
         attempts = by_node.get(node_id, [])
-        actual = None
-        if attempts:
-            ended_ms = max(attempt.ended_ms or now_ms for attempt in attempts)
+        telling, actual = _telling(attempts), None
+        if telling is not None:
+            ended_ms = telling.ended_ms or now_ms
             actual = (attempts[0].started_ms - first_ms) / 1000, (ended_ms - first_ms) / 1000
-        last = attempts[-1] if attempts else None
         bars.append(
             Bar(
                 node_id,
                 planned_spans[node_id],
                 actual,
-                "" if last is None else sellers.get(last.key, last.offer),
+                "" if telling is None else sellers.get(telling.key, telling.offer),
                 sum(attempt.paid_units or 0 for attempt in attempts),
-                "waiting" if last is None else last.state,
+                "waiting" if telling is None else telling.state,
             )
         )
     return bars
+
+
+def _telling(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Return the attempt that tells what became of a node: the first to be answered, else the last to end."""
+    answered = [attempt for attempt in attempts if attempt.state == "answered"]
+    if answered:
+        # A slower seller that was asked too keeps nobody waiting.
+        return min(answered, key=lambda attempt: attempt.ended_ms or 0)
+    return max(attempts, key=lambda attempt: (attempt.ended_ms is None, attempt.ended_ms), default=None)
 
 
 def gantt_svg(title: str, bars: Sequence[Bar]) -> str:

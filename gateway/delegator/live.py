@@ -74,7 +74,9 @@ class Board:
     def _line_of_run(self, event: NodeEvent) -> str:
         reason = f"  {event.reason}" if event.reason else ""
         missing = f"  missing: {', '.join(event.missing)}" if event.missing else ""
-        return f"{event.at_s:6.1f} s  {event.happening:<8} {shown_units(self.spent_units)} spent{reason}{missing}"
+        is_over = event.happening == "finished" and event.open_units
+        more = f", {shown_units(event.open_units)} more open" if is_over else ""
+        return f"{event.at_s:6.1f} s  {event.happening:<8} {shown_units(self.spent_units)} spent{more}{reason}{missing}"
 
     def _said(self, node_id: str, row: _Row) -> str:
         seller = self.delegation.sellers.get(node_id)

@@ -29,7 +29,7 @@ from gateway.delegator.ways import Priced, Wish, alone, judge, model_of, plan_co
 from gateway.models import parse_model
 from gateway.wishes import BYTES_PER_TOKEN, work_of_tokens
 
-__all__ = ["ONE_CALL_TOKENS", "Course", "Planning", "spent_units"]
+__all__ = ["ONE_CALL_TOKENS", "Course", "Planning", "open_units", "spent_units"]
 
 ONE_CALL_TOKENS = 2_000
 # Everybody waits for the planner: without a deadline the fastest is wanted, else one within this share of it.
@@ -252,3 +252,8 @@ def _continued(text: str, rest: Rest) -> Plan:
 def spent_units(run: Run) -> int:
     """Return what the calls of a run have cost so far."""
     return sum(attempt.paid_units or 0 for attempt in run.attempts)
+
+
+def open_units(run: Run) -> int:
+    """Return what its calls that have no end yet may cost on top."""
+    return sum(attempt.price_units for attempt in run.attempts if attempt.state == "intended")

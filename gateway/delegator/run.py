@@ -132,7 +132,7 @@ class _Carrier:
                 async with asyncio.timeout(self._limits.deadline_s):
                     await self._all()
             except TimeoutError:
-                self._tell("failed", reason=f"the deadline of {self._limits.deadline_s:g} s is over")
+                self._tell("failed", reason="the deadline is over")
             finally:
                 await _cancel(self._running)
             await self._finish()

@@ -16,6 +16,7 @@ from gateway.delegator.plan import Node, parse_plan
 from gateway.delegator.replan import Replanned, Rest
 from gateway.delegator.run import CACHE, Answer, NodeFailed, NodeUnknown, results_of
 from tests.gateway.delegator.engines import FORK, Engine, Seller, plan, planned
+from tests.gateway.delegator.parts import hedge_at_once
 
 __all__ = ["Behaviours"]
 
@@ -149,7 +150,7 @@ class Behaviours:
     async def test_a_second_seller_is_asked_where_the_first_is_late_and_both_are_counted(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _hedge_at_once(monkeypatch)
+        hedge_at_once(monkeypatch)
         seller = Seller()
         seller.waits_for["a"] = released = asyncio.Event()
 
@@ -170,7 +171,7 @@ class Behaviours:
     async def test_no_second_seller_is_asked_with_money_that_another_node_needs(
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _hedge_at_once(monkeypatch)
+        hedge_at_once(monkeypatch)
         seller = Seller()
         seller.waits_for["a"] = asyncio.Event()
 
@@ -249,10 +250,3 @@ def _deadline_by_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     monkeypatch.setattr(run_module, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": timeout}))
     return lambda: running[0].reschedule(asyncio.get_running_loop().time())
-
-
-def _hedge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every call be late soon, so that no test waits; when calls are late is told apart."""
-    monkeypatch.setattr(run_module, "hedge_after_s", lambda *_, **__: 0.1)
-    monkeypatch.setattr(run_module, "is_in_time", lambda *_, **__: True)
-    monkeypatch.setattr(run_module, "LOSERS_WAIT_S", 200.0)

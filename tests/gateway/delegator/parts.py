@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
 
 from buyer.home import Home
 from buyer.pool import Pool
 from gateway.config import GatewayConfig
+from gateway.delegator import run as run_module
 from gateway.delegator.delegation import Delegation, Delegator, delegating
 from gateway.delegator.order import Order
 from gateway.delegator.plan import Plan, parse_plan
 from gateway.delegator.run import NodeEvent
 from gateway.demo.worker_server import worker_app
 from tests.gateway.parts import ASSET, StandInSeller, listening, sign_pool
+from tests.patience import PATIENCE_S
 
 UNITS_PER_ATOMIC: int = 10 ** (36 - ASSET.decimals)
 BUDGET = 100_000 * UNITS_PER_ATOMIC
@@ -105,3 +111,22 @@ def order(plan: Plan | None = None, *, task: str = "add some numbers", **given: 
 
 async def events_of(delegation: Delegation) -> list[NodeEvent]:
     return [event async for event in delegation.events()]
+
+
+def hedge_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every call be late soon, so that no test waits; when calls are late is told apart."""
+    monkeypatch.setattr(run_module, "hedge_after_s", lambda *_, **__: 0.1)
+    monkeypatch.setattr(run_module, "is_in_time", lambda *_, **__: True)
+    monkeypatch.setattr(run_module, "LOSERS_WAIT_S", PATIENCE_S)
+
+
+def hold(seller: StandInSeller) -> Callable[[], None]:
+    """Let a seller's model answer nobody until what is returned was called."""
+    released, app = threading.Event(), seller.app
+
+    async def held(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.to_thread(released.wait, PATIENCE_S)
+        await app(scope, receive, send)
+
+    seller.app = held
+    return released.set

@@ -18,8 +18,8 @@ from buyer.home import Home
 from buyer.pool import Pool
 from contracts import console
 from gateway.cli import app
-from gateway.delegator import buying, live
-from tests.gateway.delegator.parts import Town, plan_document, town
+from gateway.delegator import buying, commands, live
+from tests.gateway.delegator.parts import Town, hedge_at_once, hold, plan_document, town
 from tests.gateway.delegator.test_planner import HOSTILE
 
 PRICE = 1_000
@@ -180,6 +180,27 @@ def test_a_run_without_an_answer_says_what_is_missing_and_resume_gives_it_later(
         assert pool.counts("only").spent == built.paid["only"] == 3, (
             "the first payments were shown again, and no others"
         )
+
+
+def test_the_answer_is_printed_while_a_second_seller_is_still_at_it_whose_price_counts_when_it_is_done(
+    tmp_path: Path, typed: Callable[[Town], Farebox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hedge_at_once(monkeypatch)
+    with town(tmp_path, slow=("model", PRICE, 1e6), fast=("model", 2 * PRICE, 1e6)) as pair:
+        release, farebox = hold(pair.sellers["slow"]), typed(pair)
+
+        def print_and_release(*arguments: Any, **options: Any) -> None:
+            console.print_document(*arguments, **options)
+            release()
+
+        monkeypatch.setattr(commands, "print_document", print_and_release)
+        plan = written(tmp_path, plan_document("a", a=("add 3", [])))
+        done = farebox("run", "--plan", plan, "--budget", "0.05")
+        assert (done.exit_code, done.stdout) == (0, "3\n")
+        assert "0.002 spent, 0.001 more open" in done.stderr
+        (listed,) = json.loads(farebox("list", "--json").stdout)["runs"]
+        assert (listed["spent"], listed["open"]) == ("0.003", "0")
+        assert "answered   fast" in farebox("show", listed["run"]).stdout
 
 
 def test_on_a_terminal_a_tree_shows_state_seller_price_and_time(
