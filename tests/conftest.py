@@ -14,7 +14,9 @@ import httpx._transports.default
 import hypothesis
 import pytest
 
+import contracts.evm.rpc
 from contracts.evm.devnet import Devnet
+from contracts.limits import RPC_TIMEOUT_S
 from contracts.tls import tls_context
 from tests.patience import PATIENCE_S
 from tests.warm import Warm, clean_environment
@@ -38,6 +40,9 @@ for _name in ("connect", "read", "write", "pool"):
 # that is being closed.
 httpx._config.DEFAULT_LIMITS.keepalive_expiry = 1.0
 vars(httpx.Limits)["__init__"].__kwdefaults__["keepalive_expiry"] = 1.0
+
+# Connections to loopback are there at once; three seconds are a standstill of the machine, and no node that is away.
+vars(contracts.evm.rpc)["RPC_CONNECT_TIMEOUT_S"] = RPC_TIMEOUT_S
 
 # Each `httpx.get` of a test would read the world's authorities, 14 ms of CPU, and most are made while waiting.
 vars(httpx._transports.default)["create_ssl_context"] = _shared_tls_context
