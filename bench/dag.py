@@ -122,6 +122,10 @@ def _carry_out(graph: Graph, name: str, plan: _Plan, luck: Luck) -> _Run:
     return _Run(takes_s, price, course.is_whole, plan.budget_units)
 
 
+# By plan: each run, and those of the standard and the premium model in sequence that had the same luck.
+_Runs = dict[str, list[tuple[_Run, _Run, _Run]]]
+
+
 @dataclass(slots=True)
 class _Gate:
     """How the delegation gate did on chains: those that were slower when delegated, and those it refused."""
@@ -150,6 +154,54 @@ def _judge_gate(graph: Graph, runs: Mapping[str, list[_Run]], plans: Mapping[str
             gate.faster_refused += refused
 
 
+def _measure(dags: int, draws: int, random: Random) -> tuple[dict[str, _Runs], _Gate, list[float]]:
+    """Return the runs by family, "all" included; how the gate did on chains; and how long each planning took."""
+    gate, planning_ms = _Gate(), []
+    runs: dict[str, _Runs] = defaultdict(lambda: defaultdict(list))
+    for family, draw in FAMILIES.items():
+        for _ in range(dags):
+            graph = draw(random)
+            before = time.perf_counter()
+            plans = _plans(graph)
+            planning_ms.append((time.perf_counter() - before) * 1000)
+            of_graph: dict[str, list[_Run]] = defaultdict(list)
+            for _ in range(draws):
+                luck = _luck(random, graph)
+                for name, plan in plans.items():
+                    of_graph[name].append(_carry_out(graph, name, plan, luck))
+            standard, best = of_graph["standard model, in sequence"], of_graph["premium model, in sequence"]
+            for name, mine in of_graph.items():
+                compared = list(zip(mine, standard, best, strict=True))
+                runs[family][name] += compared
+                runs["all"][name] += compared
+            if family == "chain":
+                _judge_gate(graph, of_graph, plans, gate)
+    return runs, gate, planning_ms
+
+
+def _gates(
+    runs: Mapping[str, _Runs], found: Mapping[str, Mapping[str, Mapping[str, float]]], gate: _Gate
+) -> list[Gate]:
+    overruns = sum(
+        run.price_units > run.budget_units
+        for by_plan in runs.values()
+        for each in by_plan.values()
+        for run, _, _ in each
+        if run.budget_units is not None
+    )
+    return [
+        Gate(f"time of the standard model in sequence, {GATED}", "at most", 0.70, found["all"][GATED]["time"]),
+        Gate(f"its cost, {GATED}", "at most", 0.70, found["all"][GATED]["cost"]),
+        Gate(
+            "chains that would be slower refused by the gate",
+            "at least",
+            0.90,
+            gate.slower_refused / gate.slower if gate.slower else 1.0,
+        ),
+        Gate("runs over their budget", "at most", 0, overruns),
+    ]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the bench from the command line and return its exit code: 1 where a gate is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench dag", description=__doc__)
@@ -161,51 +213,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.dags < 1 or options.draws < 1:
         parser.error("expected at least one graph and one draw")
     started = time.monotonic()
-    random, gate = np.random.default_rng(options.seed_base), _Gate()
-    runs: dict[str, dict[str, list[tuple[_Run, _Run, _Run]]]] = defaultdict(lambda: defaultdict(list))
-    planning_ms: list[float] = []
-    for family, draw in FAMILIES.items():
-        for _ in range(options.dags):
-            graph = draw(random)
-            before = time.perf_counter()
-            plans = _plans(graph)
-            planning_ms.append((time.perf_counter() - before) * 1000)
-            of_graph: dict[str, list[_Run]] = defaultdict(list)
-            for _ in range(options.draws):
-                luck = _luck(random, graph)
-                for name, plan in plans.items():
-                    of_graph[name].append(_carry_out(graph, name, plan, luck))
-            for name, mine in of_graph.items():
-                peers = zip(
-                    mine,
-                    of_graph["standard model, in sequence"],
-                    of_graph["premium model, in sequence"],
-                    strict=True,
-                )
-                compared = list(peers)
-                runs[family][name] += compared
-                runs["all"][name] += compared
-            if family == "chain":
-                _judge_gate(graph, of_graph, plans, gate)
+    random = np.random.default_rng(options.seed_base)
+    runs, gate, planning_ms = _measure(options.dags, options.draws, random)
     found = {family: _summaries(by_plan) for family, by_plan in runs.items()}
-    overruns = sum(
-        run.price_units > run.budget_units
-        for by_plan in runs.values()
-        for each in by_plan.values()
-        for run, _, _ in each
-        if run.budget_units is not None
-    )
-    gates = [
-        Gate(f"time of the standard model in sequence, {GATED}", "at most", 0.70, found["all"][GATED]["time"]),
-        Gate(f"its cost, {GATED}", "at most", 0.70, found["all"][GATED]["cost"]),
-        Gate(
-            "chains that would be slower refused by the gate",
-            "at least",
-            0.90,
-            gate.slower_refused / gate.slower if gate.slower else 1.0,
-        ),
-        Gate("runs over their budget", "at most", 0, overruns),
-    ]
+    gates = _gates(runs, found, gate)
     document: dict[str, Any] = {
         "machine": this_machine(),
         "seed": options.seed_base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from gateway.options import Json
 
 if TYPE_CHECKING:
     from gateway.bidder.events import Event, EventLog
+    from gateway.bidder.explain import Moved, OfferTerms
     from gateway.bidder.report import Report
 
 __all__ = ["bid_commands"]
@@ -71,32 +73,6 @@ def explain(
                 if found is not None:
                     moved = explain_model(found[1], event.view.rows[event.chosen])
 
-        def human() -> None:
-            task = event.view.task
-            out.print(
-                f"{event.policy}: {event.action} ({event.reason}), chosen with probability {event.propensity:.3f}"
-            )
-            out.print(f"worth {task.value:g}, {task.slack_s:g} s to the deadline, work {task.work:.2f}")
-            out.print(
-                f"\n  {'offer':<24}{'tier':<10}{'price':>10}{'wait':>8}{'work':>8}{'in time':>9}{'good':>7}"
-                f"{'worth':>10}"
-            )
-            for each in terms:
-                out.print(
-                    f"{'>' if each.chosen else ' '} {printable(each.name):<24}{each.tier:<10}{each.price:>10.6f}"
-                    f"{each.wait_s:>7.1f}s{each.work_s:>7.1f}s{each.p_on_time:>9.2f}{each.p_ok:>7.2f}{each.utility:>10.6f}",
-                    markup=False,
-                )
-            for each_moved in moved:
-                sign = "towards" if each_moved.log_odds > 0 else "against"
-                out.print(
-                    f"  {each_moved.feature} = {each_moved.value:.3g} speaks {sign} {each_moved.head!r}: "
-                    f"{each_moved.log_odds:+.2f}"
-                )
-            if event.outcome is not None:
-                good = "good and in time" if event.is_good else "not good, or late"
-                out.print(f"\ncame true: {good} after {event.outcome.latency_s:.2f} s")
-
         document = {
             "decision": event.id,
             "policy": event.policy,
@@ -108,7 +84,29 @@ def explain(
             "model": [_document(each) for each in moved],
             "outcome": None if event.outcome is None else {**_document(event.outcome), "is_good": event.is_good},
         }
-        print_document(document, as_json=as_json, human=human)
+        print_document(document, as_json=as_json, human=lambda: _print_explained(event, terms, moved))
+
+
+def _print_explained(event: Event, terms: Sequence[OfferTerms], moved: Sequence[Moved]) -> None:
+    task = event.view.task
+    out.print(f"{event.policy}: {event.action} ({event.reason}), chosen with probability {event.propensity:.3f}")
+    out.print(f"worth {task.value:g}, {task.slack_s:g} s to the deadline, work {task.work:.2f}")
+    out.print(f"\n  {'offer':<24}{'tier':<10}{'price':>10}{'wait':>8}{'work':>8}{'in time':>9}{'good':>7}{'worth':>10}")
+    for each in terms:
+        out.print(
+            f"{'>' if each.chosen else ' '} {printable(each.name):<24}{each.tier:<10}{each.price:>10.6f}"
+            f"{each.wait_s:>7.1f}s{each.work_s:>7.1f}s{each.p_on_time:>9.2f}{each.p_ok:>7.2f}{each.utility:>10.6f}",
+            markup=False,
+        )
+    for each_moved in moved:
+        sign = "towards" if each_moved.log_odds > 0 else "against"
+        out.print(
+            f"  {each_moved.feature} = {each_moved.value:.3g} speaks {sign} {each_moved.head!r}: "
+            f"{each_moved.log_odds:+.2f}"
+        )
+    if event.outcome is not None:
+        good = "good and in time" if event.is_good else "not good, or late"
+        out.print(f"\ncame true: {good} after {event.outcome.latency_s:.2f} s")
 
 
 @bid_commands.command("report")

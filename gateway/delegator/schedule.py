@@ -190,17 +190,15 @@ def carry_out(
     while left:
         held = []
         while ready:
-            entry = heapq.heappop(ready)
-            way = graph.ways[entry[1]][way_of[entry[1]]]
-            if free.get(way.seller, 1) and (width is None or len(running) < width):
-                if way.seller in free:
-                    free[way.seller] -= 1
-                takes_s, fails = (way.takes_s, False)
-                if luck is not None:
-                    takes_s, fails = luck(entry[1], way_of[entry[1]], len(tried[entry[1]]))
-                heapq.heappush(running, (now_s + takes_s, entry[1], now_s, fails))
-            else:
-                held.append(entry)
+            urgency, job = heapq.heappop(ready)
+            way = graph.ways[job][way_of[job]]
+            if not free.get(way.seller, 1) or len(running) == width:
+                held.append((urgency, job))
+                continue
+            if way.seller in free:
+                free[way.seller] -= 1
+            takes_s, fails = (way.takes_s, False) if luck is None else luck(job, way_of[job], len(tried[job]))
+            heapq.heappush(running, (now_s + takes_s, job, now_s, fails))
         for entry in held:
             heapq.heappush(ready, entry)
         now_s, job, started_s, fails = heapq.heappop(running)
