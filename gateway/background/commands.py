@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from contracts.console import exit_on_error, out, print_document, printable
+from contracts.console import exit_on_error, out, print_document, printable, progress
 from gateway.background.limits import LISTED_MAX, LIVES_HOURS_MAX, TOKENS_MAX
 from gateway.options import ConfigFile, Json
 
@@ -148,6 +148,9 @@ async def _run(settings: GatewayConfig, *, once: bool) -> None:
 
     async with open_desk(settings) as desk:
         with _backlog(settings) as backlog:
+            counts = backlog.counts()
+            waiting = counts.get("waiting", 0) + counts.get("buying", 0)
+            progress(f"{waiting} waiting for idle sellers; Ctrl-C ends this, and nothing is lost")
             await Filler(desk, backlog).run(until_empty=once)
 
 
