@@ -30,6 +30,8 @@ class Environment(BaseSettings):
     """The registry's index file, `registry.db` in the folder by default."""
     ipfs_gateway: str | None = None
     """URL under which files on IPFS are asked for."""
+    allow_network_disk: bool = False
+    """Whether SQLite files may be on a network file system, because one machine alone uses them."""
     devnet_home: str | None = None
     """The folder whose `node_modules` holds the local chain's packages."""
 

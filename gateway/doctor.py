@@ -19,6 +19,7 @@ from contracts.evm.token import chain_id_of, read_head
 from contracts.money import format_amount
 from contracts.networks import DEVNET_CHAIN_ID
 from contracts.offers import Offer, requirements
+from contracts.storage.disk import filesystem_of, may_be_shared
 from gateway.config import GatewayConfig, host_only
 
 __all__ = ["Check", "examine"]
@@ -66,11 +67,12 @@ async def _examine_buyer(config: GatewayConfig, rpc_urls: Sequence[str]) -> list
     try:
         purchases = pool.purchases()
         looks: list[tuple[str, Look]] = [("store", lambda: _store(pool))]
+        disk = _disk_advice(pool)
         looks += _chain_looks(_endpoints(config, rpc_urls, purchases))
         others = list(rpc_urls) or config.rpc
         for purchase in purchases:
             looks += _purchase_looks(pool, purchase, others)
-        checks = await _checked(looks)
+        checks = await _checked(looks) + disk
         checks += [check for purchase in purchases for check in _purchase_advice(purchase, others)]
     finally:
         pool.close()
@@ -130,6 +132,15 @@ def _purchase_advice(purchase: Purchase, rpc_urls: Sequence[str]) -> list[Check]
         f"another provider, beside it: `farebox refill {purchase.name} --count N --rpc … --rpc …`"
     )
     return [Check(f"purchase {purchase.name}: endpoints", True, "one RPC endpoint alone", advice=advice)]
+
+
+def _disk_advice(pool: Pool) -> list[Check]:
+    folder = pool.database.folder
+    kind = None if folder is None else filesystem_of(folder)
+    if not may_be_shared(kind):
+        return []
+    advice = "no second machine may use this folder: two could spend the same payment; for several, use PostgreSQL"
+    return [Check("store: disk", True, f"{folder} is on {kind}", advice=advice)]
 
 
 def _look(look: Callable[[str], Awaitable[str]], argument: str) -> Look:

@@ -25,6 +25,7 @@ from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
 from contracts.storage.connection import Conflict, Connection, Work
 from contracts.storage.database import Database
+from contracts.storage.disk import check_disk
 from contracts.storage.migrations import Script, due_scripts, read_scripts
 from contracts.storage.presence import FilePresence, Life, boot_id, life_by_lock, lock_file, locked_file
 from contracts.storage.url import sqlite_file
@@ -49,7 +50,10 @@ def open_sqlite(url: str, migrations_package: str) -> SqliteDatabase:
 
 
 class SqliteDatabase(Database):
-    """One SQLite file, mode 0600, open for this process. A broken file or a full disk is `StoreUnavailable`."""
+    """One SQLite file, mode 0600, open for this process. A broken file or a full disk is `StoreUnavailable`.
+
+    A file on a network file system is `ConfigInvalid` (see `contracts.storage.disk`).
+    """
 
     def __init__(self, path: Path) -> None:
         # A later change of the working directory must not move the books.
@@ -58,6 +62,7 @@ class SqliteDatabase(Database):
         self._present = path.with_suffix(".present")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            check_disk(path.parent)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._writer = self._connect()
             self._reader = self._connect()

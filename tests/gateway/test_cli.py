@@ -27,6 +27,7 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.rpc import Rpc
 from contracts.evm.token import Token
 from contracts.evm.toolchain import anvil_binary
+from contracts.storage import disk
 from gateway import devnet as practice
 from gateway.cli import app
 from gateway.config import GatewayConfig
@@ -187,6 +188,17 @@ class TestDoctor:
         assert "can be written" in found["store"]
         assert any("chain 31337" in text for text in found.values())
         assert "farebox buy" in found["purchases"]
+
+    @pytest.mark.parametrize(("kind", "is_well"), [("virtiofs", True), ("nfs4", False)])
+    def test_a_home_that_another_machine_may_have_open_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_well: bool
+    ) -> None:
+        (tmp_path / "mounts").write_text(f"ours / ext4 rw 0 0\nhost {tmp_path} {kind} rw 0 0\n")
+        monkeypatch.setattr(disk, "_MOUNTS", tmp_path / "mounts")
+        checks = asyncio.run(examine(GatewayConfig(home=str(tmp_path / "home")), []))
+        (check,) = [each for each in checks if kind in each.found]
+        assert check.ok is is_well
+        assert "PostgreSQL" in (check.advice if is_well else check.fix)
 
     def test_a_dead_endpoint_and_a_dead_seller_come_with_a_fix(self, tmp_path: Path, run: Run) -> None:
         home = tmp_path / "home"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from contracts.errors import ConfigInvalid, StoreUnavailable
-from contracts.storage import Connection, Life, open_database
+from contracts.storage import Connection, Life, disk, open_database
 from contracts.storage.sqlite import SqliteDatabase
 from tests.stores.parts import Migrations, held, start
 
@@ -54,6 +54,47 @@ def test_a_url_names_a_relative_or_an_absolute_file(
         open_database(url, package).close()
     assert (tmp_path / "books.db").is_file()
     assert (tmp_path / "other.db").is_file()
+
+
+def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *mounts: tuple[str, Path]) -> None:
+    """Stand in for what the kernel says is mounted where."""
+    table = tmp_path / "mounts"
+    lines = [("ext4", Path("/")), *mounts]
+    escaped = [(kind, str(path).replace(" ", r"\040")) for kind, path in lines]
+    table.write_text("".join(f"source {path} {kind} rw,relatime 0 0\n" for kind, path in escaped))
+    monkeypatch.setattr(disk, "_MOUNTS", table)
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"])
+def test_a_file_on_a_network_file_system_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    share = tmp_path / "a share"
+    (tmp_path / "link").symlink_to(share)
+    mount(monkeypatch, tmp_path, (kind, share))
+    for folder in (share, share / "deep", tmp_path / "link"):
+        with pytest.raises(ConfigInvalid, match=rf"network file system \({kind}\)") as refused:
+            SqliteDatabase(folder / "books.db")
+        assert "PostgreSQL" in refused.value.advice
+        assert not (folder / "books.db").exists()
+    monkeypatch.setenv(disk.OVERRIDE, "1")
+    SqliteDatabase(share / "books.db").close()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay", "tmpfs", "9p", "virtiofs"])
+def test_a_file_on_a_disk_or_in_a_container_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    local = tmp_path / "nfs" / "local"
+    mount(monkeypatch, tmp_path, ("nfs4", tmp_path / "nfs"), ("nfs4", local), (kind, local), ("nfs4", tmp_path / "n"))
+    SqliteDatabase(local / "books.db").close()
+
+
+def test_where_the_kernel_does_not_tell_what_is_mounted_a_file_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_MOUNTS", tmp_path / "no such file")
+    SqliteDatabase(tmp_path / "books.db").close()
 
 
 @pytest.mark.parametrize(
