@@ -93,7 +93,8 @@ class Exchange:
         self._waiting: asyncio.Future[None] | None = None
         self._is_interim = False
         self._head_bytes = self._quiet_bytes = self._arrived = self._body_bytes = 0
-        self._parser = httptools.HttpResponseParser(self)
+        # None once this is over: it holds methods of ours, and a circle would live until the garbage collector comes.
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
     @property
     def is_over(self) -> bool:
@@ -102,6 +103,9 @@ class Exchange:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the connection."""
+        if self._parser is None:
+            self.keeps_alive = False
+            return
         arrived = self._arrived
         try:
             self._parser.feed_data(data)
@@ -118,6 +122,8 @@ class Exchange:
                 self.fail("its head is too large")
         else:
             self._quiet_bytes = 0
+        if self.is_over:
+            self._parser = None
         if not self._is_taken():
             self._wake()
 
@@ -131,6 +137,7 @@ class Exchange:
         """Note that the answer will not be completed; no word of it may say an address, for clients read it."""
         if not self.is_over:
             self.failure = reason
+        self._parser = None
         self._wake()
 
     async def head(self) -> None:
@@ -200,7 +207,7 @@ class Exchange:
             self._raw.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        if self.is_complete:
+        if self.is_complete or self._parser is None:
             return
         self._arrived += 1
         status = self._parser.get_status_code()
@@ -228,7 +235,7 @@ class Exchange:
         self.waiting_bytes += len(piece)
 
     def on_message_complete(self) -> None:
-        if self._is_interim or self.is_complete:
+        if self._is_interim or self.is_complete or self._parser is None:
             return
         self.is_complete = True
         self.keeps_alive = self._parser.should_keep_alive()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -100,6 +102,34 @@ def test_a_reader_that_was_given_up_takes_nothing_more() -> None:
         return taken
 
     assert b"".join(asyncio.run(read())) in (b"he", b"hel", b"hell")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda exchange: exchange.feed(CHUNKED[-1:]),
+        lambda exchange: exchange.feed(b"no chunk's end"),
+        lambda exchange: exchange.end_of_stream(),
+        lambda exchange: exchange.fail("no answer in time"),
+    ],
+    ids=["whole", "ambiguous", "broken off", "given up"],
+)
+def test_an_answer_that_is_over_goes_with_its_reader_and_waits_for_no_garbage_collector(
+    end: Callable[[Exchange], None],
+) -> None:
+    def drained() -> None:
+        raise AssertionError("nothing waited")
+
+    exchange, kept = Exchange(drained), weakref.ref(drained)
+    del drained
+    exchange.feed(CHUNKED[:-1])
+    gc.disable()
+    try:
+        end(exchange)
+        del exchange
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_a_header_is_found_in_any_spelling_and_the_first_of_two_counts() -> None:
