@@ -46,7 +46,7 @@ def by_model(purchases: Iterable[Purchase]) -> dict[str, list[Purchase]]:
 
 
 def find(name: str, offered: Mapping[str, Sequence[Purchase]], seller: str | None = None) -> list[Purchase]:
-    """Return which of the purchases `by_model` `name` (without `paid/`) means, only `seller`'s if one is pinned.
+    """Return which purchases `name` (without `paid/`) means, only `seller`'s if one is pinned. `offered` are by model.
 
     A purchase whose model is exactly `name` goes first, so that a model with an @ in its own name stays reachable;
     only then is the part after the last @ read as a seller.

@@ -10,6 +10,7 @@ import pytest
 from buyer.approval import print_approval
 from contracts.address import address_text, parse_address
 from contracts.money import Asset
+from contracts.networks import PERMIT2 as PERMIT2_CONTRACT
 from contracts.offers import PERMIT2
 from contracts.schemes import exact_permit2
 from contracts.schemes.gas_sponsoring import GAS_SPONSORING, SPONSORING_DECLARED, token_permit
@@ -62,6 +63,13 @@ def test_what_approve_cannot_do_is_said(town: Town) -> None:
     ):
         assert town.run("approve", *words, "--amount", "1", *town.wallet, "--yes")[0] == code
     assert town.run("approve", "--token", town.chain.token, "--amount", "1,0", *town.wallet, "--yes")[0] == USAGE
+
+
+def test_nothing_is_approved_on_a_chain_without_permit2(town: Town) -> None:
+    town.chain.rpc("anvil_setCode", address_text(PERMIT2_CONTRACT), "0x")
+    code, document, _ = town.run("approve", "--token", town.chain.token, "--amount", "1", *town.wallet, "--yes")
+    assert (code, document["error"]["code"]) == (OVER_CAP, "terms_not_allowed")
+    assert "no Permit2" in document["error"]["message"]
 
 
 def test_a_payment_by_usage_is_made_for_who_says_so_and_shows_its_charge(town: Town) -> None:

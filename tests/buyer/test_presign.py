@@ -199,7 +199,10 @@ def test_what_was_being_signed_at_a_crash_is_exposure_and_signed_again_unchanged
     assert len(pending) == 30
     with pytest.raises(InsufficientBalance):
         sign(pool, draft(purchase.offer, wallet, chain.rpc_url, name="q"), wallet, 21)
-    sign(pool, draft(purchase.offer, wallet, chain.rpc_url, existing=purchase), wallet, 10)
+    again = draft(purchase.offer, wallet, chain.rpc_url, existing=purchase)
+    plan = asyncio.run(prepare(pool, again, 10, int(time.time())))
+    assert plan.worst_case_loss_atomic == 30 * PRICE, "what a person agrees to is all that will be signed"
+    carry_out(pool, plan, wallet)
     assert {signed.nonce for signed in wallet.signed} == pending
     assert pool.counts("p") == Counts(ready=80)
     assert pool.worst_case_loss_atomic("p") == 80 * PRICE

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from buyer.pool import Counts
 from gateway.config import GatewayConfig
@@ -94,6 +95,28 @@ def test_a_fallback_that_is_down_is_a_502_that_says_so(home: Path) -> None:
     with gateway(home, GatewayConfig(fallback=closed_port_url())) as running:
         answer = httpx.post(running.url + CHAT, json=bare("free-model"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "fallback_unreachable")
+
+
+def test_a_fallback_that_sends_elsewhere_is_not_followed(home: Path) -> None:
+    asked: list[str] = []
+
+    async def elsewhere(scope: Scope, _receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        headers = [(b"location", b"/elsewhere"), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 307, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    with listening(elsewhere) as server, gateway(home, GatewayConfig(fallback=server.url)) as running:
+        answer = httpx.post(running.url + CHAT, json=bare("free-model"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "fallback_redirects")
+    assert asked == [CHAT]
+
+
+def test_a_stream_of_the_fallback_that_breaks_off_says_so_at_its_end(split: Gateway) -> None:
+    dying = bare("free-model", stream=True, metadata={"x-test-die-after-chunks": "2"})
+    *_, before_last, last = httpx.post(split.url + CHAT, json=dying).text.strip().split("\n\n")
+    assert "fallback_broke_off" not in before_last
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "fallback_broke_off"
 
 
 def test_the_fallback_is_left_when_the_client_leaves(split: Gateway, free: Seen) -> None:
