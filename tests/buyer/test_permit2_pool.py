@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -80,14 +81,13 @@ def approve(pool: Pool, chain: Devnet, wallet: KeySigner, amount: str) -> None:
 
 
 def spend(pool: Pool, purchase: Purchase, key: str, ending: str = "served") -> Claim:
-    spender = pool.spender()
-    claim = spender.claim(purchase, key, int(time.time()))
-    spender.sent(claim)
-    if ending == "served":
-        spender.served(claim, status=200, receipt=None, latency_ms=1)
-    else:
-        spender.lost(claim, status=None, reason="lost")
-    spender.close()
+    with closing(pool.spender()) as spender:
+        claim = spender.claim(purchase, key, int(time.time()))
+        spender.sent(claim)
+        if ending == "served":
+            spender.served(claim, status=200, receipt=None, latency_ms=1)
+        else:
+            spender.lost(claim, status=None, reason="lost")
     return claim
 
 
