@@ -22,6 +22,7 @@ from seller.claims import Replay
 from seller.config import SellerConfig, read_config
 from seller.hygiene import for_application, has_overrides, without_overrides, without_payment_headers
 from seller.metering import Meter
+from seller.payers import TooManyStrangers
 from seller.pricebook import Quote, Route
 from seller.replay import send_replay
 from seller.responder import Responder
@@ -191,7 +192,7 @@ class PaymentMiddleware:
         if error.http_status >= 500:
             _log.warning("%s: %s: %s (%s)", route.match, error.code, error.message, error.advice)
         path = route.match.partition(" ")[2]
-        extra = [NOT_CHARGED] if isinstance(error, Busy) else None
+        extra = [NOT_CHARGED] if isinstance(error, (Busy, TooManyStrangers)) else None
         await self.seller.answers.refused(error, path, quote, extra=extra).send(send)
 
 

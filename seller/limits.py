@@ -48,6 +48,11 @@ HEAD_TIME_TTL_S = 5.0
 # rate at which they may be asked again.
 WALLET_QUESTIONS_MAX = 50
 WALLET_QUESTIONS_PER_S = 20
+# Questions about payers who have paid nothing here yet: anybody can make keys and sign with them. At once, and the rate
+# at which they may be asked again; known payers are not counted.
+STRANGER_QUESTIONS_MAX = 500
+STRANGER_QUESTIONS_PER_S = 100
+STRANGER_RETRY_AFTER_S = 2
 # Chain reads of one request, all together.
 FACTS_TIMEOUT_S = 5.0
 

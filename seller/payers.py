@@ -16,9 +16,24 @@ from contracts.evm.permit2 import Permit2
 from contracts.evm.rpc import Reader
 from contracts.evm.token import Token, read_head
 from contracts.schemes.permit2 import word_and_bit
-from seller.limits import FACTS_TIMEOUT_S, PAYER_FACTS_MAX, PAYER_FACTS_TTL_S
+from seller.bucket import Bucket
+from seller.limits import (
+    FACTS_TIMEOUT_S,
+    PAYER_FACTS_MAX,
+    PAYER_FACTS_TTL_S,
+    STRANGER_QUESTIONS_MAX,
+    STRANGER_QUESTIONS_PER_S,
+    STRANGER_RETRY_AFTER_S,
+)
 
-__all__ = ["KnownPayer", "Payers"]
+__all__ = ["KnownPayer", "Payers", "TooManyStrangers"]
+
+
+class TooManyStrangers(ChainUnavailable):
+    """More new payers at once than the chain is asked about. Known payers are served; nothing was taken."""
+
+    code, http_status, retry_after_s = "too_many_strangers", 429, STRANGER_RETRY_AFTER_S
+    remedy = "send the same request with the same payment again in a moment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,7 @@ class Payers:
         self._known: TTLCache[tuple[Address, bool], KnownPayer] = TTLCache(
             PAYER_FACTS_MAX, PAYER_FACTS_TTL_S, time.monotonic
         )
+        self._strangers = Bucket(STRANGER_QUESTIONS_MAX, STRANGER_QUESTIONS_PER_S)
         self._asking: dict[tuple[Address, bool], asyncio.Task[KnownPayer]] = {}
 
     def remembered(self, payer: Address, *, permit2: bool = False) -> bool:
@@ -70,7 +86,8 @@ class Payers:
         """Return the payer's facts, not older than `PAYER_FACTS_TTL_S`; asked anew when `fresh`.
 
         With `permit2_nonce` they tell the allowance of Permit2 and, where the chain is asked, the nonce's word.
-        `settled_atomic` tells our ledger's figure, and is asked just before the chain is. Raises `ChainUnavailable`.
+        `settled_atomic` tells our ledger's figure, and is asked just before the chain is. Raises `ChainUnavailable`,
+        and its leaf `TooManyStrangers`.
         """
         key = (payer, permit2_nonce is not None)
         if not fresh:
@@ -78,7 +95,10 @@ class Payers:
                 return self._known[key]
         task = self._asking.get(key)
         if task is None:
-            task = asyncio.ensure_future(self._ask(payer, settled_atomic(), permit2_nonce))
+            settled = settled_atomic()
+            if settled == 0 and not self._strangers.take():
+                raise TooManyStrangers("too many payers who never paid here are to be looked up")
+            task = asyncio.ensure_future(self._ask(payer, settled, permit2_nonce))
             self._asking[key] = task
             task.add_done_callback(lambda done: self._answered(key, done))
         # One impatient client must not cancel the question for the others.

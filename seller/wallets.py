@@ -7,7 +7,6 @@ not without end: garbage for wallets costs us a bounded number of questions.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Set as AbstractSet
 
 from contracts.address import Address, address_text
@@ -17,6 +16,7 @@ from contracts.keccak import keccak
 from contracts.schemes.erc6492 import bare, unwrap
 from contracts.schemes.rails import rail_of
 from contracts.typed_data import padded_bytes, word_of_uint
+from seller.bucket import Bucket
 from seller.limits import GAS_PER_SIGNATURE_CHECK, WALLET_QUESTIONS_MAX, WALLET_QUESTIONS_PER_S
 from seller.settlement.calls import payment_calls, refusal_of
 from seller.verify import VerifiedPayment
@@ -34,17 +34,12 @@ class Wallets:
     def __init__(self, rpc: Rpc, factories: AbstractSet[Address]) -> None:
         self._rpc = rpc
         self._factories = factories
-        self._left = float(WALLET_QUESTIONS_MAX)
-        self._filled = time.monotonic()
+        self._questions = Bucket(WALLET_QUESTIONS_MAX, WALLET_QUESTIONS_PER_S)
 
     def take_question(self) -> None:
         """Count one question that an unproven payment costs. Raises `ChainUnavailable` while there are too many."""
-        now = time.monotonic()
-        self._left = min(WALLET_QUESTIONS_MAX, self._left + (now - self._filled) * WALLET_QUESTIONS_PER_S)
-        self._filled = now
-        if self._left < 1:
+        if not self._questions.take():
             raise ChainUnavailable("too many signatures of contract wallets are to be checked", remedy="try again")
-        self._left -= 1
 
     async def vouch(self, payment: VerifiedPayment) -> None:
         """Ask the payer, which has code, for its word on the signature. Raises `ContractPayer`, `ChainUnavailable`."""

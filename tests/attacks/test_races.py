@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from contracts.address import Address
 from contracts.evm.devnet import Devnet
+from contracts.headers import PAYMENT_SIGNATURE, decode_payment
+from contracts.schemes import exact_eip3009
+from seller.bucket import Bucket
 from tests.attacks.parts import attacked
+from tests.paying import sign_payment
 from tests.seller.shop import BUYER, OTHER, PRICE_ATOMIC, error_of, open_shop
 
 COPIES = 64
@@ -89,6 +94,39 @@ async def test_a_flood_of_payments_from_an_empty_wallet_costs_no_work_and_delays
         chain.mint(chain.accounts[OTHER].address, PRICE_ATOMIC)
         assert (await shop.buy(flood[0])).status_code == 200
         assert till.statuses[402] == 100
+
+
+async def test_a_flood_of_fresh_keys_costs_a_bounded_number_of_questions_and_known_payers_are_served(
+    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S7: anybody can make a key and sign with it; the chain is asked about so many of them, and no more."""
+    monkeypatch.setattr("seller.payers.STRANGER_QUESTIONS_MAX", 5)
+    monkeypatch.setattr("seller.payers.STRANGER_QUESTIONS_PER_S", 0)
+    async with attacked(chain, tmp_path) as (shop, till):
+        await shop.trust()
+        verifier, (offer,) = shop.seller.verifier, {shop.seller.book.routes[0].quote_for(None).offer}
+        headers = [sign_payment((2000 + number).to_bytes(32, "big"), offer) for number in range(30)]
+        answers = await asyncio.gather(*(shop.buy(header) for header in headers))
+        asked = sum(verifier._payers.remembered(payer) for payer in payers_of(headers))
+        assert 0 < asked <= 4, "one question was about the payer who is known by now"
+        turned_away = [answer for answer in answers if answer.status_code == 429]
+        assert len(turned_away) >= 26
+        assert {error_of(answer)["code"] for answer in turned_away} == {"too_many_strangers"}
+        assert {answer.headers["retry-after"] for answer in turned_away} == {"2"}
+        assert {answer.status_code for answer in answers} <= {402, 429}
+        verifier._payers._known.clear()
+        assert (await shop.buy()).status_code == 200
+        # Nothing was taken: the same payment is good when there is time for it.
+        chain.mint(chain.accounts[OTHER].address, PRICE_ATOMIC)
+        waiting = shop.payment(OTHER)
+        assert (await shop.buy(waiting)).status_code == 429
+        verifier._payers._strangers = Bucket(1, 0)
+        assert (await shop.buy(waiting)).status_code == 200
+        assert till.statuses[200] == 3
+
+
+def payers_of(headers: list[str]) -> list[Address]:
+    return [exact_eip3009.decode_payload(decode_payment(PAYMENT_SIGNATURE, one).payload)[0].payer for one in headers]
 
 
 async def test_exposure_never_passes_its_cap_under_100_parallel_calls(chain: Devnet, tmp_path: Path) -> None:

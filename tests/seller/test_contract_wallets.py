@@ -20,6 +20,7 @@ from contracts.schemes.erc6492 import wrap
 from contracts.schemes.rails import rail_of
 from contracts.signature import SigningKey
 from contracts.typed_data import word_of_address
+from seller.bucket import Bucket
 from tests.contracts.wallets import create_wallet, to_noon
 from tests.paying import encode, payment_document
 from tests.seller.permit2_shop import dollar, offer_of, paid, plain
@@ -237,10 +238,9 @@ async def test_garbage_for_one_payer_costs_one_question(
 async def test_garbage_without_end_costs_a_bounded_number_of_questions(
     chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    monkeypatch.setattr("seller.wallets.WALLET_QUESTIONS_PER_S", 0)
     async with open_for(chain, tmp_path, settles=False) as shop:
         wallet = new_wallet(chain)
-        monkeypatch.setattr(shop.seller.verifier._wallets, "_left", 5.0)
+        monkeypatch.setattr(shop.seller.verifier._wallets, "_questions", Bucket(5, 0))
         await shop.seller.check_token()
         asked = counted(shop, monkeypatch)
         for _ in range(30):
