@@ -43,6 +43,7 @@ RETRY_SHARE = 0.15
 ATTEMPTS_MAX = 6
 # The plan that exists for every graph: a budget too small for a graph is refused, which flatters what is left.
 GATED = "critical path, deadline 0.7x"
+_BUDGETED = "critical path, budget"
 _SEED = 7
 
 
@@ -94,7 +95,7 @@ def _plans(graph: Graph) -> dict[str, _Plan]:
             assignment = upgraded(graph, budget_units=round(for_parts * (1 - RETRY_SHARE)))
         except BudgetInfeasible:
             continue
-        plans[f"critical path, budget {share}x"] = _Plan(assignment, budget_units=budget)
+        plans[f"{_BUDGETED} {share}x"] = _Plan(assignment, budget_units=budget)
     plans["critical path, deadline 0.7x"] = _Plan(upgraded(graph, deadline_s=0.7 * takes_s * 0.9))
     return plans
 
@@ -262,13 +263,15 @@ def _print(found: Mapping[str, Mapping[str, Mapping[str, float]]], gates: Sequen
             f"{family}\n{'':<32}{'time':>7}{'cost':>7}{'-30 %':>8}{'of premium: time':>19}{'cost':>7}{'whole':>8}"
             f"{'feasible':>10}"
         )
-        for name, each in by_plan.items():
+        # Not every graph can be done within every budget, so a family may meet a larger one first.
+        for name, each in sorted(by_plan.items(), key=lambda row: row[0] if _BUDGETED in row[0] else ""):
             print(
                 f"  {name:<30}{each['time']:>7.2f}{each['cost']:>7.2f}{each['shorter_by_30_percent']:>8.0%}"
                 f"{each['time_of_premium']:>19.2f}{each['cost_of_premium']:>7.2f}{each['whole']:>8.0%}"
                 f"{each['feasible']:>10.0%}"
             )
         print()
+    print("whole: runs that gave their output; feasible: those that the budget allows, the only ones compared\n")
     print(f"chains: {gate.slower_refused} of {gate.slower} that were slower when delegated were refused,")
     print(f"        {gate.faster_refused} of {gate.faster} that were faster\n")
     print("\n".join(gate_lines(gates)))
