@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 from abc import ABC, abstractmethod
@@ -43,9 +42,11 @@ class Database(ABC):
         self.beside: Beside | None = None
         self._gate = threading.Lock()
         self._write_lock = threading.Lock()
-        self._pending: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._pending: list[Pending] = []
         # What the present turns of an event loop want written; the thread is woken once for all of it.
         self._gathered: list[Pending] = []
+        # Wakes the thread: True for what is pending, False to end.
+        self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._gathering: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -138,7 +139,7 @@ class Database(ABC):
             self._closed = True
         self._hand_over()
         if self._thread is not None:
-            self._pending.put(None)
+            self._wake.put(False)
             self._thread.join()
         self._close()
 
@@ -178,7 +179,8 @@ class Database(ABC):
         """Have `work` done in the next group commit, and `answer` told."""
         with self._gate:
             self._check_room()
-            self._pending.put(Pending(work, durable, answer))
+            self._pending.append(Pending(work, durable, answer))
+        self._wake.put(True)
 
     def _check_room(self) -> None:
         """Raise `StoreUnavailable` where nothing more can be written. Under the gate."""
@@ -187,7 +189,7 @@ class Database(ABC):
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve_writes, name=f"writer {self.name}", daemon=True)
             self._thread.start()
-        if self._pending.qsize() + len(self._gathered) >= STORE_QUEUE_MAX:
+        if len(self._pending) + len(self._gathered) >= STORE_QUEUE_MAX:
             raise StoreUnavailable(f"{self.name}: {STORE_QUEUE_MAX} writes are waiting")
 
     def _gather(self, loop: asyncio.AbstractEventLoop, known: int, turns: int) -> None:
@@ -200,28 +202,20 @@ class Database(ABC):
 
     def _hand_over(self) -> None:
         with self._gate:
-            gathered, self._gathered = self._gathered, []
-            for pending in gathered:
-                self._pending.put(pending)
+            self._pending += self._gathered
+            self._gathered = []
+        self._wake.put(True)
 
     def _serve_writes(self) -> None:
-        stopping = False
-        while not stopping:
-            group: list[Pending] = []
-            head = self._pending.get()
-            # Whoever holds the gate is still handing over what came with the first.
-            with self._gate:
-                while head is not None:
-                    group.append(head)
-                    if len(group) == STORE_GROUP_MAX:
-                        break
-                    try:
-                        head = self._pending.get_nowait()
-                    except queue.Empty:
-                        break
-            stopping = head is None
-            if group:
+        while self._wake.get():
+            while group := self._take(STORE_GROUP_MAX):
                 self._commit_group(group)
+
+    def _take(self, writes_max: int) -> list[Pending]:
+        """Return what waits longest."""
+        with self._gate:
+            taken, self._pending = self._pending[:writes_max], self._pending[writes_max:]
+        return taken
 
     def _commit_group(self, group: list[Pending]) -> None:
         """Run every member under a savepoint, its own or that of those like it, commit once, and only then report."""
@@ -264,16 +258,8 @@ class Database(ABC):
         try:
             return self._begin(any(pending.durable for pending in group))
         except StoreUnavailable:
-            group += self._take_waiting()
+            group += self._take(STORE_QUEUE_MAX)
             raise
-
-    def _take_waiting(self) -> list[Pending]:
-        taken: list[Pending] = []
-        with contextlib.suppress(queue.Empty):
-            while (pending := self._pending.get_nowait()) is not None:
-                taken.append(pending)
-            self._pending.put(None)  # the store is being closed, which `_serve_writes` must hear
-        return taken
 
     def _attempt(
         self, connection: Connection, work: Callable[..., Any], *arguments: Any

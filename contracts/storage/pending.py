@@ -29,16 +29,16 @@ class Shared(msgspec.Struct, frozen=True):
     item: Any
 
 
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """One write, and where its caller waits: on a thread, or in an event loop."""
 
-    __slots__ = ("answer", "durable", "failure", "has_ended", "result", "shared", "work")
-
-    def __init__(self, work: Work[Any], durable: bool, answer: Answer[Any], shared: Shared | None = None) -> None:
-        self.work, self.durable, self.answer, self.shared = work, durable, answer, shared
-        self.has_ended = False
-        self.result: Any = None
-        self.failure: BaseException | None = None
+    work: Work[Any]
+    durable: bool
+    answer: Answer[Any]
+    shared: Shared | None = None
+    has_ended: bool = False
+    result: Any = None
+    failure: BaseException | None = None
 
     def end(self, result: Any, failure: BaseException | None = None) -> None:
         """Note how it went; the caller is told after the commit."""
