@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,10 @@ from contracts.errors import FareboxError
 from contracts.evm.devnet import Devnet
 from contracts.headers import encode_header
 from contracts.wire import SettlementResponse
-from gateway import desk
 from tests.attacks.traps import Behaviour, Trap, asking, laid, respond
 from tests.buyer.parts import serving, token_of
 from tests.gateway.parts import KEY, MODEL, PRICE_ATOMIC, Gateway, gateway, offer_at, sign_pool
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, eventually
 
 CHAT = "/v1/chat/completions"
 PROMPT = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": "hi"}]}
@@ -151,11 +151,8 @@ def test_no_payment_follows_a_redirect(chain: Devnet, tmp_path: Path, paid: bool
     assert elsewhere.requests == 0
 
 
-def test_a_dripping_answer_ends_and_its_repetition_pays_nothing_more(
-    chain: Devnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dripping_answer_ends_and_its_repetition_pays_nothing_more(chain: Devnet, tmp_path: Path) -> None:
     """B10, I17: a byte now and then is neither silence nor an answer; the time of the whole call bounds it."""
-    monkeypatch.setattr(desk, "CALL_TIMEOUT_S", 1.0)
 
     async def drip(trap: Trap, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -164,10 +161,13 @@ def test_a_dripping_answer_ends_and_its_repetition_pays_nothing_more(
             await asyncio.sleep(0.05)
 
     trap = trap_of(chain, drip)
-    with trapped(chain, tmp_path, trap, purchases=1) as running:
-        for _ in range(2):
+    with trapped(chain, tmp_path, trap, purchases=1) as running, ThreadPoolExecutor(1) as threads:
+        for times in (1, 2):
+            call = threads.submit(ask, running, ID)
+            eventually(lambda: len(trap.received) == times, "the payment is presented")  # noqa: B023
+            running.end_calls()
             with suppress(httpx.HTTPError):
-                ask(running, ID)
+                call.result(PATIENCE_S)
     assert len(trap.nonces) == 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from contracts.evm.devnet import Devnet
 from contracts.evm.rpc import Rpc, RpcRefused
 from contracts.evm.token import Token, read_head
 from contracts.limits import RPC_BATCH_MAX
+from tests.buyer.parts import closed_port_url
 
 Answer = Callable[[Any, asyncio.StreamWriter], Awaitable[None]]
 # Longer than any test may take: what would wait for this has been given up before.
@@ -114,13 +114,6 @@ async def echo_method(request: Any, writer: asyncio.StreamWriter) -> None:
 async def good() -> AsyncIterator[Endpoint]:
     async with Endpoint(echo_method) as endpoint:
         yield endpoint
-
-
-def dead_url() -> str:
-    """Return the address of a port nobody listens on."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 async def test_a_request_is_json_rpc_and_its_result_comes_back(good: Endpoint) -> None:
@@ -243,9 +236,9 @@ async def test_when_none_answers_the_chain_is_unavailable_which_is_our_failure(a
 
 
 async def test_a_closed_port_is_passed_over_and_every_failure_is_named(good: Endpoint) -> None:
-    async with Rpc([dead_url(), good.url]) as rpc:
+    async with Rpc([closed_port_url(), good.url]) as rpc:
         assert await rpc.call("eth_chainId") == "eth_chainId"
-    async with Rpc([dead_url(), dead_url()]) as rpc:
+    async with Rpc([closed_port_url(), closed_port_url()]) as rpc:
         with pytest.raises(ChainUnavailable, match=r"127.0.0.1: ConnectError, 127.0.0.1: ConnectError"):
             await rpc.call("eth_chainId")
 
@@ -259,8 +252,14 @@ async def test_the_deadline_covers_the_whole_request(answer: Answer) -> None:
 
 @pytest.mark.parametrize("answer", [say_nothing, drip], ids=["silent", "dripping"])
 async def test_an_endpoint_past_its_deadline_is_passed_over_for_the_next(answer: Answer, good: Endpoint) -> None:
-    async with Endpoint(answer) as slow, Rpc([slow.url, good.url], timeout_s=2) as rpc:
-        assert await rpc.call("eth_chainId") == "eth_chainId"
+    async with Endpoint(answer) as slow:
+        # The next one has no more time; a busy machine may need some of it.
+        for timeout_s in (0.2, 2, 20):
+            async with Rpc([slow.url, good.url], timeout_s=timeout_s) as rpc:
+                with contextlib.suppress(ChainUnavailable):
+                    assert await rpc.call("eth_chainId") == "eth_chainId"
+                    return
+    raise AssertionError("the next one was never asked")
 
 
 async def test_an_answer_over_the_cap_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch, good: Endpoint) -> None:
@@ -280,7 +279,7 @@ async def test_a_redirect_is_not_followed(good: Endpoint) -> None:
 
 
 async def test_no_error_shows_the_credentials_of_a_url() -> None:
-    url = dead_url().replace("http://", "http://user:hunter2@") + "/v3/apikey12345?token=tokentoken"
+    url = closed_port_url().replace("http://", "http://user:hunter2@") + "/v3/apikey12345?token=tokentoken"
     async with Rpc([url]) as rpc:
         with pytest.raises(ChainUnavailable) as unavailable:
             await rpc.call("eth_chainId")
@@ -304,7 +303,7 @@ def test_no_url_at_all_is_refused_at_start() -> None:
 
 
 async def test_a_real_chain_answers_batches_and_refuses_nonsense(devnet: Devnet) -> None:
-    async with Rpc([dead_url(), devnet.rpc_url]) as rpc:
+    async with Rpc([closed_port_url(), devnet.rpc_url]) as rpc:
         chain_id, refused = await rpc.batch([("eth_chainId", []), ("eth_noSuchMethod", [])])
         head = await read_head(rpc)
         facts = await Token(rpc, parse_address(devnet.token)).facts()

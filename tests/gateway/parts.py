@@ -304,6 +304,15 @@ class Gateway:
 
         return self.run(run)
 
+    def end_calls(self) -> None:
+        """Let the time of every call that is being answered be over, which no clock tells."""
+
+        def expire(desk: Desk) -> None:
+            for deadline in tuple(desk._deadlines._running):
+                deadline.expire()
+
+        self.call(expire)
+
     def run(self, work: Callable[[Desk], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine on the gateway's own loop."""
         assert self._loop is not None

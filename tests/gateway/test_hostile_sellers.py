@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-import gateway.desk as gateway_desk
 from buyer.home import Home
 from buyer.pool import Counts, Pool
 from contracts.address import address_text
@@ -98,15 +98,22 @@ def test_no_other_payment_header_cookie_or_cache_rule_of_a_seller_reaches_the_cl
 
 
 def test_a_seller_that_drips_its_head_for_ever_ends_with_the_call_and_leaves_the_outcome_open(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path,
 ) -> None:
-    monkeypatch.setattr(gateway_desk, "CALL_TIMEOUT_S", 0.6)
-    stopped = threading.Event()
-    with talking(drip(b"HTTP/1.1 200 OK\r\n", b"x", stopped)) as url:
+    begun, stopped = threading.Event(), threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        begun.set()
+        drip(b"HTTP/1.1 200 OK\r\n", b"x", stopped)(connection)
+
+    with talking(talk) as url, ThreadPoolExecutor(1) as threads:
         with closing(Pool.open(Home.open(home))) as pool:
             sign_pool(pool, url, 3)
         with gateway(home) as running:
-            answer = httpx.post(running.url + CHAT, json=ask("a"), timeout=PATIENCE_S)
+            call = threads.submit(httpx.post, running.url + CHAT, json=ask("a"), timeout=PATIENCE_S)
+            assert begun.wait(PATIENCE_S)
+            running.end_calls()
+            answer = call.result(PATIENCE_S)
             stopped.set()
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "call_timed_out")
             assert running.counts() == Counts(ready=2, unknown=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -73,15 +74,15 @@ def test_a_repetition_in_the_same_instant_as_the_disconnect_is_recognised(street
     assert street.gateway.counts() == Counts(ready=COUNT - 1, spent=1)
 
 
-def test_a_call_past_its_time_ends_as_unknown_and_is_presented_again(
-    street: Street, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.desk.CALL_TIMEOUT_S", 0.2)
-    answer = street.http.post(CHAT, json=ask("a", hold="gate"))
+def test_a_call_past_its_time_ends_as_unknown_and_is_presented_again(street: Street) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(street.http.post, CHAT, json=ask("a", hold="gate"))
+        eventually(lambda: len(street.seller.presented) == 1, "the payment is at the seller")
+        street.gateway.end_calls()
+        answer = call.result(PATIENCE_S)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "call_timed_out")
     assert answer.headers["x-farebox-charged"] == "unknown"
     assert street.gateway.counts() == Counts(ready=COUNT - 1, unknown=1)
-    monkeypatch.undo()
     street.release("gate")
     street.http.post(CHAT, json=ask("a", hold="gate"))
     assert len(set(street.seller.nonces)) == 1
