@@ -222,7 +222,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the bench from the command line and return its exit code: 1 where a gate is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench live_bidder", description=__doc__)
     parser.add_argument("--tasks", type=int, help=f"tasks for each policy ({TASKS})")
-    parser.add_argument("--seed-base", "--seed", dest="seed", type=int, default=0, help="what the tasks are drawn from (0)")
+    parser.add_argument(
+        "--seed-base", "--seed", dest="seed", type=int, default=0, help="what the tasks are drawn from (0)"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke test: its figures mean nothing")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     options = parser.parse_args(arguments)
