@@ -133,12 +133,12 @@ async def test_a_server_that_dies_inside_a_transaction_leaves_nothing_of_it(
 def test_a_server_that_stands_still_is_given_up(
     fragile: OwnServer, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "STORE_ANSWER_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(session, "STORE_CONNECT_TIMEOUT_S", 1)
     database = open_database(fragile.new_database(), package)
     database.transact(insert(1))
     values_in(database)
-    with fragile.frozen():
+    with fragile.frozen(), monkeypatch.context() as impatient:
+        impatient.setattr(session, "STORE_ANSWER_TIMEOUT_S", 0.3)
+        impatient.setattr(session, "STORE_CONNECT_TIMEOUT_S", 1)
         for call in (lambda: database.transact(insert(2)), lambda: values_in(database)):
             with pytest.raises(StoreUnavailable):
                 call()
@@ -310,7 +310,8 @@ def setting(url: str, name: str) -> str:
 async def test_a_process_that_stands_still_in_its_turn_loses_it(
     url: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "STORE_IDLE_TIMEOUT_S", 0.2)
+    # Long enough for a busy machine to open the store in turns that it keeps.
+    monkeypatch.setattr(session, "STORE_IDLE_TIMEOUT_S", 1)
     sleepy = open_database(url, package)
     monkeypatch.undo()
     store = open_database(url, package)
