@@ -20,7 +20,7 @@ from cachetools import TTLCache
 
 from buyer.budgets import budget_units
 from buyer.client_keys import ClientKey
-from buyer.flow import Outcome, Outgoing, pay_when_asked, pay_with_pool
+from buyer.flow import Outcome, Outgoing, PaymentFlow, pay_when_asked, pay_with_pool
 from buyer.pool import Claim, Pool, Spender
 from buyer.purchase import Purchase
 from buyer.receipts import Receipt
@@ -35,6 +35,7 @@ from contracts.errors import (
     RequestInProgress,
     SellerUnreachable,
 )
+from contracts.storage import StoreBusy
 from contracts.stream_receipts import STREAM_RECEIPT
 from gateway.attempts import Attempt, Attempts, Broken, Record
 from gateway.bidder.service import Bidder
@@ -314,22 +315,14 @@ class Desk:
             if sold_by_usage(purchase):
                 headers.append((STREAM_RECEIPT, "1"))
             request = Outgoing("POST", purchase.endpoint + call.route, headers, call.body_for(purchase.model))
-            flow = pay_with_pool(
-                request,
-                self._spender,
-                purchase,
-                order.request_key,
-                self.clock,
-                fingerprint=order.fingerprint,
-                route=call.path,
-                client_key="" if call.client_key is None else call.client_key.name,
-                is_new=order.is_new,
-                tells_delivery=True,
-            )
-            if purchase.name in self._asked_first:
-                flow = pay_when_asked(request, flow)
             started = time.perf_counter()
+            flow = self._flow(request, purchase, call, order, is_new=order.is_new)
             outcome, answer = await drive(flow, self._upstream, blocking=lambda: not self.pool.database.is_free)
+            if outcome.claim is None and isinstance(outcome.error, StoreBusy):
+                # Nothing has left. Others had the turn to write for longer than everybody here can wait for this call;
+                # by itself it can, as a repetition under the same key.
+                flow = self._flow(request, purchase, call, order, is_new=False)
+                outcome, answer = await drive(flow, self._upstream, blocking=lambda: True)
             self.metrics.of(self.metrics.calls, purchase.name, outcome.kind).inc()
             self.router.heard(purchase, outcome, self.clock())
             if _was_too_large(outcome):
@@ -351,6 +344,21 @@ class Desk:
                 failure = outcome.error
         assert failure is not None, "an order names at least one purchase"
         raise Refused(Problem.of(failure, headers=[CHARGED_NO]))
+
+    def _flow(self, request: Outgoing, purchase: Purchase, call: Call, order: _Order, *, is_new: bool) -> PaymentFlow:
+        flow = pay_with_pool(
+            request,
+            self._spender,
+            purchase,
+            order.request_key,
+            self.clock,
+            fingerprint=order.fingerprint,
+            route=call.path,
+            client_key="" if call.client_key is None else call.client_key.name,
+            is_new=is_new,
+            tells_delivery=True,
+        )
+        return pay_when_asked(request, flow) if purchase.name in self._asked_first else flow
 
     def _note_success(self, purchase: Purchase, outcome: Outcome) -> None:
         self.shelf.note_success(purchase)

@@ -7,7 +7,7 @@ machines; needs the `postgres` extra). A room sees the same `Database` either wa
 from __future__ import annotations
 
 from contracts.errors import ConfigInvalid
-from contracts.storage.connection import Beside, Conflict, Connection, Cursor, Row
+from contracts.storage.connection import Beside, Conflict, Connection, Cursor, Row, StoreBusy
 from contracts.storage.database import Database
 from contracts.storage.pending import Shared
 from contracts.storage.presence import Life, Presence
@@ -24,6 +24,7 @@ __all__ = [
     "Presence",
     "Row",
     "Shared",
+    "StoreBusy",
     "check_store_url",
     "open_database",
     "rooted_store_url",

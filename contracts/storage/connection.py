@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Beside", "Conflict", "Connection", "Cursor", "Row", "Values", "Work"]
+from contracts.errors import StoreUnavailable
+
+__all__ = ["Beside", "Conflict", "Connection", "Cursor", "Row", "StoreBusy", "Values", "Work"]
 
 T = TypeVar("T")
 Values = Sequence[Any] | Mapping[str, Any]
@@ -21,6 +23,10 @@ class Conflict(Exception):
 
     It ends the function that met it: a room cannot catch it inside a transaction and go on.
     """
+
+
+class StoreBusy(StoreUnavailable):
+    """Others have had the turn to write for longer than the caller may wait. Nothing of this write was written."""
 
 
 class Row(Protocol):

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from contracts.errors import StoreUnavailable
 from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
-from contracts.storage.connection import Conflict, Connection, Work
+from contracts.storage.connection import Conflict, Connection, StoreBusy, Work
 from contracts.storage.database import Database
 from contracts.storage.disk import check_disk
 from contracts.storage.migrations import Script, due_scripts, read_scripts
@@ -101,7 +101,7 @@ class SqliteDatabase(Database):
     def transact(self, work: Work[T], *, durable: bool = True, bare: bool = False) -> T:
         """See `Database.transact`."""
         if not self._write_lock.acquire(timeout=self._patience()):
-            raise StoreUnavailable(f"{self.name}: database is locked")
+            raise StoreBusy(f"{self.name}: database is locked")
         try:
             connection, beside = self._begin(durable), self.beside
             try:
@@ -179,7 +179,8 @@ class SqliteDatabase(Database):
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             self._is_taken = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            raise StoreUnavailable(f"{self.name}: {error}") from None
+            kind = StoreBusy if self._is_taken else StoreUnavailable
+            raise kind(f"{self.name}: {error}") from None
         self._is_taken = False
         return self._writer
 

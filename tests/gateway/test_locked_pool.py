@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
 from tests.faults.test_locked_store import HELD_S, held_by_another_process
 from tests.gateway.conftest import COUNT, Street
 from tests.gateway.parts import MODEL
+from tests.patience import PATIENCE_S, eventually
 
 CALLS = 8
 # Waiting for other threads and for other processes, in the store and once more in what undoes the first; and as much
@@ -24,9 +26,13 @@ LOOP_HELD_S = 4 * STORE_LOOP_WAIT_S
 Answers = list[tuple[httpx.Response, float]]
 
 
+def body_of(text: str) -> dict[str, Any]:
+    return {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": text}]}
+
+
 def call_until_served(street: Street, name: str, answers: Answers) -> None:
     """Ask, and repeat the same request until it is served; note every answer and how long it took."""
-    body = {"model": f"paid/{MODEL}", "messages": [{"role": "user", "content": name}]}
+    body = body_of(name)
     while not answers or answers[-1][0].status_code != 200:
         assert len(answers) < 200, answers[-1][0].text
         started_s = time.monotonic()
@@ -34,6 +40,27 @@ def call_until_served(street: Street, name: str, answers: Answers) -> None:
             f"{street.gateway.url}/v1/chat/completions", json=body, headers={"x-farebox-request-id": name}, timeout=60
         )
         answers.append((answer, time.monotonic() - started_s))
+
+
+def test_a_first_call_that_finds_others_at_the_pool_waits_for_its_turn_and_is_served(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contracts.storage.sqlite.STORE_BUSY_TIMEOUT_S", PATIENCE_S)
+    desk = street.gateway.desk
+    assert desk is not None
+    answers: Answers = []
+    with ThreadPoolExecutor(2) as threads:
+        with held_by_another_process(street.home / "buyer.db"):
+            plain = threads.submit(street.http.post, "/v1/chat/completions", json=body_of("without an id"))
+            eventually(lambda: not desk.pool.database.is_free, "the call found the pool taken")
+            named = threads.submit(call_until_served, street, "with an id", answers)
+            assert street.http.get("/healthz").status_code == 200
+        assert plain.result().status_code == 200
+        named.result()
+    assert [answer.status_code for answer, _ in answers] == [200]
+    assert len(set(street.seller.nonces)) == len(street.seller.nonces) == 2
+    counts = street.gateway.counts()
+    assert (counts.spent, counts.ready, counts.unknown) == (2, COUNT - 2, 0)
 
 
 @pytest.mark.slow
