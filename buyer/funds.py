@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import OrderedDict
 
 from buyer.asked import PaymentAsked
 from buyer.bounded import BoundedSigner, Bounds
@@ -35,7 +34,7 @@ class SignerFunds:
         self._signer = signer
         self._policy = policy
         self._signed: dict[tuple[int, Address], int] = {}
-        self._open: OrderedDict[str, SignedPayment] = OrderedDict()
+        self._open: dict[str, SignedPayment] = {}
         self._lock = threading.Lock()
 
     def signed_atomic(self, offer: Offer) -> int:
@@ -54,7 +53,7 @@ class SignerFunds:
             if key in self._open and self._open[key].content != content:
                 raise RequestChanged("x-farebox-request-id: an open payment under this id is for another request")
             payment = self._open.pop(key, None)
-            if payment is None or now_s > payment.authorization.valid_before_s + EXPIRY_CHAIN_MARGIN_S:
+            if payment is None or _is_over(payment, now_s):
                 return None
             if now_s <= payment.authorization.valid_before_s - EXPIRY_MARGIN_S:
                 return payment
@@ -70,7 +69,7 @@ class SignerFunds:
         validity_s = min(self._policy.max_validity_s, offer.max_timeout_s + CLAIM_MARGIN_S)
         nonce = secrets.token_bytes(32)
         authorization = fresh_authorization(offer, self._signer.address, nonce, now_s + validity_s)
-        self._reserve(offer)
+        self._reserve(offer, now_s)
         bounds = Bounds(offer, 1, offer.amount_atomic, authorization.valid_before_s)
         # A signer that failed may have signed: its price stays reserved.
         signature = BoundedSigner(self._signer, bounds).sign_authorizations([authorization], offer)[0]
@@ -102,10 +101,12 @@ class SignerFunds:
                 remedy="give max_price_atomic and max_total_atomic for it",
             )
 
-    def _reserve(self, offer: Offer) -> None:
+    def _reserve(self, offer: Offer, now_s: int) -> None:
         key, price_atomic = _asset_key(offer), offer.amount_atomic
         cap_atomic = self._policy.total_cap_atomic(offer.asset)
         with self._lock:
+            if len(self._open) >= OPEN_PAYMENTS_MAX:
+                self._open = {name: kept for name, kept in self._open.items() if not _is_over(kept, now_s)}
             if len(self._open) >= OPEN_PAYMENTS_MAX:
                 raise BudgetExceeded(
                     f"{OPEN_PAYMENTS_MAX} payments wait for their outcome", remedy="wait until some of them expire"
@@ -120,6 +121,11 @@ class SignerFunds:
                     remedy="raise max_total, or use another client",
                 )
             self._signed[key] = signed_atomic + price_atomic
+
+
+def _is_over(payment: SignedPayment, now_s: int) -> bool:
+    """Tell whether nobody can cash an open payment any more, by the chain's clock either."""
+    return now_s > payment.authorization.valid_before_s + EXPIRY_CHAIN_MARGIN_S
 
 
 def fingerprint(request: Outgoing) -> str:

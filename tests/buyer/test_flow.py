@@ -303,6 +303,26 @@ def test_the_total_budget_is_counted_over_calls() -> None:
     assert isinstance(outcome.error, BudgetExceeded)
 
 
+def test_payments_whose_answer_was_lost_make_room_for_others_once_nobody_can_cash_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("buyer.funds.OPEN_PAYMENTS_MAX", 2)
+    wallet = funds()
+    for body in (b"one", b"two"):
+        flow, _ = handshake(wallet, asks(OFFER), replace(REQUEST, body=body))
+        assert end(flow, Lost("reset")).kind == "unknown"
+    three = replace(REQUEST, body=b"three")
+    _, outcome = handshake(wallet, asks(OFFER), three)
+    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome.error, BudgetExceeded)
+    assert "wait until" in outcome.error.advice
+    a_day_later = pay_with_signer(three, wallet, lambda: NOW_S + 86_400.0)
+    advance(a_day_later, None)
+    step = advance(a_day_later, asks(OFFER))
+    assert isinstance(step, Outgoing)
+    assert step.paid
+
+
 def test_a_signer_signs_once_for_a_request_whose_answer_was_lost() -> None:
     wallet = funds()
     flow, first = handshake(wallet, asks(OFFER))

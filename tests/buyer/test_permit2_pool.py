@@ -27,6 +27,9 @@ from contracts.networks import X402_EXACT_PROXY, X402_UPTO_PROXY
 from contracts.offers import PERMIT2, Offer
 from tests.buyer.parts import offer_of, settle, terms_of, token_of
 
+# The code of a contract whose answer to everything is 32 bytes of 0x11: PUSH32, PUSH0, MSTORE, 32, 0, RETURN.
+ANSWERS_11 = "0x7f" + "11" * 32 + "5f5260205ff3"
+
 CENT = 10**16
 COUNT = 5
 
@@ -250,9 +253,10 @@ def test_a_ceiling_that_nobody_settles_in_time_has_cost_nothing(
     [
         (X402_EXACT_PROXY, "0x", "proxy for exact is not deployed"),
         (PERMIT2_ADDRESS, "0x", "no Permit2"),
+        (PERMIT2_ADDRESS, ANSWERS_11, "another EIP-712 domain"),
     ],
 )
-def test_nothing_is_signed_where_the_contracts_are_missing(
+def test_nothing_is_signed_where_the_contracts_are_missing_or_others(
     pool: Pool, chain: Devnet, wallet: KeySigner, offer: Offer, address: bytes, code: str, words: str
 ) -> None:
     approve(pool, chain, wallet, "0.05")

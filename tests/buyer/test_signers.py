@@ -241,6 +241,16 @@ def test_the_signer_is_not_asked_for_more_than_the_agreed_count_over_several_cal
     assert signer.asked == 1
 
 
+def test_a_signer_that_leaves_signatures_out_is_believed_none() -> None:
+    class Forgetful(KeySigner):
+        def sign_authorizations(self, authorizations: object, offer: object) -> list[bytes]:
+            return super().sign_authorizations(authorizations, offer)[:1]  # type: ignore[arg-type]
+
+    signer = Forgetful(SECRET)
+    with pytest.raises(SignerFailed, match="1 signatures for 2"):
+        bounded(signer).sign_authorizations(authorizations(2, signer.address), OFFER)
+
+
 def test_the_signer_of_a_purchase_is_remembered_beside_the_pool(home: Home) -> None:
     with pytest.raises(NameUnknown):
         recall_signer(home, "p")

@@ -213,6 +213,13 @@ def test_a_payment_signed_for_the_offer_is_accepted(rail: str) -> None:
     rails.check(authorization, sign(authorization, offer), offer, NOW_S, 6)
 
 
+@pytest.mark.parametrize("rail", ["permit2", "upto"])
+def test_the_zero_address_is_refused_before_its_signature_is_looked_at(rail: str) -> None:
+    authorization = authorization_for(rail, payer=Address(bytes(20)))
+    with pytest.raises(InvalidSignature, match="the zero address"):
+        rails.check(authorization, b"", OFFERS[rail], NOW_S, 6)
+
+
 @pytest.mark.parametrize(
     ("change", "refusal", "reason"),
     [
