@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +40,9 @@ class _Console(Console):
         return super().render_str(printable(text), **options)
 
 
+# What a redirected output fails with where its disk has no more room, or is gone.
+_OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 out = _Console(highlight=False, soft_wrap=True)
 err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -72,9 +76,21 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # Whoever read our output has gone, as in `farebox receipts --json | head`; Python must not flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has gone, as in `farebox receipts --json | head`.
+        _discard_stdout()
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in _OUTPUT_LOST:
+            raise
+        err.print(f"[bold red]output[/]: {escape(os.strerror(error.errno).lower())}")
+        err.print("[dim]make room, and ask for it again: what was paid for is kept[/]")
+        _discard_stdout()
+        raise SystemExit(1) from None
+
+
+def _discard_stdout() -> None:
+    """Let what Python flushes at its exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def given_rpc_urls(given: list[str] | None) -> list[str]:

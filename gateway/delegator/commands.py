@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -253,24 +253,38 @@ def _carry_out(settings: Any, start: Any, *, as_json: bool) -> int:
     from contextlib import aclosing
 
     from gateway.delegator.delegation import delegating
-    from gateway.delegator.live import showing, tell
 
     async def work() -> int:
         async with delegating(settings) as delegator:
             delegation: Delegation = start(delegator)
             async with aclosing(delegation.events()) as events:
-                with showing(delegation) as board:
-                    async for event in events:
-                        tell(board.take(event))
-                        if event.happening == "finished":
-                            break
-                code = _tell_end(delegation, event, delegator.journal.find(delegation.id), as_json=as_json)
+                last = await _followed(delegation, events)
+                code = _tell_end(delegation, last, delegator.journal.find(delegation.id), as_json=as_json)
                 # The answer is out; the rest is for the books.
                 async for _ in events:
                     pass
             return code
 
     return asyncio.run(work())
+
+
+async def _followed(delegation: Delegation, events: AsyncIterator[NodeEvent]) -> NodeEvent:
+    """Show what happens until the run is over, and return its last event."""
+    import asyncio
+
+    from contracts.console import progress
+    from gateway.delegator.live import showing, tell
+
+    try:
+        with showing(delegation) as board:
+            async for event in events:
+                tell(board.take(event))
+                if event.happening == "finished":
+                    break
+    except asyncio.CancelledError:
+        progress(f"stopped; `farebox delegate resume {delegation.id}` goes on with it, and what was paid for is kept")
+        raise
+    return event
 
 
 def _tell_end(delegation: Delegation, last: NodeEvent, found: Run, *, as_json: bool) -> int:

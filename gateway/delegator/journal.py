@@ -133,7 +133,10 @@ class Journal:
                 raise NameUnknown(f"no run is called {run_id[:80]!r}", remedy="see `farebox delegate list`")
             owner: str | None = row["owner"]
             if owner not in (None, self._presence.id) and self._database.life_of(owner) is Life.ALIVE:
-                raise RequestInProgress(f"run {run_id}: another process carries it out")
+                raise RequestInProgress(
+                    f"run {run_id}: another process carries it out",
+                    remedy="wait for it, or end that process first",
+                )
             connection.execute("UPDATE runs SET owner = ? WHERE id = ?", (self._presence.id, run_id))
             if anew:
                 connection.execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -110,3 +111,23 @@ def test_a_reader_that_goes_away_causes_no_traceback() -> None:
         command.stdout.close()
         assert command.stderr.read() == ""
         assert command.wait(PATIENCE_S) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room is Linux' own device")
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_output_that_cannot_be_written_is_told_without_a_traceback(as_json: bool) -> None:
+    program = (
+        "from contracts.console import exit_on_error, out, print_document\n"
+        f"with exit_on_error(as_json={as_json}):\n"
+        f"    print_document([], as_json={as_json}, human=lambda: out.print('x'))\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "output: no space left on device")

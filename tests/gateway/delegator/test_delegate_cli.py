@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import xml.etree.ElementTree as ET
@@ -19,8 +21,9 @@ from buyer.pool import Pool
 from contracts import console
 from gateway.cli import app
 from gateway.delegator import buying, commands, live
-from tests.gateway.delegator.parts import Town, hedge_at_once, hold, plan_document, town
+from tests.gateway.delegator.parts import Town, hedge_at_once, hold, order, plan_document, plan_of, town
 from tests.gateway.delegator.test_planner import HOSTILE
+from tests.patience import eventually
 
 PRICE = 1_000
 GOOD = plan_document("all", a=("add 3", []), b=("add 4", []), all=("multiply 10", ["a", "b"]))
@@ -201,6 +204,23 @@ def test_the_answer_is_printed_while_a_second_seller_is_still_at_it_whose_price_
         (listed,) = json.loads(farebox("list", "--json").stdout)["runs"]
         assert (listed["spent"], listed["open"]) == ("0.003", "0")
         assert "answered   fast" in farebox("show", listed["run"]).stdout
+
+
+async def test_who_stops_a_run_is_told_how_to_go_on_with_it(
+    built: Town, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.err, "width", 200)
+    release = hold(built.sellers["only"])
+    async with built.delegating() as delegator:
+        delegation = delegator.begin(order(plan_of("a", a=("add 3", []))))
+        async with contextlib.aclosing(delegation.events()) as events:
+            followed = asyncio.create_task(commands._followed(delegation, events))
+            await asyncio.to_thread(eventually, lambda: built.shown["only"], "a payment was shown")
+            followed.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await followed
+        release()
+    assert f"`farebox delegate resume {delegation.id}` goes on with it" in capsys.readouterr().err
 
 
 def test_on_a_terminal_a_tree_shows_state_seller_price_and_time(
