@@ -117,6 +117,18 @@ async def test_a_restart_remembers_what_was_settled(chain: Devnet, tmp_path: Pat
         assert second.earned == PRICE_ATOMIC
 
 
+async def test_more_settlements_than_are_waited_for_at_once_are_sent_away_and_told_to_come_again(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seller.facilitate.service.FACILITATE_AT_ONCE_MAX", 0)
+    body = counter.request()
+    answer = await counter.client.post("/settle", json=body)
+    assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
+    assert counter.earned == 0
+    monkeypatch.undo()
+    assert (await counter.ask("settle", body))["success"]
+
+
 async def test_a_settlement_that_is_not_mined_in_time_is_pending_with_its_hash_and_then_settled(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

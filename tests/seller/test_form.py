@@ -7,6 +7,7 @@ import pytest
 
 from contracts.errors import MalformedMessage
 from seller.body import model_of
+from seller.limits import FORM_PARTS_MAX
 
 FORM = b"multipart/form-data; boundary=x"
 CHEAP = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\ncheap\r\n'
@@ -92,6 +93,32 @@ def test_json_in_another_character_set_is_refused() -> None:
 def test_two_content_types_are_refused(first: bytes) -> None:
     with pytest.raises(MalformedMessage):
         model_of([(b"content-type", first), (b"content-type", FORM)], CHEAP + END)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"a preamble\r\n" + CHEAP + END,
+        b"\r\n" + CHEAP + END,
+        CHEAP + END + b"an epilogue",
+        CHEAP + b"--x\r\n",
+        CHEAP,
+        b"",
+    ],
+)
+def test_a_form_that_does_not_begin_and_end_with_its_boundary_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="boundary"):
+        _read(FORM, body)
+
+
+def test_a_form_that_names_two_models_or_has_too_many_fields_is_refused() -> None:
+    dear = CHEAP.replace(b"cheap", b"dear")
+    with pytest.raises(MalformedMessage, match="model: is set twice"):
+        _read(FORM, CHEAP + dear.replace(b'"model"', b'"Model"') + END)
+    other = CHEAP.replace(b'"model"', b'"y"')
+    assert _read(FORM, other * (FORM_PARTS_MAX - 2) + CHEAP + END) == "cheap"
+    with pytest.raises(MalformedMessage, match="form fields"):
+        _read(FORM, other * (FORM_PARTS_MAX - 1) + CHEAP + END)
 
 
 def test_forms_that_clients_write_are_read() -> None:
