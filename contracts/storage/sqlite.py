@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from contracts.errors import StoreUnavailable
-from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOOP_WAIT_S
+from contracts.limits import STORE_BUSY_TIMEOUT_S, STORE_LOG_PAGES_MAX, STORE_LOOP_WAIT_S
 from contracts.storage.connection import Conflict, Connection, StoreBusy, Work
 from contracts.storage.database import Database
 from contracts.storage.disk import check_disk
@@ -67,6 +67,7 @@ class SqliteDatabase(Database):
             self._writer = self._connect()
             self._reader = self._connect()
             _use_write_ahead_log(self._writer)
+            self._writer.execute(f"PRAGMA wal_autocheckpoint = {STORE_LOG_PAGES_MAX}")
             self._reader.execute("PRAGMA query_only = ON")
         except (OSError, sqlite3.Error) as error:
             raise StoreUnavailable(f"cannot open {path}: {error}") from None

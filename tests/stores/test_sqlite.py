@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from contracts.errors import ConfigInvalid, StoreUnavailable
+from contracts.limits import STORE_LOG_PAGES_MAX
 from contracts.storage import Connection, Life, disk, open_database
 from contracts.storage.sqlite import SqliteDatabase
 from tests.stores.parts import Migrations, held, start
@@ -54,6 +55,19 @@ def test_a_url_names_a_relative_or_an_absolute_file(
         open_database(url, package).close()
     assert (tmp_path / "books.db").is_file()
     assert (tmp_path / "other.db").is_file()
+
+
+def test_the_log_beside_the_file_stops_growing_at_its_limit(store: SqliteDatabase) -> None:
+    store.transact(lambda connection: connection.execute("CREATE TABLE blobs (data BLOB)"))
+    page_bytes, pages = 4096, 250
+    sizes_pages: list[int] = []
+    for _ in range(2 * STORE_LOG_PAGES_MAX // pages):
+        store.transact(
+            lambda connection: connection.execute("INSERT INTO blobs VALUES (zeroblob(?))", (page_bytes * pages,)),
+            durable=False,
+        )
+        sizes_pages.append(store.path.with_name("books.db-wal").stat().st_size // page_bytes)
+    assert STORE_LOG_PAGES_MAX <= max(sizes_pages) <= STORE_LOG_PAGES_MAX + 2 * pages
 
 
 def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *mounts: tuple[str, Path]) -> None:
