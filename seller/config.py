@@ -35,6 +35,7 @@ __all__ = [
     "SellerConfig",
     "SettlerSettings",
     "WalletSettings",
+    "asset_for",
     "read_config",
     "split_host_port",
 ]
@@ -128,7 +129,7 @@ class RouteSettings(StrictModel):
         if not _MATCH.fullmatch(self.match) or "//" in self.match or "/." in self.match:
             raise SettingInvalid(("match",), 'expected a method and an exact path, as "POST /v1/chat/completions"')
         if self.models is not None and not self.models:
-            raise SettingInvalid(("models",), "lists no model")
+            raise SettingInvalid(("models",), "expected at least one model and its price")
         if self.free and (self.price is not None or self.models is not None):
             raise SettingInvalid(("free",), "a free route has no price")
         if not self.free and self.price is None and self.models is None:
@@ -197,14 +198,7 @@ class SellerConfig(StrictModel):
     @property
     def token(self) -> Asset:
         """The asset prices are in: the one given, else the network's default."""
-        if self.asset is not None:
-            given = self.asset
-            address = parse_address(given.address, "asset.address")
-            return Asset(address, given.name, given.version, given.decimals, given.symbol, has_permit=given.permit)
-        known = default_asset(self.chain)
-        if known is None:
-            raise ConfigInvalid(f"asset: none is known on {self.network}; name one")
-        return known
+        return asset_for(self.chain, self.asset)
 
     @property
     def transfer_methods(self) -> tuple[str, ...]:
@@ -325,6 +319,17 @@ def read_config(config: SellerConfig | Path | str | None = None) -> SellerConfig
     if settler.key_file is not None:
         settler = settler.model_copy(update={"key_file": str(folder / Path(settler.key_file).expanduser())})
     return settings.model_copy(update={"settler": settler, "store": rooted_store_url(settings.store, folder)})
+
+
+def asset_for(network: Network, given: AssetSettings | None) -> Asset:
+    """Return the asset given, else the default one of `network`. Raises `ConfigInvalid` where there is none."""
+    if given is not None:
+        address = parse_address(given.address, "asset.address")
+        return Asset(address, given.name, given.version, given.decimals, given.symbol, has_permit=given.permit)
+    known = default_asset(network)
+    if known is None:
+        raise ConfigInvalid(f"asset: none is known on {network.caip2}; name one")
+    return known
 
 
 def split_host_port(text: str, field: str) -> tuple[str, int]:

@@ -8,12 +8,12 @@ from typing import Self
 import pydantic
 
 from contracts.address import Address, parse_address
-from contracts.errors import ConfigInvalid, FareboxError
+from contracts.errors import FareboxError
 from contracts.money import Asset, parse_amount
-from contracts.networks import Network, default_asset, parse_network
+from contracts.networks import Network, parse_network
 from contracts.settings import SettingInvalid, StrictModel, load_settings
 from contracts.storage import check_store_url, rooted_store_url
-from seller.config import AssetSettings, WalletSettings, split_host_port
+from seller.config import AssetSettings, WalletSettings, asset_for, split_host_port
 
 __all__ = ["FacilitatorConfig", "read_facilitator_config"]
 
@@ -40,16 +40,7 @@ class FacilitatorConfig(StrictModel):
     @property
     def token(self) -> Asset:
         """The asset that is settled: the one given, else the network's default."""
-        if self.asset is not None:
-            given = self.asset
-            return Asset(
-                parse_address(given.address, "asset.address"), given.name, given.version, given.decimals, given.symbol,
-                has_permit=given.permit,
-            )  # fmt: skip
-        known = default_asset(self.chain)
-        if known is None:
-            raise ConfigInvalid(f"asset: none is known on {self.network}; name one")
-        return known
+        return asset_for(self.chain, self.asset)
 
     @property
     def minimum_atomic(self) -> int:
