@@ -27,12 +27,11 @@ from contracts.schemes.exact_eip3009 import (
 )
 from contracts.signature import SigningKey
 from seller.claims import Claim
-from seller.limits import SETTLE_WAIT_S
 from seller.settlement.chain import ChainSettler
 from seller.settlement.engine import Worker
 from seller.settlement.key import read_gas_key
 from seller.settlement.outbox import Item, Outbox
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, eventually
 from tests.paying import authorize, encode, payment_document
 from tests.seller.shop import BUYER, GAS, OTHER, PRICE_ATOMIC, Shop, open_shop, settings, write_key
 
@@ -379,8 +378,8 @@ async def test_who_waits_hears_that_it_is_paid_also_when_there_is_no_ether_for_t
 ) -> None:
     monkeypatch.setattr("seller.settlement.chain.RESEND_AFTER_S", 0.0)
     # Whoever waits is told, or learns it too late: looking by oneself does not count here.
-    monkeypatch.setattr("seller.settlement.engine.SETTLE_POLL_S", PATIENCE_S)
-    monkeypatch.setattr("seller.settlement.engine.SETTLE_POLL_MAX_S", PATIENCE_S)
+    for name in ("SETTLE_WAIT_S", "SETTLE_POLL_S", "SETTLE_POLL_MAX_S"):
+        monkeypatch.setattr(f"seller.settlement.engine.{name}", 2 * PATIENCE_S)
     async with open_shop(chain, tmp_path, settle="before", settles=False) as shop:
         bench = Bench(shop)
         read_account = bench.settler._read_account
@@ -392,6 +391,7 @@ async def test_who_waits_hears_that_it_is_paid_also_when_there_is_no_ether_for_t
         paid = asyncio.create_task(shop.buy())
         await queued(bench)
         await bench.submit()
+        await asyncio.to_thread(eventually, lambda: shop.earned == PRICE_ATOMIC, "the first payment is mined")
         monkeypatch.setattr(bench.settler, "_read_account", count_two_too_many)
         behind_a_gap = asyncio.create_task(shop.buy())
         await queued(bench)
@@ -400,9 +400,7 @@ async def test_who_waits_hears_that_it_is_paid_also_when_there_is_no_ether_for_t
         shop.chain.fund_gas(shop.chain.accounts[GAS].address, 0)
         with pytest.raises(SettlementUnavailable, match="holds 0 wei"):
             await bench.worker.round()
-        done, _ = await asyncio.wait(
-            {paid, behind_a_gap}, return_when=asyncio.FIRST_COMPLETED, timeout=SETTLE_WAIT_S / 2
-        )
+        done, _ = await asyncio.wait({paid, behind_a_gap}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S / 4)
         assert done == {paid}
         assert paid.result().status_code == 200
         shop.chain.fund_gas(shop.chain.accounts[GAS].address, 10**20)
