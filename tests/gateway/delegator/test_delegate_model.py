@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -290,25 +292,38 @@ def test_a_client_key_whose_tasks_are_its_share_leaves_the_rest_to_others(
     built.settings["delegate"] = {**SETTINGS, "runs_per_key": 1}
     with contextlib.closing(Pool.open(Home.open(built.home))) as pool:
         one, other = (pool.database.transact(lambda it: create_key(it, name, [], 0)) for name in ("one", "other"))  # noqa: B023
-    plan = plan_document("a", a=("add 3", []))
+    body = {
+        "model": "delegate/model",
+        "messages": [{"role": "user", "content": "x"}],
+        "plan": plan_document("a", a=("add 3", [])),
+    }
+    seller, first, released = built.sellers["only"], threading.Event(), threading.Event()
+    answer_at_once = seller.app
+
+    async def hold_the_first(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST" and not first.is_set():
+            first.set()
+            await asyncio.to_thread(released.wait, PATIENCE_S)
+        await answer_at_once(scope, receive, send)
+
+    seller.app = hold_the_first
     with gateway(built.home, built.config) as running:
 
         def ask_as(key: str) -> int:
-            body = {"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": plan}
             headers = {"authorization": f"Bearer {key}"}
             answer = httpx.post(f"{running.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE_S)
             if answer.status_code == 429:
                 assert answer.json()["error"]["code"] == "key_share_exceeded"
             return answer.status_code
 
-        built.set_pace("only", 0.001)
-        body = {"model": "delegate/model", "messages": [{"role": "user", "content": "x"}], "plan": plan}
-        endless = RawCall(running.url, json.dumps(body).encode(), {"authorization": f"Bearer {one}"})
-        eventually(lambda: built.shown["only"] == 1, "the first task is at work")
-        built.set_pace("only", 1e6)
-        assert (ask_as(one), ask_as(other)) == (429, 200)
-        endless.leave()
-        eventually(lambda: ask_as(one) == 200, "a place of the key is free again")
+        held = RawCall(running.url, json.dumps(body).encode(), {"authorization": f"Bearer {one}"})
+        try:
+            eventually(first.is_set, "the first task is at work")
+            assert (ask_as(one), ask_as(other)) == (429, 200)
+            held.leave()
+            eventually(lambda: ask_as(one) == 200, "a place of the key is free again")
+        finally:
+            released.set()
 
 
 def test_without_a_delegate_section_there_is_no_such_model(tmp_path: Path) -> None:
