@@ -45,7 +45,8 @@ def call_until_served(street: Street, name: str, answers: Answers) -> None:
 def test_a_first_call_that_finds_others_at_the_pool_waits_for_its_turn_and_is_served(
     street: Street, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("contracts.storage.sqlite.STORE_BUSY_TIMEOUT_S", PATIENCE_S)
+    for module in ("contracts.storage.sqlite", "buyer.slots"):
+        monkeypatch.setattr(f"{module}.STORE_BUSY_TIMEOUT_S", PATIENCE_S)
     desk = street.gateway.desk
     assert desk is not None
     answers: Answers = []
