@@ -24,9 +24,13 @@ from tests.warm import Warm, clean_environment
 # A run in the background of a shell starts with interrupts ignored, and every process it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No test fails by the clock: the first example of a property pays for its imports.
-hypothesis.settings.register_profile("farebox", hypothesis.settings(), deadline=None)
-hypothesis.settings.load_profile("farebox")
+# No test fails by the clock: the first example of a property pays for its imports, and a machine may be slow to make
+# examples. They are the same in every run, so that what fails was broken by a change; `--hypothesis-profile=explore`
+# looks for others.
+_EVERY_RUN = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("explore", _EVERY_RUN)
+hypothesis.settings.register_profile("same", _EVERY_RUN, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 def _shared_tls_context(verify: Any = True, **given: Any) -> ssl.SSLContext:

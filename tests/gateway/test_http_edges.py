@@ -193,7 +193,9 @@ def test_a_client_that_leaves_before_its_request_is_complete_costs_nothing(stree
     assert len(street.seller.requests) == 1
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     body=st.one_of(
         st.binary(max_size=200),
