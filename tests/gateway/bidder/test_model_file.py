@@ -99,32 +99,35 @@ def _set(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[str],
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "reason"),
     [
-        _set("split_feature", lambda words: ["19", *words[1:]]),
-        _set("split_feature", lambda words: ["-1", *words[1:]]),
-        _set("left_child", lambda words: ["99999", *words[1:]]),
-        _set("left_child", lambda words: ["-99999", *words[1:]]),
-        _set("left_child", lambda words: ["0", *words[1:]]),
-        _set("right_child", lambda words: words[1:]),
-        _set("num_leaves", lambda _: ["1000000000"]),
-        _set("num_cat", lambda _: ["-1"]),
-        _set("leaf_value", lambda words: ["nan", *words[1:]]),
-        _set("leaf_value", lambda words: ["1e999", *words[1:]]),
-        _set("threshold", lambda words: words[1:]),
-        _set("cat_boundaries", lambda words: ["0", "4000000"] if words else words),
-        lambda text: text.replace("max_feature_idx=18", "max_feature_idx=400000"),
-        lambda text: text.partition("\nTree=")[0],
+        (_set("split_feature", lambda words: ["19", *words[1:]]), "split_feature: points outside"),
+        (_set("split_feature", lambda words: ["-1", *words[1:]]), "split_feature: points outside"),
+        (_set("left_child", lambda words: ["99999", *words[1:]]), "left_child: points outside"),
+        (_set("left_child", lambda words: ["-99999", *words[1:]]), "left_child: points outside"),
+        (_set("left_child", lambda words: ["0", *words[1:]]), "left_child goes back"),
+        (_set("left_child", lambda words: [*words[:-1], "1.5"]), "left_child is no list of integers"),
+        (_set("left_child", lambda words: [words[-1], *words[1:]]), "is not one tree"),
+        (_set("right_child", lambda words: words[1:]), "right_child: expected"),
+        (_set("num_leaves", lambda _: ["1000000000"]), "1000000000 leaves"),
+        (_set("num_cat", lambda _: ["-1"]), "-1 categories"),
+        (_set("leaf_value", lambda words: ["nan", *words[1:]]), "leaf_value: expected"),
+        (_set("leaf_value", lambda words: ["1e999", *words[1:]]), "leaf_value: expected finite"),
+        (_set("threshold", lambda words: words[1:]), "threshold: expected"),
+        (_set("cat_boundaries", lambda words: ["0", "4000000"]), "cat_"),
+        (_set("cat_boundaries", lambda words: ["1", *words[1:]]), "cat_boundaries do not rise"),
+        (lambda text: text.replace("max_feature_idx=18", "max_feature_idx=400000"), "expected 19 features"),
+        (lambda text: text.partition("\nTree=")[0], "got 0"),
     ],
 )
 def test_an_index_outside_of_its_table_is_refused_whoever_signed_it(
-    forest: Forest, damage: Callable[[str], str]
+    forest: Forest, damage: Callable[[str], str], reason: str
 ) -> None:
     text = forest.quality.model_to_string()
     check_text(text, "sound")
     damaged = damage(text)
     assert damaged != text
-    with pytest.raises(ModelRefused):
+    with pytest.raises(ModelRefused, match=reason):
         check_text(damaged, "damaged")
 
 

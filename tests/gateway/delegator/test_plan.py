@@ -116,10 +116,21 @@ def test_ten_thousand_nodes_are_refused_quickly() -> None:
     many = plan(node("n0"), *(node(f"n{i}") for i in range(1, 10_000)))
     with pytest.raises(PlanTooLarge, match=str(PLAN_BYTES_MAX)):
         parse(many)
-    small = [{**node(f"n{i}"), "goal": "x", "inputs": []} for i in range(NODES_MAX + 10)]
-    small[-1]["needs"] = [each["id"] for each in small[:8]]
-    with pytest.raises(PlanInvalid):
-        parse(plan(*small))
+
+
+def test_a_plan_of_as_many_nodes_as_are_allowed_is_one_and_with_one_more_it_is_not() -> None:
+    def of_size(count: int) -> Document:
+        """Return leaves, four nodes that read up to sixteen of them, and the output, which reads those."""
+        small = [{**node(f"n{i}"), "goal": "x", "inputs": []} for i in range(count)]
+        *leaves, a, b, c, d, output = (each["id"] for each in small)
+        for place, each in enumerate(small[-5:-1]):
+            each["needs"] = leaves[place::4]
+        small[-1]["needs"] = [a, b, c, d]
+        return {**plan(*small), "output": output}
+
+    assert len(parse(of_size(NODES_MAX)).nodes) == NODES_MAX
+    with pytest.raises(PlanTooLarge, match=f"nodes: {NODES_MAX + 1}, expected at most {NODES_MAX}"):
+        parse(of_size(NODES_MAX + 1))
 
 
 def test_not_delegating_is_a_plan_too() -> None:
