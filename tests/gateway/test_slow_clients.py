@@ -16,11 +16,12 @@ from buyer.home import Home
 from buyer.pool import Counts, Pool
 from gateway.client import Client
 from gateway.desk import Desk
-from tests.gateway.parts import MODEL, StandInSeller, gateway, listening, sign_pool
+from tests.gateway.parts import MODEL, Gateway, StandInSeller, gateway, listening, sign_pool
 from tests.patience import PATIENCE_S, eventually
 
-# More than the system keeps for a connection on loopback, and than waits in the gateway.
-PIECES, PIECE_BYTES = 96, 256 * 1024
+# Far more than waits in the gateway, and than the system keeps for a connection with so little room.
+PIECES, PIECE_BYTES = 32, 256 * 1024
+ROOM_BYTES = 4096
 EVENTS = [b"data: %06d" % number + b"x" * PIECE_BYTES + b"\n\n" for number in range(PIECES)]
 
 
@@ -42,7 +43,7 @@ def test_a_stream_to_a_slow_client_arrives_whole_and_in_order(tmp_path: Path) ->
         pool = Pool.open(Home.open(tmp_path / "home"))
         sign_pool(pool, seller.url, 1)
         pool.close()
-        with gateway(tmp_path / "home") as running, slow_connection(running.url) as client:
+        with gateway(tmp_path / "home") as running, slow_connection(running) as client:
             body = json.dumps({"model": f"paid/{MODEL}", "messages": [], "stream": True})
             client.request("POST", "/v1/chat/completions", body)
             eventually(lambda: running.call(is_seller_waiting), "the seller waits for the client")
@@ -55,14 +56,16 @@ def test_a_stream_to_a_slow_client_arrives_whole_and_in_order(tmp_path: Path) ->
 
 
 @contextlib.contextmanager
-def slow_connection(url: str) -> Iterator[http.client.HTTPConnection]:
-    """Connect with little room for what is not read yet."""
-    host, port = url.removeprefix("http://").split(":")
+def slow_connection(running: Gateway) -> Iterator[http.client.HTTPConnection]:
+    """Connect with little room for what is not read yet, at both ends."""
+    listener = running._servers[0].socket
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM_BYTES)
+    address = listener.getsockname()
     with socket.socket() as connected:
         connected.settimeout(PATIENCE_S)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connected.connect((host, int(port)))
-        connection = http.client.HTTPConnection(host, int(port))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM_BYTES)
+        connected.connect(address)
+        connection = http.client.HTTPConnection(*address)
         connection.sock = connected
         yield connection
 
