@@ -102,7 +102,7 @@ async def test_a_flood_of_fresh_keys_costs_a_bounded_number_of_questions_and_kno
     monkeypatch.setattr("seller.payers.STRANGER_QUESTIONS_PER_S", 0)
     async with attacked(chain, tmp_path) as (shop, till):
         await shop.trust()
-        verifier, (offer,) = shop.seller.verifier, {shop.seller.book.routes[0].quote_for(None).offer}
+        verifier, offer = shop.seller.verifier, shop.seller.book.routes[0].quote_for(None).offer
         headers = [sign_payment((2000 + number).to_bytes(32, "big"), offer) for number in range(30)]
         asked: list[Address] = []
         ask = verifier._payers._ask
