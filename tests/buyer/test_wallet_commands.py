@@ -157,6 +157,16 @@ def test_revoked_slots_pay_nothing_and_the_others_do(desk: Desk, rail: str) -> N
     assert "slots 7 to 7" in tomorrow["what"]
 
 
+@pytest.mark.parametrize(
+    ("rail", "slots", "reason"), [("drip", 3, "this token has no slots to revoke"), ("eip3009", 0, "has no slots")]
+)
+def test_where_there_are_no_slots_none_is_revoked(desk: Desk, rail: str, slots: int, reason: str) -> None:
+    desk.done(*desk.policy("--rail", rail, slots=slots))
+    code, document = desk.run("revoke", desk.wallet, "--token", desk.chain.token, "--yes")
+    assert (code, document["error"]["code"]) == (NOT_ALLOWED, "terms_not_allowed")
+    assert reason in document["error"]["message"]
+
+
 def test_a_stranger_is_told_who_the_owner_is(desk: Desk, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.key"
     stranger.write_text(desk.chain.accounts[7].key.hex())

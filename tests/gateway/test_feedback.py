@@ -190,3 +190,6 @@ def test_other_tags_have_other_scales(market: Market) -> None:
     assert parse_verdict("-12.5", tag1="tradingYield").value == -125
     with pytest.raises(UsageError, match="--tag"):
         parse_verdict("1", tag1="x" * 200)
+    assert parse_verdict(f"-{10**38}", tag1="tradingYield").value == -(10**38)
+    with pytest.raises(UsageError, match="larger than the registry takes"):
+        parse_verdict(str(10**38 + 1), tag1="tradingYield")
