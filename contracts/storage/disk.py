@@ -50,9 +50,9 @@ def check_disk(folder: Path) -> None:
 
     if not Environment().allow_network_disk:
         raise ConfigInvalid(
-            f"{folder} is on a network file system ({kind}), where two machines could spend the same payment",
-            remedy="put it on a disk of this machine, or use a PostgreSQL `store`; where one machine alone will ever "
-            f"use it, {OVERRIDE}=1 goes on",
+            f"{folder} is on a network file system ({kind}), where a second machine spoils books, or spends from them",
+            remedy="put it on a disk of this machine; what several machines share belongs into PostgreSQL (`store`); "
+            f"{OVERRIDE}=1 goes on where one machine alone will ever use it",
         )
 
 
