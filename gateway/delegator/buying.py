@@ -10,12 +10,15 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from buyer.budgets import shown_units
 from buyer.client_keys import ClientKey
+from buyer.purchase import Purchase
 from buyer.receipts import Receipt
 from contracts.errors import RequestInProgress, SellerUnreachable
+from contracts.tiers import BACKGROUND, tier_of
 from gateway.delegator.calls import Answer, NodeFailed, NodeUnknown
 from gateway.delegator.journal import Attempt
 from gateway.delegator.limits import ASK_PAUSE_S, ASK_PAUSE_S_MAX, ASKS_MAX, LEFT_BEHIND_S, RESULT_LENGTH_MAX
@@ -64,25 +67,31 @@ class Buying:
         return bool(self._calls)
 
     async def offers(self) -> Sequence[Priced]:
-        """Return what can be bought now. Raises `StoreUnavailable`."""
+        """Return what can be bought now; of a background tier only where nothing else of that model was bought.
+
+        Raises `StoreUnavailable`.
+        """
         return await self._desk.in_store(self._offers)
 
     def _offers(self) -> Sequence[Priced]:
         self._desk.shelf.reload()
         now_s, market = int(self._desk.clock()), self._desk.router.bidder.market
         allowed = None if self._client_key is None else self._client_key.models
-        found = []
-        for purchase in self._desk.router.offered(self._desk.shelf.purchases):
-            is_allowed = allowed is None or purchase.model in allowed
-            if is_allowed and self._desk.pool.spendable(purchase, now_s):
-                offer = offer_of(purchase)
-                found.append(Priced(purchase.model, purchase.name, offer.price_units, market.pace_of(offer)))
-        return found
+        found = [
+            purchase
+            for purchase in self._desk.router.offered(self._desk.shelf.purchases)
+            if (allowed is None or purchase.model in allowed) and self._desk.pool.spendable(purchase, now_s)
+        ]
+        steady = [purchase for purchase in found if not _is_background(purchase)]
+        models = {purchase.model for purchase in steady}
+        steady += [purchase for purchase in found if purchase.model not in models]
+        offers = [(purchase, offer_of(purchase)) for purchase in steady]
+        return [Priced(each.model, each.name, offer.price_units, market.pace_of(offer)) for each, offer in offers]
 
     async def buy(self, attempt: Attempt, asked: Asked, wish: Wish) -> Answer:
         """Return what the attempt's prompt was answered. Raises `NodeFailed` or `NodeUnknown`, as `CallNode`."""
         body = _body(attempt, asked)
-        headers = _headers(attempt, wish)
+        headers = _headers(attempt, replace(wish, avoid=wish.avoid | self._passed_over(model_of(attempt.offer))))
         reply, receipt = Reply(), None
         for pause_s in (*_PAUSES_S, None):
             reply = await self._ask(headers, body)
@@ -104,6 +113,11 @@ class Buying:
         if receipt is None:
             raise NodeUnknown(f"another process is paying for it: {_reason(reply)}")
         raise NodeUnknown(f"{receipt.purchase} was paid and has not answered: {_reason(reply)}")
+
+    def _passed_over(self, model: str) -> frozenset[str]:
+        """Return the purchases of slots that others may take away: not for work that somebody waits for."""
+        sold = self._desk.shelf.purchases
+        return frozenset(each.name for each in sold if each.model == model and _is_background(each))
 
     async def receipt_of(self, key: str) -> Receipt | None:
         """Return the receipt of an attempt; None when nothing ever left for it. Raises `StoreUnavailable`."""
@@ -132,6 +146,10 @@ class Buying:
             if not _is_in_progress(reply) or time.monotonic() > until_s:
                 return reply
             await asyncio.sleep(ASK_PAUSE_S)
+
+
+def _is_background(purchase: Purchase) -> bool:
+    return tier_of(purchase.accepted.extra) == BACKGROUND
 
 
 def request_key(attempt_key: str) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -226,10 +226,11 @@ def sign_pool(
     valid_s: int = 86_400,
     asset: Asset = ASSET,
     rpc_urls: tuple[str, ...] = (),
+    tier: str | None = None,
 ) -> None:
     """Sign `count` authorizations into the pool as `farebox buy` does, without a chain to ask first."""
     now_s = int(time.time())
-    offer = offer_at(price_atomic, asset)
+    offer = replace(offer_at(price_atomic, asset), extra={} if tier is None else {"tier": tier})
 
     def authorization() -> Authorization:
         return Authorization(KEY.address, PAY_TO, price_atomic, 0, now_s + valid_s, secrets.token_bytes(32))

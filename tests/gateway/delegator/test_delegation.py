@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,13 +15,18 @@ from buyer.home import Home
 from buyer.pool import Pool
 from contracts.address import parse_address
 from contracts.errors import NameUnknown, StoreUnavailable, UsageError
+from contracts.tiers import BACKGROUND
 from gateway.bidder.task import Outcome, Task
+from gateway.delegator import buying
 from gateway.delegator.delegation import delegate, receipts_in
 from gateway.delegator.gantt import bars_of, gantt_svg
 from gateway.delegator.order import note_of, planned_of
 from gateway.delegator.schedule import BudgetInfeasible
 from gateway.delegator.ways import DeadlineInfeasible, NotForSale, Priced
 from gateway.demo.worker_server import worker_app
+from gateway.desk import Desk
+from gateway.envelope import Headers
+from gateway.inside import ask_inside
 from gateway.routing import offer_of
 from tests.gateway.delegator.parts import UNITS_PER_ATOMIC, Town, events_of, order, plan_of, town
 from tests.gateway.parts import ASSET, StandInSeller, listening, sign_pool
@@ -112,6 +118,27 @@ async def test_a_deadline_that_nobody_meets_and_work_that_nobody_does_are_refuse
         with pytest.raises(NotForSale, match=r"nodes\[0\] \(a\): no model .* quality 0.5"):
             await events_of(delegator.begin(order(hard)))
     assert sum(pair.shown.values()) == 0
+
+
+async def test_background_slots_are_left_to_background_work_while_there_are_others(
+    pair: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pool.open(Home.open(pair.home)) as pool:
+        for name, model in (("idle", "model"), ("only-idle", "patient")):
+            sign_pool(pool, pair.urls["slow"], 3, name=name, model=model, price_atomic=SLOW // 2, tier=BACKGROUND)
+    avoided = set()
+
+    def ask(desk: Desk, headers: Headers, *rest: Any) -> Awaitable[None]:
+        avoided.add(dict(headers)[b"x-farebox-avoid"])
+        return ask_inside(desk, headers, *rest)
+
+    monkeypatch.setattr(buying, "ask_inside", ask)
+    pair.settings["delegate"] = {"models": {"model": {}}}
+    async with pair.delegating() as delegator:
+        offers = await delegator._buying(None).offers()
+        assert (await events_of(delegator.begin(order(SUM))))[-1].text == "70"
+    assert {offer.seller for offer in offers} == {"slow", "fast", "only-idle"}
+    assert avoided == {b"idle"}
 
 
 async def test_a_seller_that_fails_keeps_its_price_from_the_budget_and_the_next_better_one_is_paid(pair: Town) -> None:
