@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from buyer.client_keys import ClientKey
 from contracts.errors import FareboxError
+from contracts.routes import INFERENCE_PATHS
 from gateway.admin import HEALTH_PATHS, health_routes
 from gateway.client import Client
 from gateway.config import Listen
@@ -28,7 +29,7 @@ __all__ = ["PAID_ROUTES", "GatewayApp", "HostCheck"]
 
 log = logging.getLogger("farebox.gateway")
 
-PAID_ROUTES = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"))
+PAID_ROUTES = frozenset(INFERENCE_PATHS)
 
 
 class GatewayApp:

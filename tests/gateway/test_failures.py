@@ -54,6 +54,22 @@ def test_an_empty_pool_names_the_command_to_run(street: Street, seller: StandInS
     assert len(seller.presented) == COUNT
 
 
+def test_a_defect_of_the_gateway_is_told_without_its_traceback_and_spends_nothing(
+    street: Street, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret of ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.app.parse_call", broken)
+        answer = street.http.post(CHAT, json=ask("a"))
+    assert (answer.status_code, code(answer)) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert "a secret of ours" in caplog.text
+    assert street.gateway.counts() == Counts(ready=COUNT)
+    assert street.http.post(CHAT, json=ask("a")).status_code == 200
+
+
 def test_the_log_tells_that_a_pool_is_dry_now_and_then_and_not_with_every_call(
     street: Street, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,16 @@ def test_no_value_or_hurry_passes_the_clients_own_cap(market: Market) -> None:
     assert market.sold[1] == 0
 
 
+def test_what_would_be_worth_the_usual_price_and_has_time_is_told_to_come_again(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.bidder.choose._is_worth_waiting", lambda *_: True)
+    answer = market.ask(value="0.0000001")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_worth_it_now")
+    assert int(answer.headers["retry-after"]) > 0
+    assert market.sold == (0, 0)
+
+
 def test_what_is_not_worth_its_price_is_refused_unpaid(market: Market) -> None:
     answer = market.ask(value="0.0000001")
     assert answer.status_code == 402
