@@ -19,10 +19,11 @@ from gateway.desk import Desk
 from tests.gateway.parts import MODEL, Gateway, StandInSeller, gateway, listening, sign_pool
 from tests.patience import PATIENCE_S, eventually
 
-# Far more than waits in the gateway, and than the system keeps for a connection with so little room.
-PIECES, PIECE_BYTES = 32, 256 * 1024
 ROOM_BYTES = 4096
-EVENTS = [b"data: %06d" % number + b"x" * PIECE_BYTES + b"\n\n" for number in range(PIECES)]
+# At first and at last what goes on at once, between them far more than waits in the gateway, and than the system keeps
+# for a connection with so little room.
+SIZES = [10] * 100 + [256 * 1024] * 32 + [10] * 100
+EVENTS = [b"data: %06d" % number + b"x" * size + b"\n\n" for number, size in enumerate(SIZES)]
 
 
 async def streams(scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,6 +32,7 @@ async def streams(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for event in EVENTS:
         await send({"type": "http.response.body", "body": event, "more_body": True})
+        await asyncio.sleep(0)
     await send({"type": "http.response.body", "body": b""})
 
 
