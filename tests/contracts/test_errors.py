@@ -66,7 +66,8 @@ def test_every_error_of_the_page_has_one_parent() -> None:
 
 
 def test_no_two_errors_share_a_code() -> None:
-    codes = [kind.code for kind in CLASSES]
+    # A finer kind that names none is its parent to everybody but its caller.
+    codes = [kind.code for kind in CLASSES if "code" in vars(kind)]
     assert sorted(codes) == sorted(set(codes))
 
 
