@@ -33,7 +33,7 @@ from seller.settlement.key import read_gas_key
 from seller.settlement.outbox import Item, Outbox
 from tests.patience import PATIENCE_S, eventually
 from tests.paying import authorize, encode, payment_document
-from tests.seller.shop import BUYER, GAS, OTHER, PRICE_ATOMIC, Shop, open_shop, settings, write_key
+from tests.seller.shop import BUYER, GAS, OTHER, PRICE_ATOMIC, Shop, error_of, open_shop, settings, write_key
 
 
 @pytest.fixture
@@ -185,8 +185,8 @@ async def test_a_payment_that_a_stranger_submitted_first_is_paid(shop: Shop) -> 
     assert second is not None
 
 
-async def test_a_revoked_payment_is_a_loss_with_its_reason(shop: Shop) -> None:
-    ((authorization, _),) = await raw_payments(shop, 1)
+async def test_a_revoked_payment_is_a_loss_with_its_reason_and_gets_no_goods_again(shop: Shop) -> None:
+    ((authorization, paid_with),) = await raw_payments(shop, 1)
     key = SigningKey(shop.chain.accounts[BUYER].key)
     offer = shop.seller.book.routes[0].quote_for(None).offer
     signature = key.sign(cancel_digest(authorization.payer, authorization.nonce, offer.domain))
@@ -195,6 +195,9 @@ async def test_a_revoked_payment_is_a_loss_with_its_reason(shop: Shop) -> None:
     sums = shop.seller.ledger.sums()
     assert sums.payments == {"lost": 1}
     assert (sums.lost_atomic, sums.outstanding_atomic) == (PRICE_ATOMIC, 0)
+    again = await shop.buy(encode(payment_document(authorization, paid_with, offer)))
+    assert (again.status_code, error_of(again)["code"]) == (402, "payment_replayed")
+    assert "cannot be settled" in error_of(again)["message"]
 
 
 async def test_a_payment_that_outlived_its_time_is_a_loss(shop: Shop) -> None:
