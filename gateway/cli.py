@@ -96,7 +96,8 @@ def serve(
 
         serving.shed_wallet_environment()
         log_to_stderr(logging.INFO)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        for chatty in ("uvicorn", "httpx"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         settings = override(load_config(config), listen=listen, admin_listen=admin_listen)
 
         def announce(addresses: serving.Addresses) -> None:
