@@ -241,6 +241,12 @@ def test_terms_that_are_not_the_offers_are_refused_by_name(
     assert refused.value.x402_reason == reason
 
 
+@pytest.mark.parametrize("extra", [{}, {"facilitatorAddress": "0x12"}, {"facilitatorAddress": 7}])
+def test_an_offer_by_usage_that_names_no_account_to_settle_it_is_malformed(extra: dict[str, Any]) -> None:
+    with pytest.raises(MalformedMessage, match="facilitatorAddress"):
+        upto_permit2.facilitator_of(replace(OFFERS["upto"], extra=extra))
+
+
 @pytest.mark.parametrize("facilitator", [PAYEE, KEY.address])
 def test_a_cap_that_another_account_may_charge_is_refused_by_name(facilitator: Address) -> None:
     authorization = authorization_for("upto", facilitator=facilitator)
