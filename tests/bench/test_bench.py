@@ -93,7 +93,12 @@ def test_claims_that_a_killed_worker_acknowledged_are_all_found() -> None:
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "nonsense"], cwd=REPO, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "bench", "nonsense"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 2
     assert "verify, sign, claims, seller, first_byte, gateway" in done.stderr

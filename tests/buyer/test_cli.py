@@ -18,6 +18,7 @@ from contracts.offers import Offer
 from tests.buyer.parts import closed_port_url, hanging_up, serving
 from tests.buyer.signing_server import SigningServer
 from tests.buyer.town import FAILED, OK, OVER_CAP, REFUSED, UNKNOWN, UNREACHABLE, USAGE, Town
+from tests.patience import PATIENCE_S
 
 
 def test_probe_tells_every_option_and_why_some_cannot_be_paid(town: Town) -> None:
@@ -176,7 +177,7 @@ def test_two_processes_at_once_never_sign_twice(town: Town) -> None:
     script = "import sys; from buyer.cli import commands; commands(sys.argv[1:])"
     command = [sys.executable, "-c", script, "process", "p", "--json"]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) for _ in range(3)]
-    documents = [json.loads(run.communicate(timeout=60)[0]) for run in runs]
+    documents = [json.loads(run.communicate(timeout=PATIENCE_S)[0]) for run in runs]
     signed = [document["processed"][0]["signed"] for document in documents]
     assert sorted(signed) == [0, 0, 40]
     assert town.counts() == Counts(ready=45)

@@ -18,6 +18,7 @@ from contracts.errors import AuthorizationsExhausted
 from tests.buyer.parts import NOW_S, add_purchase, add_signed, open_pool
 from tests.buyer.spending import STEPS
 from tests.buyer.test_pool_model import abandon
+from tests.patience import PATIENCE_S
 
 # `make` runs a few; a thousand take a quarter of an hour: FAREBOX_TEST_KILLS=1000.
 KILLS = int(os.environ.get("FAREBOX_TEST_KILLS", "6"))
@@ -135,7 +136,7 @@ def test_two_processes_on_one_pool_never_use_the_same_authorization(home: Home) 
 
 
 def _all(process: subprocess.Popen[str]) -> list[list[str]]:
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     return [line.split() for line in output.splitlines()]
 
 

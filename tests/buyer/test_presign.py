@@ -39,6 +39,7 @@ from contracts.money import Asset
 from contracts.offers import Offer, requirements
 from contracts.schemes.authorization import Authorization
 from tests.buyer.parts import Shop, closed_port_url, offer_of, serving, terms_of, token_of
+from tests.patience import PATIENCE_S
 
 PRICE = 1000
 BALANCE = 100 * PRICE
@@ -188,7 +189,10 @@ def test_what_was_being_signed_at_a_crash_is_exposure_and_signed_again_unchanged
 ) -> None:
     wanted = [str(pool.home.path), chain.rpc_url, chain.token, chain.accounts[0].key.hex()]
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.buyer.buying", *wanted], cwd=Path(__file__).parents[2], check=False, timeout=60
+        [sys.executable, "-m", "tests.buyer.buying", *wanted],
+        cwd=Path(__file__).parents[2],
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert killed.returncode == -signal.SIGKILL
     # The first chunk of 50 is stored; of the second, the signatures died with the process.

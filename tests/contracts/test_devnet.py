@@ -18,6 +18,7 @@ from contracts.evm.devnet import Devnet, DevnetFailed
 from contracts.evm.preinstalls import PERMIT2
 from contracts.evm.rpc import RpcRefused
 from contracts.evm.toolchain import ToolMissing
+from tests.patience import PATIENCE_S
 
 PERMIT2_ADDRESS = "0x" + PERMIT2.hex()
 
@@ -172,7 +173,9 @@ def test_starting_a_running_chain_again_is_refused_and_keeps_it_running() -> Non
 
 def test_a_program_that_ends_without_stopping_leaves_no_chain_behind() -> None:
     program = "from contracts.evm.devnet import Devnet; print(Devnet().start().rpc_url); devnet = 1 / 0"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert "ZeroDivisionError" in done.stderr
     assert not answers(done.stdout.strip())
 

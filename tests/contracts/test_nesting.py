@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from contracts import nesting
 from contracts.limits import JSON_DEPTH_MAX
 from contracts.nesting import check_nesting, recursion_limit_kept
+from tests.patience import PATIENCE_S
 
 # What decodes deeply nested documents of strangers, in a process whose recursion limit a library has raised. Each
 # document is well-formed as far as it goes: a decoder would walk down to its end.
@@ -50,7 +51,9 @@ def unreliable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_raised_recursion_limit_does_not_let_a_document_end_the_process() -> None:
-    done = subprocess.run([sys.executable, "-c", DECODE], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["message 400", "raw 400", "model 400", "second model 400"]
 
@@ -73,7 +76,9 @@ GasKey.prepare()
 assert "py_ecc" in sys.modules, "nothing raises the limit any more: recursion_limit_kept can go"
 print(before, sys.getrecursionlimit())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     before, after = done.stdout.split() or [done.stderr, ""]
     assert after == before
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.patience import PATIENCE_S
+
 SPEAKS = """
 import logging
 from contracts.redaction import log_to_stderr
@@ -25,7 +27,9 @@ except RuntimeError:
 
 
 def test_a_process_that_logs_to_stderr_tells_no_secret() -> None:
-    done = subprocess.run([sys.executable, "-c", SPEAKS], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAKS], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert "node.example" in done.stderr
     assert "RuntimeError: key ***" in done.stderr
     for secret in ("hunter2", "TOKEN123", "KEY456", "eyJ4NDAy", "ab" * 32):
@@ -33,7 +37,9 @@ def test_a_process_that_logs_to_stderr_tells_no_secret() -> None:
 
 
 def test_what_others_say_makes_no_line_of_the_log_and_steers_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", SPEAKS], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAKS], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     (line,) = [line for line in done.stderr.split("\n") if "the seller says" in line]
     assert "all is paid" in line
     assert "Traceback (most recent call last):\n" in done.stderr

@@ -35,6 +35,7 @@ from gateway.doctor import Check, examine
 from tests.faults.rpc_proxy import RpcProxy
 from tests.gateway.conftest import Run
 from tests.gateway.parts import Listening, StandInSeller, sign_pool
+from tests.patience import PATIENCE_S
 from tests.processes import farebox_process
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "seller.example.yaml"
@@ -48,7 +49,9 @@ HEAVY = {"web3", "litellm", "lightgbm", "numpy", "openai", "pydantic", "httpx", 
 def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
     ask_for_help = "from gateway.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
     program = f"{code}\n{ask_for_help if '--help' in code else ''}\nimport sys; print('loaded:', *sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     loaded = {name.partition(".")[0] for name in done.stdout.partition("loaded:")[2].split()}
     assert {"seller", "buyer", "gateway"} & loaded
     assert not HEAVY & loaded

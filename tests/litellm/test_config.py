@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from contracts.errors import UsageError
 from gateway.litellm.cli import commands
 from gateway.litellm.config import ProxyConfig, callback_source
+from tests.patience import PATIENCE_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -212,6 +213,8 @@ def test_the_command_runs_without_litellm_being_imported(tmp_path: Path) -> None
         f"commands(['config', '--out', {str(tmp_path / 'litellm.yaml')!r}], standalone_mode=False)\n"
         "sys.exit('litellm' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "farebox_callback.py").exists()

@@ -19,6 +19,7 @@ from registry import reading
 from registry.chains import chain_of
 from registry.index import open_index
 from registry.sync import Progress
+from tests.patience import PATIENCE_S
 from tests.registry.ledger_of_agents import IDENTITY, REPUTATION, Registrar
 from tests.registry.odd_node import OddNode
 from tests.registry.syncing import CHAIN, Books
@@ -468,5 +469,5 @@ def test_killed_processes_leave_an_index_that_the_next_one_finishes(
                 time.sleep(0.001)
             process.kill()
             process.wait()
-        subprocess.run([*command, node.url], cwd=REPO, check=True, timeout=60)
+        subprocess.run([*command, node.url], cwd=REPO, check=True, timeout=PATIENCE_S)
     assert books.exported("own") == clean

@@ -188,5 +188,7 @@ def test_importing_the_seller_loads_nothing_heavy() -> None:
         "import seller, sys; heavy = {'web3', 'litellm', 'lightgbm', 'eth_account', 'uvicorn', 'aiohttp', 'typer'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
