@@ -43,7 +43,7 @@ def test_a_port_that_another_process_was_given_is_not_given_again_before_that_pr
         with pytest.raises(DemoFailed, match="fewer than 100 free ports"):
             free_ports(100)
         neighbour.communicate(timeout=PATIENCE_S)
-    assert theirs.issuperset(free_ports(1))
+    assert theirs & set(free_ports(20))
 
 
 def test_a_port_on_which_somebody_listens_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
