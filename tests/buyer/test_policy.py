@@ -260,6 +260,8 @@ def test_a_body_is_never_unpacked_beyond_its_cap() -> None:
         {"max_price": "0.01", "allowed_networks": ["nowhere"]},
         {"max_price": "0.01", "allowed_assets": ["0x12"]},
         {"max_price": "0.01", "max_validity_s": 0},
+        {"max_price": "0.01", "schemes": ["exact", "deferred"]},
+        {"max_price": "0.01", "tier": "first"},
     ],
 )
 def test_a_policy_without_a_price_cap_or_with_nonsense_is_refused(policy: dict[str, object]) -> None:
