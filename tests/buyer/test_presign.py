@@ -166,7 +166,7 @@ def test_live_authorizations_of_all_purchases_count_against_the_balance(
 ) -> None:
     sign(pool, draft(offer, wallet, chain.rpc_url), wallet, 60)
     with pytest.raises(InsufficientBalance, match=r"already promise 0\.06 USDC"):
-        sign(pool, draft(offer, wallet, chain.rpc_url, name="q"), wallet, 41)
+        asyncio.run(prepare(pool, draft(offer, wallet, chain.rpc_url, name="q"), 41, int(time.time())))
     sign(pool, draft(offer, wallet, chain.rpc_url, name="q"), wallet, 40)
     assert len(wallet.signed) == 100
 
