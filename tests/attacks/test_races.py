@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.address import Address
 from contracts.evm.devnet import Devnet
 from seller.bucket import Bucket
 from tests.attacks.parts import attacked
-from tests.paying import sign_payment
+from tests.faults.rpc_proxy import RpcProxy
+from tests.paying import authorize, encode, payment_document, sign_payment
 from tests.seller.shop import BUYER, OTHER, PRICE_ATOMIC, error_of, open_shop
 
 COPIES = 64
@@ -128,6 +131,30 @@ async def test_a_flood_of_fresh_keys_costs_a_bounded_number_of_questions_and_kno
         verifier._payers._strangers = Bucket(1, 0)
         assert (await shop.buy(waiting)).status_code == 200
         assert till.statuses[200] == 3
+
+
+async def test_what_is_wrong_by_itself_is_refused_without_asking_the_chain(chain: Devnet, tmp_path: Path) -> None:
+    """S7: amount, time and signature are ours to judge; of the time alone the chain is asked, once for all."""
+    with RpcProxy(chain.rpc_url) as proxy:
+        async with open_shop(chain, tmp_path, settles=False, rpc=[proxy.url]) as shop:
+            await shop.seller.check_token()
+            offer = shop.seller.book.routes[0].quote_for(None).offer
+            key = (3000).to_bytes(32, "big")
+            authorization, signature = authorize(key, offer)
+            too_small = msgspec.structs.replace(authorization, value_atomic=authorization.value_atomic - 1)
+            made_up = bytes([signature[0] ^ 1]) + signature[1:]
+            proxy.calls.clear()
+            wrong = [
+                encode(payment_document(too_small, signature, offer)),
+                sign_payment(key, offer, valid_before_s=int(time.time()) - 3600),
+                sign_payment(key, offer, valid_after_s=int(time.time()) + 3600),
+            ]
+            answers = [await shop.buy(header) for header in wrong]
+            assert {answer.status_code for answer in answers} == {402}
+            assert set(proxy.calls) <= {"eth_getBlockByNumber"}
+            assert (await shop.buy(encode(payment_document(authorization, made_up, offer)))).status_code == 402
+            # Perhaps a contract would vouch for it: asked so often and no more (C6).
+            assert proxy.calls["eth_call"] <= 2
 
 
 async def test_exposure_never_passes_its_cap_under_100_parallel_calls(chain: Devnet, tmp_path: Path) -> None:
