@@ -42,8 +42,8 @@ STORE_QUEUE_MAX = 4096
 STORE_GROUP_MAX = 256
 # Turns of an event loop that writes wait for each other at most, as long as every turn brings more of them.
 STORE_GATHER_TURNS = 2
-# Pages in SQLite's log before they are copied into the file: 16 MB, four times SQLite's own choice, because most of them
-# are versions of the same pages, of which only the last is copied.
+# Pages in SQLite's log before they are copied into the file: 16 MB, four times SQLite's own choice, because most of
+# them are versions of the same pages, of which only the last is copied.
 STORE_LOG_PAGES_MAX = 4000
 # A database server: connecting; one statement, by the server's clock; the answer to it, by ours, for a server that
 # stands still; a transaction that does nothing, as of a process that was stopped while it had the turn to write.
