@@ -78,10 +78,12 @@ def version(as_json: Json = False) -> None:
 def serve(
     config: ConfigFile = None,
     listen: Annotated[
-        str | None, typer.Option(envvar="FAREBOX_SERVE_LISTEN", help="host:port for agents; overrides the file.")
+        str | None,
+        typer.Option(envvar="FAREBOX_SERVE_LISTEN", metavar="HOST:PORT", help="Where agents call; overrides the file."),
     ] = None,
     admin_listen: Annotated[
-        str | None, typer.Option(envvar="FAREBOX_SERVE_ADMIN_LISTEN", help="host:port of /status and /metrics.")
+        str | None,
+        typer.Option(envvar="FAREBOX_SERVE_ADMIN_LISTEN", metavar="HOST:PORT", help="Where /status and /metrics are."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +118,8 @@ def serve(
 
 def doctor(
     rpc: Annotated[
-        list[str] | None, typer.Option(help="Chain endpoint to check besides those of the purchases; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="URL", help="Chain endpoint to check besides those of the purchases; repeatable."),
     ] = None,
     seller: Annotated[
         Path | None, typer.Option(metavar="SELLER.YAML", help="Also check the settings of this seller.")

@@ -23,8 +23,12 @@ _BUYER_PLAIN_ATOMIC = 100 * 10**18
 
 
 def devnet(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the chain's RPC on 127.0.0.1; 0: any.")] = 8545,
-    folder: Annotated[Path, typer.Option("--dir", help="Where the key files are written.")] = Path("devnet"),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the chain's RPC on 127.0.0.1; 0: any.")
+    ] = 8545,
+    folder: Annotated[Path, typer.Option("--dir", metavar="FOLDER", help="Where the key files are written.")] = Path(
+        "devnet"
+    ),
     as_json: Json = False,
 ) -> None:
     """Start a local chain to practise on, and stay until interrupted or until the chain itself ends.

@@ -18,8 +18,10 @@ def feedback(
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="eip155:84532:0x…/42, or 84532:42.")],
     *,
     value: Annotated[str, typer.Option("--value", metavar="NUMBER", help="The rating; for stars 0 to 100.")],
-    tag: Annotated[str, typer.Option("--tag", help="What it measures: starred, uptime, successRate, …")] = "starred",
-    tag2: Annotated[str, typer.Option("--tag2", help="A second tag, as the period of an uptime.")] = "",
+    tag: Annotated[
+        str, typer.Option("--tag", metavar="TAG", help="What it measures: starred, uptime, successRate, …")
+    ] = "starred",
+    tag2: Annotated[str, typer.Option("--tag2", metavar="TAG", help="A second tag, as the period of an uptime.")] = "",
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="A sentence, for everybody to read.")] = "",
     receipt: Annotated[
         str | None, typer.Option("--receipt", metavar="ID", help="This call; else the newest that paid the agent.")

@@ -23,7 +23,9 @@ def verify(
     agent: Agent,
     *,
     rpc: RpcOption = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model to ask the price of.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="The model to ask the price of.")
+    ] = None,
     pin: Annotated[
         str | None, typer.Option("--pin", metavar="ADDRESS", help="Trust this payee for the agent from now on.")
     ] = None,

@@ -84,10 +84,14 @@ def search(
     max_price: Annotated[
         str | None, typer.Option("--max-price", metavar="DOLLARS", help='Most one call may cost, as "0.01".')
     ] = None,
-    network: Annotated[str | None, typer.Option("--network", help="Only sellers paid on this network.")] = None,
-    chain: Annotated[str | None, typer.Option("--chain", help="Only agents registered on this chain.")] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="NETWORK", help="Only sellers paid on this network.")
+    ] = None,
+    chain: Annotated[
+        str | None, typer.Option("--chain", metavar="NETWORK", help="Only agents registered on this chain.")
+    ] = None,
     verified: Annotated[bool, typer.Option("--verified", help="Only agents whose every proof holds.")] = False,
-    limit: Annotated[int, typer.Option("--limit", help="How many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="How many.")] = 20,
     explain: Annotated[bool, typer.Option("--explain", help="Show the factors of each score.")] = False,
     index: IndexFile = None,
     as_json: Json = False,

@@ -21,7 +21,8 @@ def demo(
         str | None, typer.Option(help="Sell this OpenAI-compatible server instead of the stand-in.", metavar="URL")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="`minilm`: sell real embeddings. With --upstream: the model to sell.")
+        str | None,
+        typer.Option(metavar="MODEL", help="`minilm`: sell real embeddings. With --upstream: the model to sell."),
     ] = None,
     litellm: Annotated[bool, typer.Option("--litellm", help="Put the real LiteLLM proxy in front.")] = False,
 ) -> None:

@@ -24,20 +24,28 @@ def _group() -> None:
 def config(
     *,
     out: Annotated[
-        Path | None, typer.Option(help="Write the YAML here, and farebox_callback.py beside it; else to stdout.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the YAML here, and farebox_callback.py beside it; else to stdout."),
     ] = None,
-    gateway: Annotated[str, typer.Option(help="Base address of `farebox serve`.")] = "http://127.0.0.1:8403",
+    gateway: Annotated[
+        str, typer.Option(metavar="URL", help="Base address of `farebox serve`.")
+    ] = "http://127.0.0.1:8403",
     master_key_env: Annotated[
-        str, typer.Option(help="Environment variable that will hold the proxy's own key.")
+        str, typer.Option(metavar="NAME", help="Environment variable that will hold the proxy's own key.")
     ] = "LITELLM_MASTER_KEY",
     fallback: Annotated[
-        str | None, typer.Option(help="Free model to answer when a paid call fails or the pool is empty.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Free model to answer when a paid call fails or the pool is empty."),
     ] = None,
     fallback_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server of the fallback model; else the gateway.")
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible server of the fallback model; else the gateway."),
     ] = None,
     display_price: Annotated[
-        str, typer.Option(help="USD per token that LiteLLM shows as cost. Display only: Farebox pays per call.")
+        str,
+        typer.Option(
+            metavar="USD", help="USD per token that LiteLLM shows as cost. Display only: Farebox pays per call."
+        ),
     ] = "0",
     force: Annotated[bool, typer.Option("--force", help="Replace files that differ.")] = False,
     as_json: Json = False,
