@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from buyer.budgets import parse_units
-from contracts.settings import StrictModel
+from contracts.settings import SettingInvalid, StrictModel
 from gateway.delegator.limits import (
     DEADLINE_S_MAX,
     MODELS_MAX,
@@ -59,9 +59,9 @@ class DelegateSettings(StrictModel):
     @pydantic.model_validator(mode="after")
     def _in_order(self) -> DelegateSettings:
         if self.budget_units > self.max_budget_units:
-            raise ValueError("budget is above max_budget")
+            raise SettingInvalid(("budget",), f"expected at most max_budget, which is {self.max_budget}")
         if self.deadline_s > self.max_deadline_s:
-            raise ValueError("deadline_s is above max_deadline_s")
+            raise SettingInvalid(("deadline_s",), f"expected at most max_deadline_s, which is {self.max_deadline_s:g}")
         return self
 
     @property

@@ -148,7 +148,7 @@ def test_a_remote_signer_with_several_keys_wants_one_named() -> None:
             open_signer(f"remote:{url}#0x{'44' * 20}")
 
 
-@pytest.mark.parametrize("misbehave", ["error", "html", "wrong key"])
+@pytest.mark.parametrize("misbehave", ["error", "html", "wrong key", "no signature"])
 def test_a_remote_signer_that_fails_or_lies_is_a_named_failure(misbehave: str) -> None:
     server = SigningServer([SECRET])
     with serving(server) as url:
@@ -157,6 +157,11 @@ def test_a_remote_signer_that_fails_or_lies_is_a_named_failure(misbehave: str) -
         with pytest.raises(SignerFailed):
             bounded(signer).sign_authorizations(authorizations(2, signer.address), OFFER)
         signer.close()
+
+
+def test_a_remote_signer_without_a_key_is_a_named_failure() -> None:
+    with serving(SigningServer([])) as url, pytest.raises(SignerFailed, match="holds no key"):
+        open_signer(f"remote:{url}")
 
 
 def test_a_remote_signer_with_v_of_0_or_1_is_understood() -> None:

@@ -41,6 +41,8 @@ def test_the_example_names_every_setting_and_its_defaults() -> None:
         ("rpc: [mainnet.example/secret]\n", "gateway.yaml:1: `rpc.0`: expected http://host:port or https://host"),
         ("store: mysql://u:s3cret@h/db\n", "gateway.yaml:1: `store`: expected sqlite:///file.db or postgresql://"),
         ("store: 'postgresql://u:s3/cret@h/db'\n", "as %40, %2F"),
+        ("delegate:\n  budget: '2'\n", "gateway.yaml:2: `delegate.budget`: expected at most max_budget, which is 1"),
+        ("delegate:\n  deadline_s: 700\n", "`delegate.deadline_s`: expected at most max_deadline_s, which is 600"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
