@@ -124,7 +124,8 @@ class Exchange:
             self._quiet_bytes = 0
         if self.is_over:
             self._parser = None
-        if not self._is_taken():
+            self._wake()
+        elif not self._is_taken():
             self._wake()
 
     def end_of_stream(self) -> None:
@@ -179,8 +180,8 @@ class Exchange:
         await self._waiting
 
     def _is_taken(self) -> bool:
-        """Tell whether the reader, who waits, took what has come without being woken; never the last of a body."""
-        if self._take is None or self._waiting is None or not self._pieces or self.is_over:
+        """Tell whether the reader, who waits, took what has come without being woken."""
+        if self._take is None or self._waiting is None or not self._pieces:
             return False
         if not self._take(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)):
             return False
