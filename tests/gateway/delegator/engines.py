@@ -100,12 +100,17 @@ def in_this_process(
 
 @dataclass
 class Engine:
-    """Something that carries out one run, in a journal, and takes it up again."""
+    """Something that carries out one run, in a journal, and takes it up again. `told` is what has happened so far."""
 
     journal: Journal
     carry: Carry = in_this_process
     tenant: str = "t"
     run_id: str = field(default_factory=lambda: f"r{next(_numbers)}")
+    told: list[NodeEvent] = field(default_factory=list)
+
+    def has_done(self, node_id: str) -> bool:
+        """Tell whether a node is done, and the run knows it: the journal does a moment before."""
+        return any((event.node_id, event.happening) == (node_id, "done") for event in self.told)
 
     async def carry_out(
         self,
@@ -120,7 +125,10 @@ class Engine:
         run = Run(self.run_id, self.tenant, of.model_dump_json(), "", budget, None, time.time_ns() // 1_000_000)
         self.journal.begin(run)
         limits = Limits(budget, deadline_s, parallel)
-        return [event async for event in self.carry(planned(of), seller, self.journal, run, limits, replan)]
+        self.told = []
+        async for event in self.carry(planned(of), seller, self.journal, run, limits, replan):
+            self.told.append(event)
+        return self.told
 
     async def resume(self, of: Plan, seller: CallNode, *, budget: int = 1_000) -> list[NodeEvent]:
         run = self.journal.take_over(self.run_id)
