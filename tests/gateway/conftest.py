@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
-import openai
 import pytest
+from openai import OpenAI
 
 from buyer.home import Home
 from buyer.pool import Pool
@@ -28,11 +28,8 @@ class Street:
     seller_server: Listening
     gateway: Gateway
     http: httpx.Client
+    openai: OpenAI
     home: Path
-
-    @property
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.gateway.url}/v1", api_key="not-a-key", max_retries=0)
 
     def release(self, hold: str) -> None:
         """Let the model go on that waits for `hold`."""
@@ -75,5 +72,9 @@ def street(home: Path, seller: StandInSeller, seller_server: Listening) -> Itera
     pool = Pool.open(Home.open(home))
     sign_pool(pool, seller_server.url, COUNT)
     pool.close()
-    with gateway(home) as running, httpx.Client(base_url=running.url, timeout=PATIENCE_S) as http:
-        yield Street(seller, seller_server, running, http, home)
+    with (
+        gateway(home) as running,
+        httpx.Client(base_url=running.url, timeout=PATIENCE_S) as http,
+        OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0) as client,
+    ):
+        yield Street(seller, seller_server, running, http, client, home)

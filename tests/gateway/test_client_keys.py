@@ -63,7 +63,8 @@ def test_a_call_without_a_valid_key_is_refused_in_the_openai_envelope_and_costs_
 
 def test_a_key_is_accepted_in_either_header_that_clients_use(home: Path, running: Gateway) -> None:
     key = make_key(home, "alice")
-    made = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key).chat.completions.create(**BODY)  # type: ignore[call-overload]
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key) as client:
+        made = client.chat.completions.create(**BODY)  # type: ignore[call-overload]
     assert made.choices
     assert running.counts().spent == 1
     answer = httpx.post(running.url + CHAT, json=BODY, headers={"x-api-key": key})

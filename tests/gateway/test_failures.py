@@ -268,8 +268,10 @@ def test_an_answer_that_dies_in_the_middle_is_broken_for_the_client_too(home: Pa
 def test_a_stream_that_dies_ends_with_an_error_the_official_client_raises(home: Path) -> None:
     first = b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[]}\n\n'
     with listening(Rude(first, b"text/event-stream")) as server, rude_gateway(home, server.url) as running:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="k", max_retries=0)
-        with pytest.raises(openai.APIError, match="broke off"):
+        with (
+            openai.OpenAI(base_url=f"{running.url}/v1", api_key="k", max_retries=0) as client,
+            pytest.raises(openai.APIError, match="broke off"),
+        ):
             list(client.chat.completions.create(**ask("a", stream=True)))
         assert running.counts() == Counts(ready=2, spent=1)
 

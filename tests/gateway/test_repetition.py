@@ -209,8 +209,10 @@ class TestWithoutAnId:
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_retries_of_the_official_client_use_one_authorization(self, street: Street, status: int) -> None:
-        client = openai.OpenAI(base_url=f"{street.gateway.url}/v1", api_key="k", max_retries=2)
-        with pytest.raises(openai.APIStatusError) as failed:
+        with (
+            openai.OpenAI(base_url=f"{street.gateway.url}/v1", api_key="k", max_retries=2) as client,
+            pytest.raises(openai.APIStatusError) as failed,
+        ):
             client.chat.completions.create(**ask("a", status=str(status)))
         assert failed.value.status_code == status
         assert len(street.seller.nonces) == 3

@@ -64,27 +64,28 @@ def ask(running: Gateway, task: str = TASK, **extra: Any) -> httpx.Response:
 
 
 def test_any_openai_client_gets_the_answer(built: Town, running: Gateway) -> None:
-    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0)
-    answer = client.chat.completions.create(
-        model="delegate/model", messages=[{"role": "user", "content": TASK}], extra_body={"plan": GOOD}
-    )
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="delegate/model", messages=[{"role": "user", "content": TASK}], extra_body={"plan": GOOD}
+        )
+        models = [model.id for model in client.models.list()]
     assert answer.choices[0].message.content == "70"
     assert answer.model_dump()["farebox"]["spent"] == "0.003"
     assert built.paid["only"] == 3
-    assert "delegate/model" in [model.id for model in client.models.list()]
+    assert "delegate/model" in models
 
 
 def test_a_stream_tells_what_happens_and_its_content_is_the_answer_alone(built: Town, running: Gateway) -> None:
-    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0)
-    chunks = list(
-        client.chat.completions.create(
-            model="delegate/model",
-            messages=[{"role": "user", "content": TASK}],
-            stream=True,
-            extra_body={"plan": GOOD},
-            extra_headers={"x-farebox-budget": "0.05", "x-farebox-deadline-ms": "60000"},
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="not-a-key", max_retries=0) as client:
+        chunks = list(
+            client.chat.completions.create(
+                model="delegate/model",
+                messages=[{"role": "user", "content": TASK}],
+                stream=True,
+                extra_body={"plan": GOOD},
+                extra_headers={"x-farebox-budget": "0.05", "x-farebox-deadline-ms": "60000"},
+            )
         )
-    )
     told = [chunk.model_dump() for chunk in chunks]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "70"
     happened = [each["farebox"]["event"] for each in told if "event" in each.get("farebox", {})]
