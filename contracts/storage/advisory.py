@@ -21,7 +21,7 @@ from contracts.storage.connection import Connection
 from contracts.storage.presence import Life
 from contracts.storage.session import Server, Session, unavailable
 
-__all__ = ["ServerPresence", "life_of", "number_of", "try_lock", "turn"]
+__all__ = ["ServerPresence", "life_of", "number_of", "try_lock", "turn", "unlock"]
 
 _TURNS = 0x46617265
 _ID = re.compile("[0-9a-f]{16}")
@@ -51,6 +51,12 @@ def try_lock(session: Session, number: int, name: str) -> bool:
         return bool(session.execute("SELECT pg_try_advisory_lock(?)", (number,)).fetchone()[0])
     except psycopg.Error as error:
         raise unavailable(name, error) from None
+
+
+def unlock(session: Session, number: int) -> None:
+    """Give a lock back now: the server notices that a session has ended only some time after it."""
+    with contextlib.suppress(psycopg.Error):
+        session.execute("SELECT pg_advisory_unlock(?)", (number,))
 
 
 def life_of(connection: Connection, presence_id: str) -> Life:

@@ -28,7 +28,7 @@ from typing import TypeVar
 import psycopg
 
 from contracts.errors import RequestInProgress, StoreUnavailable
-from contracts.storage.advisory import ServerPresence, life_of, number_of, try_lock, turn
+from contracts.storage.advisory import ServerPresence, life_of, number_of, try_lock, turn, unlock
 from contracts.storage.connection import Conflict, Connection, Work
 from contracts.storage.database import Database
 from contracts.storage.dialect import postgres_ddl
@@ -136,11 +136,15 @@ class PostgresDatabase(Database):
     def exclusively(self, name: str) -> Iterator[None]:
         """See `Database.exclusively`: a lock of the server's."""
         with contextlib.closing(self._server.connect()) as session:
-            if not try_lock(session, number_of(f"{self._server.schema} {name}"), self.name):
+            number = number_of(f"{self._server.schema} {name}")
+            if not try_lock(session, number, self.name):
                 raise RequestInProgress(
                     f"{name}: another farebox process is at work on it", remedy="wait until it is done"
                 )
-            yield
+            try:
+                yield
+            finally:
+                unlock(session, number)
 
     def migrate(self, scripts: list[Script]) -> None:
         """Run what is due of a room's scripts, all in one transaction."""
