@@ -35,6 +35,8 @@ __all__ = ["SqliteDatabase", "open_sqlite"]
 T = TypeVar("T")
 
 _BUSY_POLL_S = 0.01
+# Nobody of this process connects to a file that another thread is just making (see `_make`).
+_OPENING = threading.Lock()
 
 
 def open_sqlite(url: str, migrations_package: str) -> SqliteDatabase:
@@ -63,9 +65,10 @@ class SqliteDatabase(Database):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             check_disk(path.parent)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._writer = self._connect()
-            self._reader = self._connect()
+            with _OPENING:
+                _make(path)
+                self._writer = self._connect()
+                self._reader = self._connect()
             _use_write_ahead_log(self._writer)
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {STORE_LOG_PAGES_MAX}")
             self._reader.execute("PRAGMA query_only = ON")
@@ -219,6 +222,17 @@ class SqliteDatabase(Database):
 
 def _version(connection: Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _make(path: Path) -> None:
+    """Make a store's file, private to its user, where there is none.
+
+    A file that is there must not be opened, but by SQLite: with the first descriptor that a process closes, the system
+    takes all locks it has on that file. The next process to close the store would then believe it is the last, and
+    remove the log into which this one goes on writing.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:

@@ -19,7 +19,7 @@ ROWS = {
     "D1": 0,
     **{f"W{number}": 0 for number in range(1, 8)},
     **{f"C{number}": 0 for number in range(1, 12)},
-    **{f"F{number}": 0 for number in range(1, 26)},
+    **{f"F{number}": 0 for number in range(1, 27)},
 }
 NAMED = re.compile(r"`([a-z0-9_/]+\.py)::(\w+)`")
 

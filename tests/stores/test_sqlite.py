@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from contracts.errors import ConfigInvalid, StoreUnavailable
 from contracts.limits import STORE_LOG_PAGES_MAX
 from contracts.storage import Connection, Life, disk, open_database
 from contracts.storage.sqlite import SqliteDatabase
+from tests.patience import PATIENCE_S
 from tests.stores.parts import Migrations, held, start
 
 
@@ -44,6 +47,23 @@ def test_a_store_is_private_to_its_user(tmp_path: Path) -> None:
     assert len(files) > 1, "the write-ahead log is private, too"
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     database.close()
+
+
+def test_a_store_opened_twice_in_one_process_keeps_what_other_processes_write(store: SqliteDatabase) -> None:
+    SqliteDatabase(store.path).close()
+    other = (
+        "import sys; from pathlib import Path; from contracts.storage.sqlite import SqliteDatabase\n"
+        "books = SqliteDatabase(Path(sys.argv[1]))\n"
+        "books.transact(lambda connection: connection.execute('INSERT INTO entries VALUES (1)'))\n"
+        "books.close()"
+    )
+    subprocess.run([sys.executable, "-c", other, str(store.path)], check=True, timeout=PATIENCE_S)
+    assert values_in(store) == [1]
+    store.transact(lambda connection: connection.execute("INSERT INTO entries VALUES (2)"))
+    store.close()
+    reopened = SqliteDatabase(store.path)
+    assert values_in(reopened) == [1, 2]
+    reopened.close()
 
 
 def test_a_url_names_a_relative_or_an_absolute_file(
